@@ -1,0 +1,57 @@
+# Two commands are enough on a fresh machine: `make demo` and `make test`.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+PROTOS := $(wildcard proto/macmesh/v1/*.proto)
+
+.PHONY: help setup demo test lint types imports proto proto-check unit format lock clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## the local virtual environment with everything pinned
+
+$(STAMP): requirements/dev.lock requirements/bootstrap.lock pyproject.toml rdma/pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if command -v uv >/dev/null 2>&1; then uv=uv; else \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock && uv=$(BIN)/uv; fi; \
+	$$uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.lock && \
+	$$uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable . --editable rdma
+	@touch $@
+
+demo: setup ## three daemons on this machine find each other, plan, load and generate
+	$(BIN)/daemonctl demo
+
+test: setup lint types imports proto-check unit demo ## everything CI checks
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports
+
+proto: setup ## generate the protobuf and gRPC code
+	$(BIN)/python proto/generate.py
+
+proto-check: setup
+	$(BIN)/python proto/generate.py --check
+
+unit: setup ## unit and process tests
+	$(BIN)/python -m pytest
+
+format: setup ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: setup ## refresh the hash-locked requirement files
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate requirements/dev.in -o requirements/dev.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate requirements/bootstrap.in -o requirements/bootstrap.lock
+
+clean: ## remove the virtual environment and the caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""The macmesh daemon: everything that runs on a node."""

@@ -1,0 +1,1 @@
+"""The macOS service: launchd property lists, install, uninstall, status."""

@@ -1,0 +1,1 @@
+"""The macmesh client SDK."""

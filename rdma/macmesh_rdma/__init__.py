@@ -1,0 +1,1 @@
+"""Transport between workers: lanes and groups that carry arrays."""
