@@ -1,0 +1,1 @@
+"""The running node: the asyncio shell around the cluster core."""
