@@ -81,7 +81,7 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         """Load a model and stream the progress until every stage is ready."""
         try:
             yield cluster_pb2.LoadModelResponse(phase="profiling")
-            wanted = await self._node.planning.wanted(request)
+            wanted = await self._node.planning.wanted(request, self._node.driver.view)
             yield cluster_pb2.LoadModelResponse(phase="planning")
             epoch = await self._node.changes.load(wanted)
             deadline_seconds = context.time_remaining()

@@ -10,18 +10,21 @@ import grpc
 
 from macmesh.v1 import peer_pb2
 from macmesh_daemon.cluster.events import CandidateVerified
+from macmesh_daemon.config import split_address
+from macmesh_daemon.identity import IdentityError
 from macmesh_daemon.logs import get_logger
 from macmesh_daemon.node.codec import from_proto
+from macmesh_daemon.node.tls import probe_node_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from macmesh_daemon.clock import Clock
     from macmesh_daemon.discovery import Candidate
+    from macmesh_daemon.identity import NodeCredentials
     from macmesh_daemon.node.peers import PeerPool
-    from macmesh_daemon.node.tls import NodeTls
 
-_log = get_logger(__name__)
+_log = get_logger(part="candidates")
 
 #: A handshake and a Hello on a local network take milliseconds; a Mac that is waking takes longer.
 DIAL_DEADLINE_SECONDS = 3.0
@@ -49,7 +52,7 @@ class CandidateDialer:
         self,
         *,
         node_id: str,
-        tls: NodeTls,
+        credentials: NodeCredentials,
         peers: PeerPool,
         clock: Clock,
         hello: Callable[[str], peer_pb2.HelloRequest],
@@ -57,7 +60,7 @@ class CandidateDialer:
         tasks: asyncio.TaskGroup,
     ) -> None:
         self._node_id = node_id
-        self._tls = tls
+        self._credentials = credentials
         self._peers = peers
         self._clock = clock
         self._hello = hello
@@ -89,7 +92,7 @@ class CandidateDialer:
             known.backoff_seconds = BACKOFF_SECONDS
             known.not_before = self._clock.now() + REFRESH_SECONDS
             known.complained = False
-        except (OSError, TimeoutError, grpc.aio.AioRpcError) as error:
+        except (IdentityError, TimeoutError, ValueError, grpc.aio.AioRpcError) as error:
             known.not_before = self._clock.now() + known.backoff_seconds
             known.backoff_seconds = min(known.backoff_seconds * 2, MAX_BACKOFF_SECONDS)
             if not known.complained:
@@ -105,11 +108,14 @@ class CandidateDialer:
 
     async def _identify(self, candidate: Candidate) -> tuple[str, tuple[str, ...]]:
         """The node id behind the first address that proves one, and the addresses to use, that one first."""
-        failure: OSError | TimeoutError = TimeoutError("no address answered")
+        failure: Exception = TimeoutError("no address answered")
         for address in candidate.addresses:
             try:
-                node_id = await self._tls.probe_node_id(address, DIAL_DEADLINE_SECONDS / 2)
-            except (OSError, TimeoutError) as error:
+                host, port = split_address(address)
+                node_id = await probe_node_id(
+                    host, port, self._credentials, deadline_seconds=DIAL_DEADLINE_SECONDS / 2
+                )
+            except (IdentityError, ValueError) as error:
                 failure = error
                 continue
             return node_id, (address, *(a for a in candidate.addresses if a != address))

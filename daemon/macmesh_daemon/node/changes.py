@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from macmesh import reasons
+from macmesh.reasons import Reason
 from macmesh.v1 import peer_pb2
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
-from macmesh_daemon.node.call_errors import CallError, from_rpc_error
+from macmesh_daemon.node.call_errors import CallError, from_rpc_error, known_reason
 from macmesh_daemon.node.codec import from_proto, to_proto
 
 if TYPE_CHECKING:
@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 #: Profiling a large model, planning and the prepare round, with room; loading comes after it.
 DECISION_DEADLINE_SECONDS = 120.0
 
-_CODES = {
-    "NOT_COORDINATOR": grpc.StatusCode.UNAVAILABLE,
-    "NO_COORDINATOR": grpc.StatusCode.UNAVAILABLE,
-    "NO_QUORUM": grpc.StatusCode.UNAVAILABLE,
-    "DOES_NOT_FIT": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "CONTEXT_ABOVE_POSITION_LIMIT": grpc.StatusCode.OUT_OF_RANGE,
-    "UNSUPPORTED_ARCHITECTURE": grpc.StatusCode.UNIMPLEMENTED,
-    "MODEL_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
-    "MODEL_BROKEN": grpc.StatusCode.FAILED_PRECONDITION,
-}
-
-
 class ChangeDesk:
     """Hands changes to the core here, or to the coordinator elsewhere, and waits for the decision."""
 
@@ -43,19 +31,18 @@ class ChangeDesk:
         self._peers = peers
         self._node_id = node_id
         self._ids = itertools.count(1)
-        self._waiting: dict[str, asyncio.Future[Epoch]] = {}
+        self._waiting: dict[int, asyncio.Future[Epoch]] = {}
 
     def resolve(self, effect: fx.ChangeAccepted | fx.ChangeDone | fx.ChangeRejected) -> None:
         """The core's decision on a change."""
-        future = self._waiting.get(str(effect.change_id))
+        future = self._waiting.get(effect.change_id)
         if future is None or future.done() or isinstance(effect, fx.ChangeAccepted):
             return
         if isinstance(effect, fx.ChangeDone):
             future.set_result(effect.epoch)
             return
         metadata = {"refusal": effect.refusal_json} if effect.refusal_json else {}
-        code = _CODES.get(effect.reason, grpc.StatusCode.FAILED_PRECONDITION)
-        future.set_exception(CallError(code, effect.reason, effect.message, metadata))
+        future.set_exception(CallError(known_reason(effect.reason), effect.message, metadata))
 
     async def load(self, wanted: WantedModel) -> Epoch:
         """Serve the model; returns the epoch of the plan once it is committed.
@@ -79,7 +66,7 @@ class ChangeDesk:
         Raises:
             CallError: this node is not the coordinator, or the change is refused.
         """
-        change_id = f"{self._node_id[:8]}-{next(self._ids)}"
+        change_id = next(self._ids)
         event: ev.Event
         match request.WhichOneof("change"):
             case "load":
@@ -88,7 +75,7 @@ class ChangeDesk:
                 event = ev.UnloadWanted(change_id=change_id)
             case _:
                 raise CallError(
-                    grpc.StatusCode.INVALID_ARGUMENT, reasons.INVALID_ARGUMENT, "the change names nothing to do"
+                Reason.INVALID_ARGUMENT, "the change names nothing to do"
                 )
         future: asyncio.Future[Epoch] = asyncio.get_running_loop().create_future()
         self._waiting[change_id] = future
@@ -98,8 +85,7 @@ class ChangeDesk:
                 epoch = await future
         except TimeoutError:
             raise CallError(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                reasons.INTERNAL,
+                Reason.INTERNAL,
                 f"the cluster did not decide within {DECISION_DEADLINE_SECONDS:.0f} s; see `daemonctl status`",
             ) from None
         finally:
@@ -113,8 +99,7 @@ class ChangeDesk:
         coordinator = self._driver.view.coordinator_node_id
         if not coordinator:
             raise CallError(
-                grpc.StatusCode.UNAVAILABLE,
-                reasons.NO_COORDINATOR,
+                Reason.NO_COORDINATOR,
                 "this node knows no coordinator; wait for the election or see `daemonctl status`",
             )
         if coordinator == self._node_id:
@@ -123,14 +108,13 @@ class ChangeDesk:
         stub = self._peers.stub(coordinator)
         if stub is None:
             raise CallError(
-                grpc.StatusCode.UNAVAILABLE,
-                reasons.PEER_UNREACHABLE,
+                Reason.PEER_UNREACHABLE,
                 f"no address is known for the coordinator {coordinator}",
             )
         try:
             return _epoch(await stub.ProposeChange(request, timeout=DECISION_DEADLINE_SECONDS))
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, fallback_reason=reasons.PEER_UNREACHABLE) from error
+            raise from_rpc_error(error) from error
 
 
 def _epoch(response: peer_pb2.ProposeChangeResponse) -> Epoch:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from macmesh_daemon.clock import Clock
-    from macmesh_daemon.cluster.machine import ClusterMachine, ClusterView
+    from macmesh_daemon.cluster.machine import ClusterMachine
+    from macmesh_daemon.cluster.view import ClusterView
     from macmesh_daemon.node.bulletin import BulletinBoard
     from macmesh_daemon.node.changes import ChangeDesk
     from macmesh_daemon.node.peers import PeerPool
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
     from macmesh_daemon.node.stage_host import StageHost
     from macmesh_daemon.node.storage import StateStore
 
-_log = get_logger(__name__)
+_log = get_logger(part="cluster")
 
-#: A step of the core is microseconds; the wait for an event that is later than this was starvation.
 _METHODS: dict[type[Any], str] = {
     msg.RequestVoteRequest: "RequestVote",
     msg.HeartbeatRequest: "Heartbeat",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from macmesh import reasons
+from macmesh.reasons import Reason
 from macmesh.v1 import cluster_pb2
 from macmesh_daemon.cluster.messages import WorkerState
 from macmesh_daemon.node.call_errors import CallError
@@ -15,7 +15,7 @@ from macmesh_daemon.node.codec import to_proto
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from macmesh_daemon.cluster.machine import ClusterView
+    from macmesh_daemon.cluster.view import ClusterView
     from macmesh_daemon.cluster.messages import Epoch, Plan
     from macmesh_daemon.node.driver import CoreDriver
 
@@ -31,7 +31,7 @@ def phase_of(view: ClusterView, plan: Plan) -> str:
         return "ready"
     states = []
     for stage in plan.deployments[0].stages:
-        report = view.worker_reports.get(stage.node_id)
+        report = view.workers.get(stage.node_id)
         states.append(report.state if report is not None and report.epoch == plan.epoch else None)
     if all(state is WorkerState.READY for state in states):
         return "ready"
@@ -57,8 +57,7 @@ async def follow_load(
             view = await driver.wait_until(lambda v: _progress(v, epoch) not in {None, told}, limit)
         except TimeoutError:
             raise CallError(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                reasons.NOT_READY,
+                Reason.NOT_READY,
                 f"the plan {epoch} was not ready in time; it goes on loading, see `daemonctl status`",
             ) from None
         told = _progress(view, epoch)
@@ -69,14 +68,16 @@ async def follow_load(
         epochs.add(plan.epoch)
         if not plan.deployments or len(epochs) > MAX_REPLANS:
             why = error_text or "the plan was withdrawn"
-            raise CallError(grpc.StatusCode.ABORTED, reasons.WORKER_FAILED, f"the model could not be served: {why}")
+            raise CallError(
+                Reason.WORKER_FAILED, f"the model could not be served: {why}")
         phase = phase_of(view, plan)
-        if view.refusal_message and phase != "ready" and error_text:
-            raise CallError(grpc.StatusCode.ABORTED, reasons.WORKER_FAILED, error_text)
+        if view.refusal_json and phase != "ready" and error_text:
+            raise CallError(
+                Reason.WORKER_FAILED, error_text)
         yield cluster_pb2.LoadModelResponse(
             phase=phase,
             epoch=to_proto(plan.epoch),
-            workers=[to_proto(r) for r in view.worker_reports.values() if r.epoch == plan.epoch],
+            workers=[to_proto(r) for r in view.workers.values() if r.epoch == plan.epoch],
             deployment=to_proto(plan.deployments[0]),
         )
         if phase == "ready":
@@ -88,12 +89,12 @@ def _progress(view: ClusterView, epoch: Epoch) -> object:
     plan = view.document.plan if view.document else None
     if plan is None or plan.epoch < epoch:
         return None
-    reports = tuple(sorted((k, r) for k, r in view.worker_reports.items() if r.epoch == plan.epoch))
-    return (plan.epoch, tuple((k, r.state, r.loaded_bytes, r.error) for k, r in reports), view.refusal_message)
+    reports = tuple(sorted((k, r) for k, r in view.workers.items() if r.epoch == plan.epoch))
+    return (plan.epoch, tuple((k, r.state, r.loaded_bytes, r.error) for k, r in reports), view.refusal_json)
 
 
 def _failure(view: ClusterView, plan: Plan) -> str:
-    for report in view.worker_reports.values():
+    for report in view.workers.values():
         if report.epoch == plan.epoch and report.state is WorkerState.FAILED:
             return f"stage {report.stage_index}: {report.error}"
     return ""

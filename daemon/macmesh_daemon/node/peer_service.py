@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from macmesh import reasons
+from macmesh.reasons import Reason
 from macmesh.v1 import peer_pb2, peer_pb2_grpc
 from macmesh_daemon.cluster.events import CandidateVerified
 from macmesh_daemon.node.call_errors import CallError, abort
@@ -40,7 +40,8 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         except TimeoutError:
             await abort(
                 context,
-                CallError(grpc.StatusCode.DEADLINE_EXCEEDED, reasons.INTERNAL, "the node did not answer in time"),
+                CallError(
+                Reason.INTERNAL, "the node did not answer in time"),
             )
         return to_proto(reply)
 
@@ -53,8 +54,7 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
             await abort(
                 context,
                 CallError(
-                    grpc.StatusCode.FAILED_PRECONDITION,
-                    reasons.INVALID_ARGUMENT,
+                Reason.INVALID_ARGUMENT,
                     f"this node speaks protocol {PROTOCOL_VERSION}, the caller {request.protocol_version}; "
                     "run the same version of macmesh on every node",
                 ),
@@ -148,8 +148,7 @@ async def _caller(context: grpc.aio.ServicerContext[Any, Any]) -> str:
         await abort(
             context,
             CallError(
-                grpc.StatusCode.PERMISSION_DENIED,
-                reasons.NOT_A_MEMBER,
+                Reason.NOT_A_MEMBER,
                 "the caller's certificate names no node of this cluster",
             ),
         )

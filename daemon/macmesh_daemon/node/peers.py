@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import grpc
 
 from macmesh.v1 import peer_pb2_grpc
+from macmesh_daemon.node.tls import open_channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from macmesh.v1.peer_pb2_grpc import PeerServiceAsyncStub
-    from macmesh_daemon.node.tls import NodeTls
+    from macmesh_daemon.identity import NodeCredentials
 
 
 def grpc_target(addresses: Sequence[str]) -> str:
@@ -50,8 +51,8 @@ class _Link:
 class PeerPool:
     """Keeps one channel per peer, verified to end at that peer's certificate."""
 
-    def __init__(self, tls: NodeTls) -> None:
-        self._tls = tls
+    def __init__(self, credentials: NodeCredentials) -> None:
+        self._credentials = credentials
         self._addresses: dict[str, tuple[str, ...]] = {}
         self._links: dict[str, _Link] = {}
         self._retired: list[grpc.aio.Channel] = []
@@ -75,7 +76,9 @@ class PeerPool:
         if link is None or link.addresses != addresses:
             if link is not None:
                 self._retired.append(link.channel)
-            channel = self._tls.channel(grpc_target(addresses), node_id)
+            channel = open_channel(
+                grpc_target(addresses), self._credentials, expected_node_id=node_id
+            )
             stub: PeerServiceAsyncStub = peer_pb2_grpc.PeerServiceStub(channel)
             link = self._links[node_id] = _Link(addresses, channel, stub)
         return link.stub

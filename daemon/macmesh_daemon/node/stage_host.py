@@ -7,24 +7,22 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import grpc
-
-from macmesh import reasons
+from macmesh.reasons import Reason
 from macmesh.v1 import lane_pb2, peer_pb2
 from macmesh_daemon.cluster import events
 from macmesh_daemon.cluster.messages import Deployment, Epoch, SetPeersRequest, WorkerReport, WorkerState
 from macmesh_daemon.logs import get_logger
-from macmesh_daemon.node.call_errors import CallError
+from macmesh_daemon.node.call_errors import CallError, known_reason
 from macmesh_daemon.node.codec import from_proto, to_proto
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from macmesh_daemon.node.tls import NodeTls
+    from macmesh_daemon.identity import NodeCredentials
     from macmesh_daemon.supervisor import Worker, WorkerFactory
 
-_log = get_logger(__name__)
+_log = get_logger(part="stage host")
 
 #: Longest wait for the worker to take a command; the socket buffer is large, so only a dead worker is slow.
 SEND_DEADLINE_SECONDS = 5.0
@@ -55,7 +53,7 @@ class StageHost:
         self,
         *,
         factory: WorkerFactory,
-        tls: NodeTls,
+        credentials: NodeCredentials,
         resolve_path: Callable[[str, str, str], Path],
         bind_host: str,
         step_deadline_seconds: float,
@@ -63,7 +61,7 @@ class StageHost:
         tasks: asyncio.TaskGroup,
     ) -> None:
         self._factory = factory
-        self._tls = tls
+        self._credentials = credentials
         self._resolve_path = resolve_path
         self._bind_host = bind_host
         self._step_deadline_seconds = step_deadline_seconds
@@ -130,8 +128,7 @@ class StageHost:
                 item = await queue.get()
                 if item is None:
                     raise CallError(
-                        grpc.StatusCode.UNAVAILABLE,
-                        reasons.WORKER_FAILED,
+                Reason.WORKER_FAILED,
                         "the head worker ended while it served the request; try again once the plan is ready",
                     )
                 if isinstance(item, CallError):
@@ -152,18 +149,16 @@ class StageHost:
         wanted = from_proto(request.epoch)
         if hosted is None or hosted.epoch != wanted or hosted.stage_index != 0:
             raise CallError(
-                grpc.StatusCode.UNAVAILABLE,
-                reasons.EPOCH_CHANGED,
+                Reason.EPOCH_CHANGED,
                 "this node is not the head of the epoch that the request names; the plan has changed, try again",
             )
         if not hosted.ready:
             raise CallError(
-                grpc.StatusCode.UNAVAILABLE, reasons.NOT_READY, "the model is still loading; try again shortly"
+                Reason.NOT_READY, "the model is still loading; try again shortly"
             )
         if request.request_id in hosted.requests:
             raise CallError(
-                grpc.StatusCode.ALREADY_EXISTS,
-                reasons.INVALID_ARGUMENT,
+                Reason.INVALID_ARGUMENT,
                 f"request {request.request_id} is already running",
             )
         return hosted
@@ -215,9 +210,9 @@ class StageHost:
             stage_index=hosted.stage_index,
             model_path=str(path),
             bind_host=self._bind_host,
-            ca_pem=self._tls.ca_pem,
-            certificate_pem=self._tls.certificate_pem,
-            key_pem=self._tls.key_pem,
+            ca_pem=self._credentials.ca_pem,
+            certificate_pem=self._credentials.cert_pem,
+            key_pem=self._credentials.key_pem,
             step_deadline_seconds=self._step_deadline_seconds,
         )
 
@@ -244,16 +239,6 @@ class StageHost:
             queue.put_nowait(item)
 
 
-_CODES = {
-    reasons.CONTEXT_LENGTH_EXCEEDED: grpc.StatusCode.INVALID_ARGUMENT,
-    reasons.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
-    reasons.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    reasons.WORKER_FAILED: grpc.StatusCode.UNAVAILABLE,
-    reasons.NOT_READY: grpc.StatusCode.UNAVAILABLE,
-    reasons.EPOCH_CHANGED: grpc.StatusCode.UNAVAILABLE,
-}
-
-
 def request_error(reason: str, message: str) -> CallError:
     """The error of a request that a worker refused or lost."""
-    return CallError(_CODES.get(reason, grpc.StatusCode.INTERNAL), reason or reasons.INTERNAL, message)
+    return CallError(known_reason(reason), message)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from macmesh.v1 import cluster_pb2
 from macmesh_daemon.node.codec import to_proto
 
 if TYPE_CHECKING:
-    from macmesh_daemon.cluster.machine import ClusterView
+    from macmesh_daemon.cluster.view import ClusterView
     from macmesh_daemon.cluster.messages import Deployment, Member, Stage
     from macmesh_daemon.node.runtime import Node
-
-#: A worker that holds this state serves.
-_READY = "ready"
-
 
 def status_of(node: Node) -> cluster_pb2.GetStatusResponse:
     """The status that this node gives to clients."""
@@ -45,7 +42,7 @@ def build_status(
     return cluster_pb2.GetStatusResponse(
         cluster=cluster,
         node_id=node_id,
-        coordinator_node_id=view.coordinator_node_id or "",
+        coordinator_node_id=view.coordinator_node_id,
         term=view.term,
         has_quorum=view.has_quorum,
         document=to_proto(document) if document else None,
@@ -54,7 +51,7 @@ def build_status(
         health=health,
         active_requests=active_requests,
         waiting_requests=waiting_requests,
-        refusal_json=view.refusal_json or "",
+        refusal_json=view.refusal_json,
     )
 
 
@@ -71,9 +68,15 @@ def health_of(view: ClusterView) -> tuple[str, ...]:
     for peer, liveness in sorted(view.liveness.items()):
         if liveness in {"dead", "suspect", "incompatible"}:
             lines.append(f"node {peer[:8]} ({names.get(peer, 'unknown')}) is {liveness}")
-    if view.refusal_message:
-        lines.append(f"the wanted model is not served: {view.refusal_message}")
+    if view.refusal_json:
+        lines.append(f"the wanted model is not served as asked: {refusal_message(view.refusal_json)}")
     return tuple(lines)
+
+
+def refusal_message(refusal_json: str) -> str:
+    """The message for people of a planner's refusal."""
+    message: str = json.loads(refusal_json).get("message", "")
+    return message
 
 
 def _deployment(view: ClusterView) -> Deployment | None:
@@ -85,7 +88,7 @@ def _node_status(
     view: ClusterView, member: Member, deployment: Deployment | None
 ) -> cluster_pb2.NodeStatus:
     stage = _stage_of(member.node_id, deployment)
-    report = view.worker_reports.get(member.node_id)
+    report = view.workers.get(member.node_id)
     status = cluster_pb2.NodeStatus(
         member=to_proto(member),
         role=_role(view, member),
