@@ -1,4 +1,4 @@
-"""Errors of the node's storage and codec.
+"""Errors of the node's shell.
 
 ::
 
@@ -7,7 +7,9 @@
     ├── LocalValueNotEncodable (also a ValueError)     a value that has no protobuf form
     ├── LocalStateCorrupt                              the state file is torn, damaged or of another version
     ├── LocalStateNotWritable (also an OSError)        the state could not be made durable
-    └── LocalDataFolderBusy                            another daemon uses the data folder
+    ├── LocalDataFolderBusy                            another daemon uses the data folder
+    ├── LocalPortBusy                                  the port or socket cannot be listened on
+    └── LocalSocketFolderUnsafe                        somebody else could replace the socket
 """
 
 from typing import TYPE_CHECKING
@@ -72,3 +74,26 @@ class LocalDataFolderBusy(NodeError):  # noqa: N818  same
         )
         self.folder = folder
         self.pid = pid
+
+
+class LocalPortBusy(NodeError):  # noqa: N818  same
+    """The port or socket cannot be listened on."""
+
+    def __init__(self, address: str, cause: Exception | None) -> None:
+        what = f": {cause}" if cause is not None else ""
+        super().__init__(
+            f"cannot listen on {address}{what}. Another program holds it: stop that one, or set listen_port "
+            "(0 takes a free port) or socket_path"
+        )
+        self.address = address
+
+
+class LocalSocketFolderUnsafe(NodeError):  # noqa: N818  same
+    """The folder of the Unix socket is not this user's alone."""
+
+    def __init__(self, folder: "Path") -> None:
+        super().__init__(
+            f"the socket's folder {folder} must be a folder of this user that nobody else may write to: "
+            "mend its owner and mode, or set socket_path"
+        )
+        self.folder = folder
