@@ -128,7 +128,7 @@ class RingLane(TensorLane):
             self._finish_oldest(timeout_seconds)
         with self._guarded(timeout_seconds, "queueing a send"):
             sent = mx.distributed.send(array, self._rank + 1, group=group, stream=self._send_stream)
-            mx.async_eval(sent)  # type: ignore[no-untyped-call]  the stub gives no types
+            mx.async_eval(sent)  # type: ignore[no-untyped-call]  # the stub gives no types
         self._sending.append(sent)
 
     def flush(self, timeout_seconds: float) -> None:

@@ -41,7 +41,8 @@ class MemoryLane(TensorLane):
         if self._outbox is None:
             raise LocalLaneStateError("the tail has no next stage to send to")
         # Bytes, not the array: an array belongs to the streams of the thread that made it.
-        raw = bytes(memoryview(mx.view(array.reshape(-1), mx.uint8)))
+        flat = mx.view(array.reshape(-1), mx.uint8)
+        raw = bytes(memoryview(flat))  # type: ignore[arg-type]  # the stub omits the buffer protocol
         self.sent_bytes += len(raw)
         try:
             self._outbox.put((tuple(array.shape), array.dtype, raw), timeout=timeout_seconds)
@@ -74,7 +75,8 @@ class MemoryLane(TensorLane):
             raise RemoteMismatchError(
                 f"expected {tuple(shape)} {dtype}, the previous stage sent {got_shape} {got_dtype}"
             )
-        array = mx.view(mx.array(memoryview(raw)), dtype).reshape(got_shape)
+        flat = mx.array(memoryview(raw))  # type: ignore[arg-type]  # the stub omits the buffer protocol
+        array = mx.view(flat, dtype).reshape(got_shape)
         mx.eval(array)
         return array
 

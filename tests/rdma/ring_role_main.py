@@ -1,4 +1,4 @@
-"""One stage of a ring in a process: reserves a port, learns the others' addresses from stdin, plays a role."""
+"""One stage of a ring as a process: reserves a port, learns the others' from stdin, plays a role."""
 
 import json
 import os
