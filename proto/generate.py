@@ -49,7 +49,7 @@ def main() -> int:
         orphans = [p for name, p in sorted(committed.items()) if name not in names]
         if check:
             for path in (*stale, *orphans):
-                print(f"stale: {PACKAGE / path.name} (run `make proto`)", file=sys.stderr)
+                sys.stderr.write(f"stale: {PACKAGE / path.name} (run `make proto`)\n")
             return 1 if stale or orphans else 0
         for path in stale:
             shutil.copyfile(path, ROOT / PACKAGE / path.name)

@@ -1,1 +1,59 @@
-"""Placement: model profiles, byte-exact ledgers and the planner. Pure: no I/O."""
+"""Placement: model profiles, byte-exact ledgers and the planner. Pure: no I/O.
+
+`plan` takes a `PlanRequest` (a `ModelProfile`, some `NodeCapacity` and what counts) and returns a
+`Placement`, whose ledgers anyone can re-add, or a `Refusal` that says what would fit. The errors are listed
+in `macmesh_placement.errors`.
+"""
+
+from macmesh_placement.cachecost import CachePiece
+from macmesh_placement.capacity import NodeCapacity, cluster_from_json
+from macmesh_placement.errors import (
+    LocalClusterError,
+    LocalPlacementError,
+    LocalPlanRequestError,
+    LocalProfileError,
+    PlacementError,
+)
+from macmesh_placement.ledger import Ledger, LedgerEntry, Reserves, StageDemand, stage_ledger
+from macmesh_placement.planner import plan
+from macmesh_placement.profile import AttentionFacts, LayerProfile, ModelProfile, all_cut_points
+from macmesh_placement.request import Objective, PlanRequest
+from macmesh_placement.result import (
+    Certificate,
+    NodeDeficit,
+    Placement,
+    Refusal,
+    RefusalKind,
+    StagePlacement,
+    result_from_json,
+)
+
+__all__ = [
+    "AttentionFacts",
+    "CachePiece",
+    "Certificate",
+    "LayerProfile",
+    "Ledger",
+    "LedgerEntry",
+    "LocalClusterError",
+    "LocalPlacementError",
+    "LocalPlanRequestError",
+    "LocalProfileError",
+    "ModelProfile",
+    "NodeCapacity",
+    "NodeDeficit",
+    "Objective",
+    "Placement",
+    "PlacementError",
+    "PlanRequest",
+    "Refusal",
+    "RefusalKind",
+    "Reserves",
+    "StageDemand",
+    "StagePlacement",
+    "all_cut_points",
+    "cluster_from_json",
+    "plan",
+    "result_from_json",
+    "stage_ledger",
+]

@@ -26,15 +26,15 @@ from macmesh.v1 import inference_pb2 as macmesh_dot_v1_dot_inference__pb2
 from macmesh.v1 import types_pb2 as macmesh_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15macmesh/v1/peer.proto\x12\nmacmesh.v1\x1a\x1amacmesh/v1/inference.proto\x1a\x16macmesh/v1/types.proto\"\xae\x01\n\x0cHelloRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x12\n\nboot_nonce\x18\x04 \x01(\x04\x12\x11\n\taddresses\x18\x05 \x03(\t\x12$\n\x05\x66\x61\x63ts\x18\x06 \x01(\x0b\x32\x15.macmesh.v1.NodeFacts\x12\x11\n\tdiscovery\x18\x07 \x01(\t\"\xbd\x01\n\rHelloResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x12\n\nboot_nonce\x18\x03 \x01(\x04\x12\x11\n\taddresses\x18\x04 \x03(\t\x12$\n\x05\x66\x61\x63ts\x18\x05 \x01(\x0b\x32\x15.macmesh.v1.NodeFacts\x12\x1b\n\x13\x63oordinator_node_id\x18\x06 \x01(\t\x12\x13\n\x0bhas_cluster\x18\x07 \x01(\x08\"\x92\x01\n\x12RequestVoteRequest\x12\x10\n\x08pre_vote\x18\x01 \x01(\x08\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x1b\n\x13\x64ocument_generation\x18\x04 \x01(\x04\x12\x15\n\rdocument_term\x18\x05 \x01(\x04\x12\x14\n\x0c\x64ocument_seq\x18\x06 \x01(\x04\"j\n\x13RequestVoteResponse\x12\x10\n\x08pre_vote\x18\x01 \x01(\x08\x12\x0f\n\x07granted\x18\x02 \x01(\x08\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\xb6\x01\n\x10HeartbeatRequest\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\x12-\n\x08\x64ocument\x18\x04 \x01(\x0b\x32\x1b.macmesh.v1.ClusterDocument\x12\x13\n\x0b\x63ommit_term\x18\x05 \x01(\x04\x12\x12\n\ncommit_seq\x18\x06 \x01(\x04\x12\x19\n\x11\x63ommit_generation\x18\x07 \x01(\x04\"\xd8\x01\n\x0cWorkerReport\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12\x13\n\x0bstage_index\x18\x02 \x01(\r\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.macmesh.v1.WorkerState\x12\x14\n\x0cloaded_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x17\n\x0f\x63ontrol_address\x18\x06 \x01(\t\x12\x16\n\x0etensor_address\x18\x07 \x01(\t\x12\r\n\x05\x65rror\x18\x08 \x01(\t\"\xcc\x02\n\x11HeartbeatResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x1b\n\x13\x64ocument_generation\x18\x04 \x01(\x04\x12\x15\n\rdocument_term\x18\x05 \x01(\x04\x12\x14\n\x0c\x64ocument_seq\x18\x06 \x01(\x04\x12#\n\x08promised\x18\x07 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12!\n\x06\x61\x63tive\x18\x08 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12(\n\x06worker\x18\t \x01(\x0b\x32\x18.macmesh.v1.WorkerReport\x12\x10\n\x08\x61\x63\x63\x65pted\x18\n \x01(\x08\x12\x12\n\nboot_nonce\x18\x0b \x01(\x04\x12$\n\x05\x66\x61\x63ts\x18\x0c \x01(\x0b\x32\x15.macmesh.v1.NodeFacts\">\n\x0ePrepareRequest\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x1e\n\x04plan\x18\x02 \x01(\x0b\x32\x10.macmesh.v1.Plan\"c\n\x0fPrepareResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12\x10\n\x08promised\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x04\"?\n\rCommitRequest\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12 \n\x05\x65poch\x18\x02 \x01(\x0b\x32\x11.macmesh.v1.Epoch\"c\n\x0e\x43ommitResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12\x11\n\tcommitted\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x04\"d\n\x0bPeerAddress\x12\x13\n\x0bstage_index\x18\x01 \x01(\r\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63ontrol_address\x18\x03 \x01(\t\x12\x16\n\x0etensor_address\x18\x04 \x01(\t\"|\n\x0fSetPeersRequest\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12 \n\x05\x65poch\x18\x02 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12&\n\x05peers\x18\x03 \x03(\x0b\x32\x17.macmesh.v1.PeerAddress\x12\x11\n\tepoch_key\x18\x04 \x01(\x0c\"V\n\x10SetPeersResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\'\n\x13ProfileModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"Q\n\x14ProfileModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.macmesh.v1.ModelRef\x12\x14\n\x0cprofile_json\x18\x02 \x01(\x0c\"u\n\x14ProposeChangeRequest\x12\'\n\x04load\x18\x01 \x01(\x0b\x32\x17.macmesh.v1.WantedModelH\x00\x12*\n\x06unload\x18\x02 \x01(\x0b\x32\x18.macmesh.v1.UnloadChangeH\x00\x42\x08\n\x06\x63hange\"\x0e\n\x0cUnloadChange\"O\n\x15ProposeChangeResponse\x12\x14\n\x0c\x64ocument_seq\x18\x01 \x01(\x04\x12 \n\x05\x65poch\x18\x02 \x01(\x0b\x32\x11.macmesh.v1.Epoch\"\xc1\x01\n\x11RunRequestRequest\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x30\n\x08sampling\x18\x04 \x01(\x0b\x32\x1e.macmesh.v1.SamplingParameters\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\"\x8a\x01\n\x12RunRequestResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.macmesh.v1.FinishReason\x12\x11\n\thas_token\x18\x05 \x01(\x08*\xc4\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_STATE_STARTING\x10\x01\x12\x18\n\x14WORKER_STATE_LOADING\x10\x02\x12\x17\n\x13WORKER_STATE_LOADED\x10\x03\x12\x16\n\x12WORKER_STATE_READY\x10\x04\x12\x17\n\x13WORKER_STATE_FAILED\x10\x05\x12\x18\n\x14WORKER_STATE_STOPPED\x10\x06\x32\xa9\x05\n\x0bPeerService\x12<\n\x05Hello\x12\x18.macmesh.v1.HelloRequest\x1a\x19.macmesh.v1.HelloResponse\x12N\n\x0bRequestVote\x12\x1e.macmesh.v1.RequestVoteRequest\x1a\x1f.macmesh.v1.RequestVoteResponse\x12H\n\tHeartbeat\x12\x1c.macmesh.v1.HeartbeatRequest\x1a\x1d.macmesh.v1.HeartbeatResponse\x12\x42\n\x07Prepare\x12\x1a.macmesh.v1.PrepareRequest\x1a\x1b.macmesh.v1.PrepareResponse\x12?\n\x06\x43ommit\x12\x19.macmesh.v1.CommitRequest\x1a\x1a.macmesh.v1.CommitResponse\x12\x45\n\x08SetPeers\x12\x1b.macmesh.v1.SetPeersRequest\x1a\x1c.macmesh.v1.SetPeersResponse\x12Q\n\x0cProfileModel\x12\x1f.macmesh.v1.ProfileModelRequest\x1a .macmesh.v1.ProfileModelResponse\x12T\n\rProposeChange\x12 .macmesh.v1.ProposeChangeRequest\x1a!.macmesh.v1.ProposeChangeResponse\x12M\n\nRunRequest\x12\x1d.macmesh.v1.RunRequestRequest\x1a\x1e.macmesh.v1.RunRequestResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15macmesh/v1/peer.proto\x12\nmacmesh.v1\x1a\x1amacmesh/v1/inference.proto\x1a\x16macmesh/v1/types.proto\"\xae\x01\n\x0cHelloRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x12\n\nboot_nonce\x18\x04 \x01(\x04\x12\x11\n\taddresses\x18\x05 \x03(\t\x12$\n\x05\x66\x61\x63ts\x18\x06 \x01(\x0b\x32\x15.macmesh.v1.NodeFacts\x12\x11\n\tdiscovery\x18\x07 \x01(\t\"\xbd\x01\n\rHelloResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x12\n\nboot_nonce\x18\x03 \x01(\x04\x12\x11\n\taddresses\x18\x04 \x03(\t\x12$\n\x05\x66\x61\x63ts\x18\x05 \x01(\x0b\x32\x15.macmesh.v1.NodeFacts\x12\x1b\n\x13\x63oordinator_node_id\x18\x06 \x01(\t\x12\x13\n\x0bhas_cluster\x18\x07 \x01(\x08\"\x92\x01\n\x12RequestVoteRequest\x12\x10\n\x08pre_vote\x18\x01 \x01(\x08\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x1b\n\x13\x64ocument_generation\x18\x04 \x01(\x04\x12\x15\n\rdocument_term\x18\x05 \x01(\x04\x12\x14\n\x0c\x64ocument_seq\x18\x06 \x01(\x04\"j\n\x13RequestVoteResponse\x12\x10\n\x08pre_vote\x18\x01 \x01(\x08\x12\x0f\n\x07granted\x18\x02 \x01(\x08\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x8e\x02\n\x10HeartbeatRequest\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\x12-\n\x08\x64ocument\x18\x04 \x01(\x0b\x32\x1b.macmesh.v1.ClusterDocument\x12\x13\n\x0b\x63ommit_term\x18\x05 \x01(\x04\x12\x12\n\ncommit_seq\x18\x06 \x01(\x04\x12\x19\n\x11\x63ommit_generation\x18\x07 \x01(\x04\x12)\n\x07members\x18\x08 \x03(\x0b\x32\x18.macmesh.v1.MemberStatus\x12\x15\n\rserving_state\x18\t \x01(\t\x12\x14\n\x0crefusal_json\x18\n \x01(\t\"q\n\x0cMemberStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08liveness\x18\x02 \x01(\t\x12\x14\n\x0cheartbeat_ms\x18\x03 \x01(\x01\x12(\n\x06worker\x18\x04 \x01(\x0b\x32\x18.macmesh.v1.WorkerReport\"\xeb\x01\n\x0cWorkerReport\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12\x13\n\x0bstage_index\x18\x02 \x01(\r\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.macmesh.v1.WorkerState\x12\x14\n\x0cloaded_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x17\n\x0f\x63ontrol_address\x18\x06 \x01(\t\x12\x16\n\x0etensor_address\x18\x07 \x01(\t\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x11\n\tpeer_lost\x18\t \x01(\x08\"\xcc\x02\n\x11HeartbeatResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x1b\n\x13\x64ocument_generation\x18\x04 \x01(\x04\x12\x15\n\rdocument_term\x18\x05 \x01(\x04\x12\x14\n\x0c\x64ocument_seq\x18\x06 \x01(\x04\x12#\n\x08promised\x18\x07 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12!\n\x06\x61\x63tive\x18\x08 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12(\n\x06worker\x18\t \x01(\x0b\x32\x18.macmesh.v1.WorkerReport\x12\x10\n\x08\x61\x63\x63\x65pted\x18\n \x01(\x08\x12\x12\n\nboot_nonce\x18\x0b \x01(\x04\x12$\n\x05\x66\x61\x63ts\x18\x0c \x01(\x0b\x32\x15.macmesh.v1.NodeFacts\"R\n\x0ePrepareRequest\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x1e\n\x04plan\x18\x02 \x01(\x0b\x32\x10.macmesh.v1.Plan\x12\x12\n\ngeneration\x18\x03 \x01(\x04\"w\n\x0fPrepareResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12\x10\n\x08promised\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x12\n\ngeneration\x18\x05 \x01(\x04\"S\n\rCommitRequest\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12 \n\x05\x65poch\x18\x02 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12\x12\n\ngeneration\x18\x03 \x01(\x04\"w\n\x0e\x43ommitResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12\x11\n\tcommitted\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x12\n\ngeneration\x18\x05 \x01(\x04\"d\n\x0bPeerAddress\x12\x13\n\x0bstage_index\x18\x01 \x01(\r\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63ontrol_address\x18\x03 \x01(\t\x12\x16\n\x0etensor_address\x18\x04 \x01(\t\"\x90\x01\n\x0fSetPeersRequest\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12 \n\x05\x65poch\x18\x02 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12&\n\x05peers\x18\x03 \x03(\x0b\x32\x17.macmesh.v1.PeerAddress\x12\x11\n\tepoch_key\x18\x04 \x01(\x0c\x12\x12\n\ngeneration\x18\x05 \x01(\x04\"x\n\x10SetPeersResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x12\n\ngeneration\x18\x05 \x01(\x04\"\'\n\x13ProfileModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"Q\n\x14ProfileModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.macmesh.v1.ModelRef\x12\x14\n\x0cprofile_json\x18\x02 \x01(\x0c\"u\n\x14ProposeChangeRequest\x12\'\n\x04load\x18\x01 \x01(\x0b\x32\x17.macmesh.v1.WantedModelH\x00\x12*\n\x06unload\x18\x02 \x01(\x0b\x32\x18.macmesh.v1.UnloadChangeH\x00\x42\x08\n\x06\x63hange\"\x0e\n\x0cUnloadChange\"O\n\x15ProposeChangeResponse\x12\x14\n\x0c\x64ocument_seq\x18\x01 \x01(\x04\x12 \n\x05\x65poch\x18\x02 \x01(\x0b\x32\x11.macmesh.v1.Epoch\"\xc1\x01\n\x11RunRequestRequest\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x03 \x03(\r\x12\x30\n\x08sampling\x18\x04 \x01(\x0b\x32\x1e.macmesh.v1.SamplingParameters\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\"\x8a\x01\n\x12RunRequestResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.macmesh.v1.FinishReason\x12\x11\n\thas_token\x18\x05 \x01(\x08*\xc4\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_STATE_STARTING\x10\x01\x12\x18\n\x14WORKER_STATE_LOADING\x10\x02\x12\x17\n\x13WORKER_STATE_LOADED\x10\x03\x12\x16\n\x12WORKER_STATE_READY\x10\x04\x12\x17\n\x13WORKER_STATE_FAILED\x10\x05\x12\x18\n\x14WORKER_STATE_STOPPED\x10\x06\x32\xa9\x05\n\x0bPeerService\x12<\n\x05Hello\x12\x18.macmesh.v1.HelloRequest\x1a\x19.macmesh.v1.HelloResponse\x12N\n\x0bRequestVote\x12\x1e.macmesh.v1.RequestVoteRequest\x1a\x1f.macmesh.v1.RequestVoteResponse\x12H\n\tHeartbeat\x12\x1c.macmesh.v1.HeartbeatRequest\x1a\x1d.macmesh.v1.HeartbeatResponse\x12\x42\n\x07Prepare\x12\x1a.macmesh.v1.PrepareRequest\x1a\x1b.macmesh.v1.PrepareResponse\x12?\n\x06\x43ommit\x12\x19.macmesh.v1.CommitRequest\x1a\x1a.macmesh.v1.CommitResponse\x12\x45\n\x08SetPeers\x12\x1b.macmesh.v1.SetPeersRequest\x1a\x1c.macmesh.v1.SetPeersResponse\x12Q\n\x0cProfileModel\x12\x1f.macmesh.v1.ProfileModelRequest\x1a .macmesh.v1.ProfileModelResponse\x12T\n\rProposeChange\x12 .macmesh.v1.ProposeChangeRequest\x1a!.macmesh.v1.ProposeChangeResponse\x12M\n\nRunRequest\x12\x1d.macmesh.v1.RunRequestRequest\x1a\x1e.macmesh.v1.RunRequestResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'macmesh.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERSTATE']._serialized_start=2779
-  _globals['_WORKERSTATE']._serialized_end=2975
+  _globals['_WORKERSTATE']._serialized_start=3136
+  _globals['_WORKERSTATE']._serialized_end=3332
   _globals['_HELLOREQUEST']._serialized_start=90
   _globals['_HELLOREQUEST']._serialized_end=264
   _globals['_HELLORESPONSE']._serialized_start=267
@@ -44,39 +44,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTVOTERESPONSE']._serialized_start=607
   _globals['_REQUESTVOTERESPONSE']._serialized_end=713
   _globals['_HEARTBEATREQUEST']._serialized_start=716
-  _globals['_HEARTBEATREQUEST']._serialized_end=898
-  _globals['_WORKERREPORT']._serialized_start=901
-  _globals['_WORKERREPORT']._serialized_end=1117
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1120
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1452
-  _globals['_PREPAREREQUEST']._serialized_start=1454
-  _globals['_PREPAREREQUEST']._serialized_end=1516
-  _globals['_PREPARERESPONSE']._serialized_start=1518
-  _globals['_PREPARERESPONSE']._serialized_end=1617
-  _globals['_COMMITREQUEST']._serialized_start=1619
-  _globals['_COMMITREQUEST']._serialized_end=1682
-  _globals['_COMMITRESPONSE']._serialized_start=1684
-  _globals['_COMMITRESPONSE']._serialized_end=1783
-  _globals['_PEERADDRESS']._serialized_start=1785
-  _globals['_PEERADDRESS']._serialized_end=1885
-  _globals['_SETPEERSREQUEST']._serialized_start=1887
-  _globals['_SETPEERSREQUEST']._serialized_end=2011
-  _globals['_SETPEERSRESPONSE']._serialized_start=2013
-  _globals['_SETPEERSRESPONSE']._serialized_end=2099
-  _globals['_PROFILEMODELREQUEST']._serialized_start=2101
-  _globals['_PROFILEMODELREQUEST']._serialized_end=2140
-  _globals['_PROFILEMODELRESPONSE']._serialized_start=2142
-  _globals['_PROFILEMODELRESPONSE']._serialized_end=2223
-  _globals['_PROPOSECHANGEREQUEST']._serialized_start=2225
-  _globals['_PROPOSECHANGEREQUEST']._serialized_end=2342
-  _globals['_UNLOADCHANGE']._serialized_start=2344
-  _globals['_UNLOADCHANGE']._serialized_end=2358
-  _globals['_PROPOSECHANGERESPONSE']._serialized_start=2360
-  _globals['_PROPOSECHANGERESPONSE']._serialized_end=2439
-  _globals['_RUNREQUESTREQUEST']._serialized_start=2442
-  _globals['_RUNREQUESTREQUEST']._serialized_end=2635
-  _globals['_RUNREQUESTRESPONSE']._serialized_start=2638
-  _globals['_RUNREQUESTRESPONSE']._serialized_end=2776
-  _globals['_PEERSERVICE']._serialized_start=2978
-  _globals['_PEERSERVICE']._serialized_end=3659
+  _globals['_HEARTBEATREQUEST']._serialized_end=986
+  _globals['_MEMBERSTATUS']._serialized_start=988
+  _globals['_MEMBERSTATUS']._serialized_end=1101
+  _globals['_WORKERREPORT']._serialized_start=1104
+  _globals['_WORKERREPORT']._serialized_end=1339
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1342
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1674
+  _globals['_PREPAREREQUEST']._serialized_start=1676
+  _globals['_PREPAREREQUEST']._serialized_end=1758
+  _globals['_PREPARERESPONSE']._serialized_start=1760
+  _globals['_PREPARERESPONSE']._serialized_end=1879
+  _globals['_COMMITREQUEST']._serialized_start=1881
+  _globals['_COMMITREQUEST']._serialized_end=1964
+  _globals['_COMMITRESPONSE']._serialized_start=1966
+  _globals['_COMMITRESPONSE']._serialized_end=2085
+  _globals['_PEERADDRESS']._serialized_start=2087
+  _globals['_PEERADDRESS']._serialized_end=2187
+  _globals['_SETPEERSREQUEST']._serialized_start=2190
+  _globals['_SETPEERSREQUEST']._serialized_end=2334
+  _globals['_SETPEERSRESPONSE']._serialized_start=2336
+  _globals['_SETPEERSRESPONSE']._serialized_end=2456
+  _globals['_PROFILEMODELREQUEST']._serialized_start=2458
+  _globals['_PROFILEMODELREQUEST']._serialized_end=2497
+  _globals['_PROFILEMODELRESPONSE']._serialized_start=2499
+  _globals['_PROFILEMODELRESPONSE']._serialized_end=2580
+  _globals['_PROPOSECHANGEREQUEST']._serialized_start=2582
+  _globals['_PROPOSECHANGEREQUEST']._serialized_end=2699
+  _globals['_UNLOADCHANGE']._serialized_start=2701
+  _globals['_UNLOADCHANGE']._serialized_end=2715
+  _globals['_PROPOSECHANGERESPONSE']._serialized_start=2717
+  _globals['_PROPOSECHANGERESPONSE']._serialized_end=2796
+  _globals['_RUNREQUESTREQUEST']._serialized_start=2799
+  _globals['_RUNREQUESTREQUEST']._serialized_end=2992
+  _globals['_RUNREQUESTRESPONSE']._serialized_start=2995
+  _globals['_RUNREQUESTRESPONSE']._serialized_end=3133
+  _globals['_PEERSERVICE']._serialized_start=3335
+  _globals['_PEERSERVICE']._serialized_end=4016
 # @@protoc_insertion_point(module_scope)

@@ -254,6 +254,9 @@ class HeartbeatRequest(_message.Message):
     COMMIT_TERM_FIELD_NUMBER: _builtins.int
     COMMIT_SEQ_FIELD_NUMBER: _builtins.int
     COMMIT_GENERATION_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    SERVING_STATE_FIELD_NUMBER: _builtins.int
+    REFUSAL_JSON_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Generation of the coordinator."""
     term: _builtins.int
@@ -266,9 +269,17 @@ class HeartbeatRequest(_message.Message):
     """Version that a quorum has stored: sequence number."""
     commit_generation: _builtins.int
     """Generation of the committed version."""
+    serving_state: _builtins.str
+    """The serving state, as in GetStatusResponse; told with `members`."""
+    refusal_json: _builtins.str
+    """The last refusal of the planner, as JSON; told with `members`."""
     @_builtins.property
     def document(self) -> _types_pb2.ClusterDocument:
         """The document, where the member's version is older; not yet committed unless commit_* say so."""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberStatus]:
+        """How the coordinator sees each member, once a second and after a change; empty otherwise."""
 
     def __init__(
         self,
@@ -280,14 +291,53 @@ class HeartbeatRequest(_message.Message):
         commit_term: _builtins.int = ...,
         commit_seq: _builtins.int = ...,
         commit_generation: _builtins.int = ...,
+        members: _abc.Iterable[Global___MemberStatus] | None = ...,
+        serving_state: _builtins.str = ...,
+        refusal_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_generation", b"commit_generation", "commit_seq", b"commit_seq", "commit_term", b"commit_term", "document", b"document", "generation", b"generation", "round", b"round", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_generation", b"commit_generation", "commit_seq", b"commit_seq", "commit_term", b"commit_term", "document", b"document", "generation", b"generation", "members", b"members", "refusal_json", b"refusal_json", "round", b"round", "serving_state", b"serving_state", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
+
+@_typing.final
+class MemberStatus(_message.Message):
+    """MemberStatus is how the coordinator sees one member, so that every node can show the whole cluster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    LIVENESS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The member."""
+    liveness: _builtins.str
+    """"alive", "suspect", "dead", "incompatible" or "unknown"."""
+    heartbeat_ms: _builtins.float
+    """Last round trip of a heartbeat in milliseconds; negative where unknown."""
+    @_builtins.property
+    def worker(self) -> Global___WorkerReport:
+        """Its worker, as last reported."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        liveness: _builtins.str = ...,
+        heartbeat_ms: _builtins.float = ...,
+        worker: Global___WorkerReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_ms", b"heartbeat_ms", "liveness", b"liveness", "node_id", b"node_id", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberStatus: _TypeAlias = MemberStatus  # noqa: Y015
 
 @_typing.final
 class WorkerReport(_message.Message):
@@ -303,6 +353,7 @@ class WorkerReport(_message.Message):
     CONTROL_ADDRESS_FIELD_NUMBER: _builtins.int
     TENSOR_ADDRESS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    PEER_LOST_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     """Its stage."""
     state: Global___WorkerState.ValueType
@@ -317,6 +368,8 @@ class WorkerReport(_message.Message):
     """host:port of the tensor lane, once bound."""
     error: _builtins.str
     """Why it failed."""
+    peer_lost: _builtins.bool
+    """True where it failed only because another stage was lost: the fault is then not counted against its node."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch that the worker belongs to."""
@@ -332,10 +385,11 @@ class WorkerReport(_message.Message):
         control_address: _builtins.str = ...,
         tensor_address: _builtins.str = ...,
         error: _builtins.str = ...,
+        peer_lost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "loaded_bytes", b"loaded_bytes", "stage_index", b"stage_index", "state", b"state", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "state", b"state", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,8 +477,11 @@ class PrepareRequest(_message.Message):
 
     TERM_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """The term of the coordinator that asks."""
+    generation: _builtins.int
+    """Generation of the coordinator."""
     @_builtins.property
     def plan(self) -> _types_pb2.Plan:
         """The plan, which carries its epoch."""
@@ -434,10 +491,11 @@ class PrepareRequest(_message.Message):
         *,
         term: _builtins.int = ...,
         plan: _types_pb2.Plan | None = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "plan", b"plan", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -453,12 +511,15 @@ class PrepareResponse(_message.Message):
     PROMISED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     promised: _builtins.bool
     """Whether it is promised."""
     reason: _builtins.str
     """Why not."""
     term: _builtins.int
     """The member's term."""
+    generation: _builtins.int
+    """The member's generation."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch answered."""
@@ -470,10 +531,11 @@ class PrepareResponse(_message.Message):
         promised: _builtins.bool = ...,
         reason: _builtins.str = ...,
         term: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "promised", b"promised", "reason", b"reason", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "generation", b"generation", "promised", b"promised", "reason", b"reason", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -487,8 +549,11 @@ class CommitRequest(_message.Message):
 
     TERM_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """The term of the coordinator that asks."""
+    generation: _builtins.int
+    """Generation of the coordinator."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The promised epoch."""
@@ -498,10 +563,11 @@ class CommitRequest(_message.Message):
         *,
         term: _builtins.int = ...,
         epoch: _types_pb2.Epoch | None = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "generation", b"generation", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -517,12 +583,15 @@ class CommitResponse(_message.Message):
     COMMITTED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     committed: _builtins.bool
     """Whether it is active now."""
     reason: _builtins.str
     """Why not."""
     term: _builtins.int
     """The member's term."""
+    generation: _builtins.int
+    """The member's generation."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch answered."""
@@ -534,10 +603,11 @@ class CommitResponse(_message.Message):
         committed: _builtins.bool = ...,
         reason: _builtins.str = ...,
         term: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "epoch", b"epoch", "reason", b"reason", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "epoch", b"epoch", "generation", b"generation", "reason", b"reason", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -587,10 +657,13 @@ class SetPeersRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
     EPOCH_KEY_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """The term of the coordinator that asks."""
     epoch_key: _builtins.bytes
     """Fresh for this epoch; 32 random bytes."""
+    generation: _builtins.int
+    """Generation of the coordinator."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The active epoch."""
@@ -606,10 +679,11 @@ class SetPeersRequest(_message.Message):
         epoch: _types_pb2.Epoch | None = ...,
         peers: _abc.Iterable[Global___PeerAddress] | None = ...,
         epoch_key: _builtins.bytes = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "epoch_key", b"epoch_key", "peers", b"peers", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "epoch_key", b"epoch_key", "generation", b"generation", "peers", b"peers", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -624,10 +698,16 @@ class SetPeersResponse(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     accepted: _builtins.bool
     """Whether it was accepted."""
     reason: _builtins.str
     """Why not."""
+    term: _builtins.int
+    """The member's term."""
+    generation: _builtins.int
+    """The member's generation."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch answered."""
@@ -638,10 +718,12 @@ class SetPeersResponse(_message.Message):
         epoch: _types_pb2.Epoch | None = ...,
         accepted: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        term: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "epoch", b"epoch", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "epoch", b"epoch", "generation", b"generation", "reason", b"reason", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -246,6 +246,7 @@ class Plan(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def epoch(self) -> Global___Epoch:
         """The epoch that names it."""
@@ -254,15 +255,20 @@ class Plan(_message.Message):
     def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deployment]:
         """What is deployed; at most one today. Empty: nothing is served."""
 
+    @_builtins.property
+    def wanted(self) -> Global___WantedModel:
+        """What it was made for; absent where nothing was wanted. A plan answers the document while this equals its `wanted`."""
+
     def __init__(
         self,
         *,
         epoch: Global___Epoch | None = ...,
         deployments: _abc.Iterable[Global___Deployment] | None = ...,
+        wanted: Global___WantedModel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "wanted", b"wanted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "epoch", b"epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "epoch", b"epoch", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -383,16 +389,22 @@ class Policy(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TIE_BREAKER_NODE_ID_FIELD_NUMBER: _builtins.int
+    TIE_BREAKER_VOTES_FIELD_NUMBER: _builtins.int
     tie_breaker_node_id: _builtins.str
-    """The voter with one more vote, for even sizes."""
+    """The voter with more votes than one, for even sizes."""
+    tie_breaker_votes: _builtins.int
+    """Votes that it has beyond its own: 1 while the number of voters is even, else 0. Written down, and not
+    worked out from the number of voters, so that no version moves the voters' weights by more than one.
+    """
     def __init__(
         self,
         *,
         tie_breaker_node_id: _builtins.str = ...,
+        tie_breaker_votes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tie_breaker_node_id", b"tie_breaker_node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tie_breaker_node_id", b"tie_breaker_node_id", "tie_breaker_votes", b"tie_breaker_votes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""The gRPC services of a node: thin servicers over `macmesh_daemon.node`."""

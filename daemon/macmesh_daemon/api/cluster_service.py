@@ -1,0 +1,110 @@
+"""ClusterService: seeing and changing the cluster, on any node."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import timestamp_pb2
+
+from macmesh.v1 import cluster_pb2, cluster_pb2_grpc
+from macmesh_daemon.node.call_errors import CallError, abort
+from macmesh_daemon.node.codec import to_proto
+from macmesh_daemon.node.loading import follow_load
+from macmesh_daemon.node.status import status_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import grpc
+
+    from macmesh_daemon.node.bulletin import Bulletin
+    from macmesh_daemon.node.runtime import Node
+
+#: Events after which a watcher wants the whole status again.
+_STATUS_EVERY_SECONDS = 1.0
+
+
+class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
+    """Answers from this node's view; hands changes to the coordinator."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def GetStatus(
+        self, request: cluster_pb2.GetStatusRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> cluster_pb2.GetStatusResponse:
+        """The cluster as this node sees it now."""
+        del request, context
+        return status_of(self._node)
+
+    async def WatchCluster(
+        self, request: cluster_pb2.WatchClusterRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[cluster_pb2.WatchClusterResponse]:
+        """The status, then every decision, and the status again at most once a second after a change."""
+        del request, context
+        loop = asyncio.get_running_loop()
+        bulletins = self._node.board.watch()
+        following = asyncio.ensure_future(anext(bulletins))
+        try:
+            yield cluster_pb2.WatchClusterResponse(status=status_of(self._node))
+            told_at, owed = loop.time(), False
+            while True:
+                wait = max(0.0, told_at + _STATUS_EVERY_SECONDS - loop.time()) if owed else None
+                done, _ = await asyncio.wait({following}, timeout=wait)
+                if done:
+                    yield cluster_pb2.WatchClusterResponse(event=_event(following.result()))
+                    following = asyncio.ensure_future(anext(bulletins))
+                    owed = True
+                if owed and loop.time() >= told_at + _STATUS_EVERY_SECONDS:
+                    yield cluster_pb2.WatchClusterResponse(status=status_of(self._node))
+                    told_at, owed = loop.time(), False
+        finally:
+            following.cancel()
+            await asyncio.wait({following})
+            await bulletins.aclose()
+
+    async def PlanModel(
+        self, request: cluster_pb2.PlanModelRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> cluster_pb2.PlanModelResponse:
+        """A dry run over the members that live now."""
+        try:
+            feasible, result_json = await self._node.planning.dry_run(request, self._node.driver.view)
+        except CallError as error:
+            await abort(context, error)
+        return cluster_pb2.PlanModelResponse(feasible=feasible, result_json=result_json)
+
+    async def LoadModel(
+        self, request: cluster_pb2.LoadModelRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[cluster_pb2.LoadModelResponse]:
+        """Load a model and stream the progress until every stage is ready."""
+        try:
+            yield cluster_pb2.LoadModelResponse(phase="profiling")
+            wanted = await self._node.planning.wanted(request, self._node.driver.view)
+            yield cluster_pb2.LoadModelResponse(phase="planning")
+            epoch = await self._node.changes.load(wanted)
+            deadline_seconds = context.time_remaining()
+            async for response in follow_load(
+                self._node.driver, epoch, math.inf if deadline_seconds is None else deadline_seconds
+            ):
+                yield response
+        except CallError as error:
+            await abort(context, error)
+
+    async def UnloadModel(
+        self, request: cluster_pb2.UnloadModelRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> cluster_pb2.UnloadModelResponse:
+        """Serve nothing."""
+        del request
+        try:
+            epoch = await self._node.changes.unload()
+        except CallError as error:
+            await abort(context, error)
+        return cluster_pb2.UnloadModelResponse(epoch=to_proto(epoch))
+
+
+def _event(bulletin: Bulletin) -> cluster_pb2.ClusterEvent:
+    time = timestamp_pb2.Timestamp()
+    time.FromNanoseconds(int(bulletin.time_unix_seconds * 1e9))
+    return cluster_pb2.ClusterEvent(time=time, event=bulletin.event, facts_json=bulletin.facts_json())

@@ -1,0 +1,91 @@
+"""`macmeshd`: the daemon's process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import faulthandler
+import os
+import signal
+import sys
+from importlib import metadata
+
+from macmesh_daemon.config import Config, ConfigError, add_arguments, flags_from, load_config
+from macmesh_daemon.identity import IdentityError
+from macmesh_daemon.logs import configure, get_logger
+from macmesh_daemon.node.errors import NodeError
+from macmesh_daemon.node.runtime import run_node
+from macmesh_daemon.supervisor import worker_factory
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+_EXAMPLES = """examples:
+  macmeshd                                    run with the user's configuration
+  macmeshd --data-dir ./node1 --listen-port 0 a second node on this machine
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a node until SIGTERM or SIGINT; the exit code says why it ended."""
+    parser = argparse.ArgumentParser(
+        prog="macmeshd",
+        description="One node of a macmesh cluster.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"macmeshd {metadata.version('macmesh')}")
+    parser.add_argument(
+        "--ready-fd",
+        type=int,
+        metavar="FD",
+        help="write a line to this open file descriptor once the node answers, then close it",
+    )
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        config = load_config(flags_from(arguments), config_path=arguments.config)
+    except ConfigError as error:
+        sys.stderr.write(f"macmeshd: {error}\n")
+        return EXIT_USAGE
+    faulthandler.enable()
+    configure(level=config.log_level, log_format=config.log_format)
+    try:
+        asyncio.run(_run(config, arguments.ready_fd))
+    except (NodeError, IdentityError, OSError) as error:
+        get_logger(part="node").error("node could not run", error=str(error))
+        return EXIT_FAILED
+    except BaseExceptionGroup as group:
+        for error in _leaves(group):
+            get_logger(part="node").error("node failed", error=str(error), kind=type(error).__name__)
+        known, unknown = group.split((NodeError, IdentityError, OSError))
+        del known
+        if unknown is not None:
+            raise unknown from None
+        return EXIT_FAILED
+    return 0
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found
+
+
+async def _run(config: Config, ready_fd: int | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def tell_ready() -> None:
+        if ready_fd is not None:
+            os.write(ready_fd, b"ready\n")
+            os.close(ready_fd)
+
+    await run_node(config, stop=stop, worker_factory=worker_factory, on_ready=tell_ready)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""What the shell tells the machine: the inputs of `ClusterMachine.step`."""
+
+from dataclasses import dataclass
+
+from .messages import Deployment, Epoch, NodeFacts, Request, Response, WantedModel, WorkerReport
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed. Due at `ClusterMachine.next_deadline` at the latest; harmless at any other time."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateVerified:
+    """A mutual-TLS Hello with ``node_id`` succeeded, in either direction. May be told again at any time.
+
+    Attributes:
+        node_id: From its certificate.
+        addresses: host:port, those that answered first.
+        facts: Its machine, as it told.
+        boot_nonce: As it told.
+        discovery: How it was found: "mdns", "static" or "peer".
+        has_cluster: Whether it belongs to a document with members already.
+    """
+
+    node_id: str
+    addresses: tuple[str, ...]
+    facts: NodeFacts
+    boot_nonce: int
+    discovery: str
+    has_cluster: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReceived:
+    """A peer called. Exactly one `Reply` with this ``request_id`` follows, perhaps in a later step.
+
+    Attributes:
+        request_id: Not negative, used once.
+        sender: Node id from the caller's certificate.
+        message: What it asks.
+    """
+
+    request_id: int
+    sender: str
+    message: Request
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseReceived:
+    """The answer to a `Send`.
+
+    Attributes:
+        peer: The callee.
+        message: Its answer.
+        round_trip_ms: From sending the request to this answer.
+    """
+
+    peer: str
+    message: Response
+    round_trip_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """A `Send` got no answer before its deadline, or an error. Each Send ends in this or `ResponseReceived`.
+
+    Attributes:
+        peer: The callee.
+        message: The request, as it was in the Send.
+        reason: For people.
+    """
+
+    peer: str
+    message: Request
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanComputed:
+    """The planner's answer to `ComputePlan`.
+
+    Attributes:
+        request_id: That of the ComputePlan.
+        deployment: What to run; None to run nothing.
+    """
+
+    request_id: int
+    deployment: Deployment | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRefused:
+    """The planner found no plan that fits, or could not profile the model.
+
+    Attributes:
+        request_id: That of the ComputePlan.
+        reason: UPPER_SNAKE.
+        refusal_json: The refusal for `status`, with the deficit and what would fit; "" where there is none.
+    """
+
+    request_id: int
+    reason: str
+    refusal_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadWanted:
+    """Someone wants the cluster to serve ``wanted`` in place of what it serves.
+
+    Ends in `ChangeDone` or `ChangeRejected` with this ``change_id``; `ChangeAccepted` may come before either.
+    """
+
+    change_id: int
+    wanted: WantedModel
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadWanted:
+    """Someone wants the cluster to serve nothing. Ends as `LoadWanted` does."""
+
+    change_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareChecked:
+    """The answer to `CheckPrepare`: whether this node can run its stage of the plan named by ``epoch``."""
+
+    epoch: Epoch
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReported:
+    """This node's own worker changed state or made progress. Told in the order in which it happened."""
+
+    report: WorkerReport
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStopped:
+    """The answer to `StopWorker`: the process of that epoch is gone (or never was) and reports no more."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class LocalHealth:
+    """How this node itself fares.
+
+    Attributes:
+        score: 0 where all is well; each point makes this node one verdict slower to call others dead.
+        slept: The machine slept or the process was stopped since the last event.
+    """
+
+    score: int
+    slept: bool = False
+
+
+Event = (
+    Tick
+    | CandidateVerified
+    | RequestReceived
+    | ResponseReceived
+    | RequestFailed
+    | PlanComputed
+    | PlanRefused
+    | LoadWanted
+    | UnloadWanted
+    | PrepareChecked
+    | WorkerReported
+    | WorkerStopped
+    | LocalHealth
+)

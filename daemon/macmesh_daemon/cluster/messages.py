@@ -1,0 +1,372 @@
+"""The cluster's messages as plain values.
+
+Each class mirrors, field by field and by name, the protobuf message of the same name in
+``proto/macmesh/v1/types.proto`` and ``peer.proto``, where every field is described. An absent submessage is
+None, a repeated field is a tuple, and the defaults are protobuf's. `macmesh_daemon.node.codec` converts.
+"""
+
+import enum
+from dataclasses import dataclass
+
+Version = tuple[int, int, int]
+"""Version of a document: (generation, term, seq), compared lexicographically; (0, 0, 0) for none."""
+
+Ballot = tuple[int, int]
+"""(generation, term): what an election decides, compared lexicographically."""
+
+NO_VERSION: Version = (0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Epoch:
+    """Names one plan. Compared lexicographically."""
+
+    generation: int = 0
+    term: int = 0
+    seq: int = 0
+
+    def __str__(self) -> str:
+        """Give the form used in logs and status, such as ``1.4.2``."""
+        return f"{self.generation}.{self.term}.{self.seq}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """Names a model and pins its content."""
+
+    model_id: str = ""
+    path: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One line of a stage's ledger."""
+
+    name: str = ""
+    size_bytes: int = 0
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What a stage needs, in bytes; ``headroom_bytes`` is what is left."""
+
+    entries: tuple[LedgerEntry, ...] = ()
+    usable_bytes: int = 0
+    headroom_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Layers ``first_layer`` up to but not including ``end_layer``, on one node."""
+
+    index: int = 0
+    node_id: str = ""
+    first_layer: int = 0
+    end_layer: int = 0
+    ledger: Ledger | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One model as it is spread over the cluster."""
+
+    model: ModelRef | None = None
+    layer_count: int = 0
+    context_tokens: int = 0
+    slots: int = 0
+    prefill_chunk_tokens: int = 0
+    stages: tuple[Stage, ...] = ()
+    transport: str = ""
+    sync_mode: str = ""
+    predicted_decode_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WantedModel:
+    """What the cluster was asked to serve."""
+
+    model: ModelRef | None = None
+    context_tokens: int = 0
+    slots: int = 0
+    objective: str = ""
+    stage_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the whole cluster runs under one epoch."""
+
+    epoch: Epoch | None = None
+    deployments: tuple[Deployment, ...] = ()
+    wanted: WantedModel | None = None
+
+    @property
+    def node_ids(self) -> tuple[str, ...]:
+        """The nodes that run a stage, in the order of the stages."""
+        return tuple(stage.node_id for deployment in self.deployments for stage in deployment.stages)
+
+    def stage_of(self, node_id: str) -> tuple[Deployment, Stage] | None:
+        """The deployment and stage that ``node_id`` runs, or None."""
+        for deployment in self.deployments:
+            for stage in deployment.stages:
+                if stage.node_id == node_id:
+                    return deployment, stage
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What a node knows about its own machine."""
+
+    hostname: str = ""
+    host_id: str = ""
+    chip: str = ""
+    ram_bytes: int = 0
+    usable_bytes: int = 0
+    bandwidth_gb_per_s: float = 0.0
+    table_bandwidth_gb_per_s: float = 0.0
+    macmesh_version: str = ""
+    mlx_version: str = ""
+    mlx_lm_version: str = ""
+    portable: bool = False
+    cpu_count: int = 0
+
+    @property
+    def versions(self) -> tuple[str, str, str]:
+        """Versions of macmesh, mlx and mlx-lm: all members of a plan run the same ones."""
+        return (self.macmesh_version, self.mlx_version, self.mlx_lm_version)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node admitted to the cluster."""
+
+    node_id: str = ""
+    addresses: tuple[str, ...] = ()
+    facts: NodeFacts | None = None
+    voter: bool = False
+    discovery: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How the cluster makes its decisions."""
+
+    tie_breaker_node_id: str = ""
+    tie_breaker_votes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterDocument:
+    """The one replicated, versioned document."""
+
+    generation: int = 0
+    term: int = 0
+    seq: int = 0
+    members: tuple[Member, ...] = ()
+    plan: Plan | None = None
+    wanted: WantedModel | None = None
+    policy: Policy | None = None
+
+    @property
+    def version(self) -> Version:
+        """(generation, term, seq)."""
+        return (self.generation, self.term, self.seq)
+
+    def member(self, node_id: str) -> Member | None:
+        """The member ``node_id``, or None."""
+        return next((member for member in self.members if member.node_id == node_id), None)
+
+
+class WorkerState(enum.Enum):
+    """The life of a worker; the names are those of the protobuf enum without its prefix."""
+
+    UNSPECIFIED = "unspecified"
+    STARTING = "starting"
+    LOADING = "loading"
+    LOADED = "loaded"
+    READY = "ready"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """What a member says about its own worker."""
+
+    epoch: Epoch | None = None
+    stage_index: int = 0
+    state: WorkerState = WorkerState.UNSPECIFIED
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+    control_address: str = ""
+    tensor_address: str = ""
+    error: str = ""
+    peer_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MemberStatus:
+    """How the coordinator sees one member."""
+
+    node_id: str = ""
+    liveness: str = ""
+    heartbeat_ms: float = 0.0
+    worker: WorkerReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestVoteRequest:
+    """Asks for a vote, or with ``pre_vote`` whether one would be given."""
+
+    pre_vote: bool = False
+    generation: int = 0
+    term: int = 0
+    document_generation: int = 0
+    document_term: int = 0
+    document_seq: int = 0
+
+    @property
+    def document_version(self) -> Version:
+        """Version of the caller's document."""
+        return (self.document_generation, self.document_term, self.document_seq)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestVoteResponse:
+    """Grants or refuses. A granted pre-vote echoes the term asked about; else ``term`` is the voter's."""
+
+    pre_vote: bool = False
+    granted: bool = False
+    generation: int = 0
+    term: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatRequest:
+    """The coordinator's heartbeat; carries the document where the member's is older."""
+
+    generation: int = 0
+    term: int = 0
+    round: int = 0
+    document: ClusterDocument | None = None
+    commit_term: int = 0
+    commit_seq: int = 0
+    commit_generation: int = 0
+    members: tuple[MemberStatus, ...] = ()
+    serving_state: str = ""
+    refusal_json: str = ""
+
+    @property
+    def commit_version(self) -> Version:
+        """Version that a quorum has stored."""
+        return (self.commit_generation, self.commit_term, self.commit_seq)
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatResponse:
+    """What the member knows of itself."""
+
+    generation: int = 0
+    term: int = 0
+    round: int = 0
+    document_generation: int = 0
+    document_term: int = 0
+    document_seq: int = 0
+    promised: Epoch | None = None
+    active: Epoch | None = None
+    worker: WorkerReport | None = None
+    accepted: bool = False
+    boot_nonce: int = 0
+    facts: NodeFacts | None = None
+
+    @property
+    def document_version(self) -> Version:
+        """Version of the document that the member has stored durably."""
+        return (self.document_generation, self.document_term, self.document_seq)
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareRequest:
+    """Asks for a durable promise of the plan's epoch."""
+
+    term: int = 0
+    plan: Plan | None = None
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareResponse:
+    """Gives or refuses the promise."""
+
+    epoch: Epoch | None = None
+    promised: bool = False
+    reason: str = ""
+    term: int = 0
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRequest:
+    """Makes a promised epoch active."""
+
+    term: int = 0
+    epoch: Epoch | None = None
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CommitResponse:
+    """Says whether the epoch is active now."""
+
+    epoch: Epoch | None = None
+    committed: bool = False
+    reason: str = ""
+    term: int = 0
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where the worker of a stage listens."""
+
+    stage_index: int = 0
+    node_id: str = ""
+    control_address: str = ""
+    tensor_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetPeersRequest:
+    """The addresses and the fresh key of an epoch. Stored nowhere, logged nowhere."""
+
+    term: int = 0
+    epoch: Epoch | None = None
+    peers: tuple[PeerAddress, ...] = ()
+    epoch_key: bytes = b""
+    generation: int = 0
+
+    def __repr__(self) -> str:
+        """Show all but the key."""
+        return (
+            f"SetPeersRequest(generation={self.generation}, term={self.term}, "
+            f"epoch={self.epoch}, peers={self.peers})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SetPeersResponse:
+    """Says whether the worker was told."""
+
+    epoch: Epoch | None = None
+    accepted: bool = False
+    reason: str = ""
+    term: int = 0
+    generation: int = 0
+
+
+Request = RequestVoteRequest | HeartbeatRequest | PrepareRequest | CommitRequest | SetPeersRequest
+Response = RequestVoteResponse | HeartbeatResponse | PrepareResponse | CommitResponse | SetPeersResponse

@@ -1,0 +1,93 @@
+"""Times and limits of the cluster core."""
+
+from dataclasses import dataclass
+
+from .errors import LocalClusterSettingsInvalid
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """Times and limits; the defaults leave fivefold slack for Wi-Fi jitter and fail over within two seconds.
+
+    Attributes:
+        heartbeat_seconds: Between the coordinator's heartbeats to a member.
+        election_timeout_min_seconds: Shortest silence after which a voter campaigns. Also the stickiness: for
+            this long after a heartbeat no vote is given.
+        election_timeout_max_seconds: Longest such silence; each is drawn between the two.
+        portable_bias_seconds: Portable machines draw at least this much above the minimum, so that a machine
+            that stays at its place wins first. Must leave room below the maximum.
+        lease_seconds: A coordinator that no quorum answered for this long, counted from when it sent the
+            heartbeat, steps down. Below the shortest election timeout.
+        rpc_deadline_seconds: For votes and heartbeats.
+        suspect_after_heartbeats: Missed heartbeats after which a member is suspect.
+        dead_after_seconds: Silence after which a member is dead; times (1 + the observer's health score).
+        join_quiet_seconds: While a plan runs, joins are batched until no more came for this long ...
+        join_max_seconds: ... but not longer than this.
+        max_voters: All nodes vote up to this many.
+        prepare_timeout_seconds: From the first PREPARE of a plan to the last promise.
+        plan_rpc_deadline_seconds: For PREPARE, COMMIT and SET_PEERS.
+        compute_timeout_seconds: For the planner, including the profile of a model seen for the first time.
+        worker_stop_seconds: Given to a worker to end in order.
+        connect_timeout_seconds: From SET_PEERS to READY of every worker, else the plan is made anew.
+        load_stall_seconds: A worker that loads and makes no progress for this long has failed.
+        restart_backoff_max_seconds: Bound of the wait (1, 2, 4, ...) before a replan after failures.
+        failure_window_seconds: Failures older than this are forgotten.
+        quarantine_after_failures: Failures in the window after which a node is not planned for that model ...
+        quarantine_seconds: ... for this long.
+        nack_exclude_seconds: A node that refused a PREPARE is left out for this long.
+        refusal_retry_seconds: Shortest time between two asks of the planner that refused.
+        status_seconds: Between the coordinator's tellings of every member's status.
+    """
+
+    heartbeat_seconds: float = 0.25
+    election_timeout_min_seconds: float = 1.0
+    election_timeout_max_seconds: float = 2.0
+    portable_bias_seconds: float = 0.5
+    lease_seconds: float = 0.8
+    rpc_deadline_seconds: float = 0.5
+    suspect_after_heartbeats: int = 3
+    dead_after_seconds: float = 3.0
+    join_quiet_seconds: float = 3.0
+    join_max_seconds: float = 15.0
+    max_voters: int = 7
+    prepare_timeout_seconds: float = 5.0
+    plan_rpc_deadline_seconds: float = 5.0
+    compute_timeout_seconds: float = 300.0
+    worker_stop_seconds: float = 2.0
+    connect_timeout_seconds: float = 20.0
+    load_stall_seconds: float = 120.0
+    restart_backoff_max_seconds: float = 30.0
+    failure_window_seconds: float = 300.0
+    quarantine_after_failures: int = 5
+    quarantine_seconds: float = 900.0
+    nack_exclude_seconds: float = 30.0
+    refusal_retry_seconds: float = 5.0
+    status_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that contradict each other.
+
+        Raises:
+            LocalClusterSettingsInvalid: Names the fields.
+        """
+        if not 0 < self.heartbeat_seconds < self.lease_seconds < self.election_timeout_min_seconds:
+            raise LocalClusterSettingsInvalid(
+                "heartbeat_seconds < lease_seconds < election_timeout_min_seconds must hold: "
+                f"got {self.heartbeat_seconds}, {self.lease_seconds}, {self.election_timeout_min_seconds}"
+            )
+        if not (
+            self.election_timeout_min_seconds + self.portable_bias_seconds < self.election_timeout_max_seconds
+        ):
+            raise LocalClusterSettingsInvalid(
+                "election_timeout_min_seconds + portable_bias_seconds must lie below "
+                f"election_timeout_max_seconds: got {self.election_timeout_min_seconds} + "
+                f"{self.portable_bias_seconds} and {self.election_timeout_max_seconds}"
+            )
+        if self.suspect_after_heartbeats * self.heartbeat_seconds > self.dead_after_seconds:
+            raise LocalClusterSettingsInvalid(
+                "a member must be suspect before it is dead: suspect_after_heartbeats x heartbeat_seconds = "
+                f"{self.suspect_after_heartbeats * self.heartbeat_seconds} is above dead_after_seconds = "
+                f"{self.dead_after_seconds}"
+            )
+        if self.max_voters < 1:
+            raise LocalClusterSettingsInvalid(f"max_voters must be at least 1, got {self.max_voters}")

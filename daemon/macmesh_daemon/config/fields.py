@@ -1,0 +1,350 @@
+"""The settings of a node, each with its unit, default and reason."""
+
+import hashlib
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import platformdirs
+
+from macmesh_daemon.logs import LogFormat, LogLevel
+
+_GIB = 1 << 30
+# sockaddr_un.sun_path holds 104 bytes on macOS, the terminating zero included.
+MAX_SOCKET_PATH_BYTES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class FieldDoc:
+    """What a person needs to know about one setting."""
+
+    meaning: str
+    reason: str
+    unit: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    #: How the default is written where it is computed.
+    default_text: str = ""
+
+
+def _doc(
+    meaning: str,
+    *,
+    reason: str,
+    unit: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    default_text: str = "",
+) -> dict[str, FieldDoc]:
+    doc = FieldDoc(
+        meaning=meaning,
+        reason=reason,
+        unit=unit,
+        minimum=minimum,
+        maximum=maximum,
+        default_text=default_text,
+    )
+    return {"doc": doc}
+
+
+def _default_data_dir() -> Path:
+    return platformdirs.user_data_path("macmesh", appauthor=False)
+
+
+def _default_models_folders() -> tuple[Path, ...]:
+    return (platformdirs.user_data_path("macmesh", appauthor=False) / "models",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that can be set about a node. Frozen: a daemon reads it once, at start."""
+
+    data_dir: Path = field(
+        default_factory=_default_data_dir,
+        metadata=_doc(
+            "Folder of the node's key, certificates, votes and caches. One daemon per folder.",
+            reason="the platform's place for a user's application data",
+            default_text="`~/Library/Application Support/macmesh` (macOS), `~/.local/share/macmesh` (Linux)",
+        ),
+    )
+    socket_path: Path | None = field(
+        default=None,
+        metadata=_doc(
+            "Unix socket for clients on this machine.",
+            reason=(
+                "`macmeshd.sock` in `data_dir`; in `/tmp/macmesh-<uid>/` where that path passes "
+                f"{MAX_SOCKET_PATH_BYTES} bytes, which the operating system would refuse"
+            ),
+            default_text="from `data_dir`",
+        ),
+    )
+    models_folders: tuple[Path, ...] = field(
+        default_factory=_default_models_folders,
+        metadata=_doc(
+            "Folders searched, in order, for a model that is asked for by name.",
+            reason="a folder that the same user can write",
+            default_text="`models` in the default `data_dir`",
+        ),
+    )
+
+    listen_host: str = field(
+        default="0.0.0.0",  # noqa: S104  peers are on the network; the port speaks mutual TLS only
+        metadata=_doc(
+            "Address to listen on for peers and remote clients. `127.0.0.1` keeps it on this machine.",
+            reason=(
+                "peers are on the network, and nobody without a certificate of the cluster gets through the"
+                " handshake"
+            ),
+        ),
+    )
+    listen_port: int = field(
+        default=27450,
+        metadata=_doc(
+            "TCP port for peers and remote clients; 0 takes a free one at each start.",
+            reason=(
+                "fixed, so that seeds and firewalls can name it, and below the ranges from which macOS "
+                "(49152) and Linux (32768) pick outgoing ports"
+            ),
+            minimum=0,
+            maximum=65535,
+        ),
+    )
+    advertise_addresses: tuple[str, ...] = field(
+        default=(),
+        metadata=_doc(
+            "IP addresses told to peers instead of those of the network interfaces.",
+            reason="empty: every address of the interfaces that mDNS uses",
+        ),
+    )
+
+    mdns: bool = field(
+        default=True,
+        metadata=_doc(
+            "Find peers and be found by multicast DNS.",
+            reason="no address needs to be typed",
+        ),
+    )
+    mdns_interfaces: tuple[str, ...] = field(
+        default=(),
+        metadata=_doc(
+            (
+                "Interface names or IP addresses that mDNS uses. `127.0.0.1` alone finds daemons of this "
+                "machine only."
+            ),
+            reason="empty: all but loopback, AWDL, VPN tunnels and virtual machines' bridges",
+        ),
+    )
+    mdns_announce_interval_seconds: float = field(
+        default=15.0,
+        metadata=_doc(
+            "Time between announcements, varied by 20 %.",
+            reason=(
+                "bounds how long a peer that missed an announcement stays unknown, at a few packets a minute"
+            ),
+            unit="seconds",
+            minimum=0.1,
+            maximum=3600,
+        ),
+    )
+    mdns_lonely_interval_seconds: float = field(
+        default=5.0,
+        metadata=_doc(
+            "Time between announcements while no peer is known.",
+            reason="a node that is alone has nothing better to do than to look for others",
+            unit="seconds",
+            minimum=0.1,
+            maximum=3600,
+        ),
+    )
+    seeds: tuple[str, ...] = field(
+        default=(),
+        metadata=_doc(
+            "Peers to try besides those that mDNS finds, as `host:port` (an IPv6 address in brackets).",
+            reason="empty: mDNS suffices on most networks; where multicast is blocked one seed suffices",
+        ),
+    )
+
+    usable_bytes: int = field(
+        default=0,
+        metadata=_doc(
+            (
+                "Upper limit of the memory that models may take on this machine; 0 means no limit of its "
+                "own. It can only lower what the system allows."
+            ),
+            reason="the system's limit is what the GPU can wire",
+            unit="bytes",
+            minimum=0,
+        ),
+    )
+    runtime_reserve_bytes: int = field(
+        default=1 * _GIB,
+        metadata=_doc(
+            "Part of the usable memory that each stage keeps free for the Python and GPU runtimes.",
+            reason="kernels, command buffers and the interpreter come on top of weights and caches",
+            unit="bytes",
+            minimum=0,
+        ),
+    )
+    bandwidth_probe: bool = field(
+        default=True,
+        metadata=_doc(
+            "Measure the memory bandwidth once, in about a second, and keep the result.",
+            reason="the planner's times come from it; without it the chip's published figure is used",
+        ),
+    )
+    probe_cache_dir: Path | None = field(
+        default=None,
+        metadata=_doc(
+            "Folder of the kept bandwidth measurement. Daemons of one machine that share it measure once.",
+            reason="beside the rest of the node's data",
+            default_text="`data_dir`",
+        ),
+    )
+
+    prefill_chunk_tokens: int = field(
+        default=1024,
+        metadata=_doc(
+            "Largest number of prompt tokens computed in one step.",
+            reason=(
+                "large enough to fill the GPU, small enough to bound scratch memory and the wait of others"
+            ),
+            unit="tokens",
+            minimum=1,
+            maximum=65536,
+        ),
+    )
+    step_deadline_seconds: float = field(
+        default=30.0,
+        metadata=_doc(
+            "Longest time one step of the pipeline may take before its requests fail.",
+            reason=(
+                "several times the slowest prefill step of a large model, and short enough for a person to "
+                "wait"
+            ),
+            unit="seconds",
+            minimum=0.1,
+            maximum=3600,
+        ),
+    )
+
+    bootstrap_expect: int = field(
+        default=1,
+        metadata=_doc(
+            "Nodes that must see each other before a new cluster elects its first coordinator.",
+            reason=(
+                "1: the founder starts alone and others join; a throw-away cluster whose nodes start "
+                "together sets its size"
+            ),
+            unit="nodes",
+            minimum=1,
+            maximum=64,
+        ),
+    )
+    heartbeat_interval_seconds: float = field(
+        default=0.25,
+        metadata=_doc(
+            "Time between the coordinator's heartbeats.",
+            reason="four chances within the shortest election timeout",
+            unit="seconds",
+            minimum=0.01,
+            maximum=60,
+        ),
+    )
+    rpc_deadline_seconds: float = field(
+        default=0.5,
+        metadata=_doc(
+            "Time in which a peer must answer a heartbeat or a vote.",
+            reason="a hung process is noticed by this alone; a hundred times a local round trip",
+            unit="seconds",
+            minimum=0.01,
+            maximum=60,
+        ),
+    )
+    election_timeout_min_seconds: float = field(
+        default=1.0,
+        metadata=_doc(
+            "Shortest time without a coordinator before a node asks for votes.",
+            reason=(
+                "four heartbeats: rides out Wi-Fi jitter, and a lost coordinator is still replaced in one "
+                "to two seconds"
+            ),
+            unit="seconds",
+            minimum=0.02,
+            maximum=300,
+        ),
+    )
+    election_timeout_max_seconds: float = field(
+        default=2.0,
+        metadata=_doc(
+            "Longest such time; each node draws its own between the two.",
+            reason="a spread of a second makes split votes rare",
+            unit="seconds",
+            minimum=0.02,
+            maximum=600,
+        ),
+    )
+    lease_seconds: float = field(
+        default=0.8,
+        metadata=_doc(
+            "Time after which a coordinator that a quorum has not answered steps down.",
+            reason="shorter than the shortest election timeout, so that it is gone before its successor",
+            unit="seconds",
+            minimum=0.01,
+            maximum=300,
+        ),
+    )
+    dead_after_seconds: float = field(
+        default=3.0,
+        metadata=_doc(
+            "Time without an answer after which a member counts as lost and the plan is made without it.",
+            reason="a false loss costs a reload; three seconds of silence on a local network are not jitter",
+            unit="seconds",
+            minimum=0.1,
+            maximum=600,
+        ),
+    )
+    join_quiet_seconds: float = field(
+        default=3.0,
+        metadata=_doc(
+            "Time without further joins before a plan takes new members in.",
+            reason="nodes that start together are planned together",
+            unit="seconds",
+            minimum=0,
+            maximum=600,
+        ),
+    )
+
+    log_level: LogLevel = field(
+        default="info",
+        metadata=_doc(
+            "Least level of the events that are logged.",
+            reason="one line per decision",
+        ),
+    )
+    log_format: LogFormat = field(
+        default="auto",
+        metadata=_doc(
+            "`pretty`, `json`, or `auto`: pretty on a terminal, JSON lines elsewhere.",
+            reason="people read terminals, programs read files",
+        ),
+    )
+
+    def resolved_socket_path(self) -> Path:
+        """Return where the Unix socket lies: as configured, else in the data folder, else in the fallback."""
+        if self.socket_path is not None:
+            return self.socket_path
+        path = self.data_dir / "macmeshd.sock"
+        if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
+            return path
+        # The same for the daemon and every client of the user, whatever TMPDIR says: launchd sets none.
+        digest = hashlib.sha256(os.fsencode(self.data_dir.absolute())).hexdigest()[:16]
+        return Path(f"/tmp/macmesh-{os.getuid()}") / f"{digest}.sock"  # noqa: S108  its owner and mode are checked
+
+    def resolved_probe_cache_dir(self) -> Path:
+        """Return the folder of the kept bandwidth measurement."""
+        return self.data_dir if self.probe_cache_dir is None else self.probe_cache_dir
+
+
+def field_docs() -> dict[str, FieldDoc]:
+    """Return what is documented about every field of ``Config``, in order."""
+    return {item.name: item.metadata["doc"] for item in fields(Config)}

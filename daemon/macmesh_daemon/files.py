@@ -1,0 +1,124 @@
+"""Durable files: written whole or not at all, and folders that one process owns.
+
+Errors::
+
+    FilesError
+    └── LocalFolderInUseError   another process of ours holds the folder
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+LOCK_FILE_NAME = "macmeshd.lock"
+
+
+class FilesError(Exception):
+    """Base of the errors of this module."""
+
+
+class LocalFolderInUseError(FilesError):
+    """Another process holds the folder's lock."""
+
+
+def _sync(descriptor: int) -> None:
+    if sys.platform == "darwin":
+        # fsync(2) on macOS does not flush the drive's own cache; F_FULLFSYNC does, where the volume
+        # supports it.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
+
+
+def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace ``path`` by ``data`` so that a crash leaves either the old content or the new.
+
+    Returns once the bytes and the folder entry are on the drive. Blocks: call it through a thread from
+    asyncio.
+
+    Raises:
+        OSError: The folder is missing, full or not writable. ``path`` then still has its old content.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            _sync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        _sync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file ``path`` (made where missing), waiting for its holder.
+
+    Blocks: call it through a thread from asyncio. The lock ends with the process that holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class FolderLock:
+    """Makes this process the only daemon on a data folder, for as long as it lives.
+
+    The kernel drops the lock with the process, so a killed daemon leaves nothing to clean up.
+    """
+
+    def __init__(self, folder: Path, descriptor: int) -> None:
+        self._folder = folder
+        self._descriptor: int | None = descriptor
+
+    @classmethod
+    def acquire(cls, folder: Path) -> Self:
+        """Take the lock of ``folder``, which is made where missing.
+
+        Raises:
+            LocalFolderInUseError: Another daemon runs on the folder; the message has its process id.
+            OSError: The folder cannot be made or written.
+        """
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = folder / LOCK_FILE_NAME
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(descriptor)
+            raise LocalFolderInUseError(
+                f"a daemon (process {holder}) already runs on {folder}: "
+                "stop it, or give this one another data_dir"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        return cls(folder, descriptor)
+
+    def release(self) -> None:
+        """Give the folder back; safe to call twice."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

@@ -1,0 +1,122 @@
+"""Changes of the cluster that someone asked for, until the core has decided them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING
+
+import grpc
+
+from macmesh.reasons import Reason
+from macmesh.v1 import peer_pb2
+from macmesh_daemon.cluster import effects as fx
+from macmesh_daemon.cluster import events as ev
+from macmesh_daemon.node.call_errors import CallError, from_rpc_error, known_reason
+from macmesh_daemon.node.codec import from_proto, to_proto
+
+if TYPE_CHECKING:
+    from macmesh_daemon.cluster.messages import Epoch, WantedModel
+    from macmesh_daemon.node.driver import CoreDriver
+    from macmesh_daemon.node.peers import PeerPool
+
+#: Profiling a large model, planning and the prepare round, with room; loading comes after it.
+DECISION_DEADLINE_SECONDS = 120.0
+
+class ChangeDesk:
+    """Hands changes to the core here, or to the coordinator elsewhere, and waits for the decision."""
+
+    def __init__(self, *, driver: CoreDriver, peers: PeerPool, node_id: str) -> None:
+        self._driver = driver
+        self._peers = peers
+        self._node_id = node_id
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Epoch]] = {}
+
+    def resolve(self, effect: fx.ChangeAccepted | fx.ChangeDone | fx.ChangeRejected) -> None:
+        """The core's decision on a change."""
+        future = self._waiting.get(effect.change_id)
+        if future is None or future.done() or isinstance(effect, fx.ChangeAccepted):
+            return
+        if isinstance(effect, fx.ChangeDone):
+            future.set_result(effect.epoch)
+            return
+        metadata = {"refusal": effect.refusal_json} if effect.refusal_json else {}
+        future.set_exception(CallError(known_reason(effect.reason), effect.message, metadata))
+
+    async def load(self, wanted: WantedModel) -> Epoch:
+        """Serve the model; returns the epoch of the plan once it is committed.
+
+        Raises:
+            CallError: no coordinator, no quorum, or the planner's refusal.
+        """
+        return await self._propose(peer_pb2.ProposeChangeRequest(load=to_proto(wanted)))
+
+    async def unload(self) -> Epoch:
+        """Serve nothing; returns the epoch of the empty plan.
+
+        Raises:
+            CallError: no coordinator or no quorum.
+        """
+        return await self._propose(peer_pb2.ProposeChangeRequest(unload=peer_pb2.UnloadChange()))
+
+    async def take(self, request: peer_pb2.ProposeChangeRequest) -> peer_pb2.ProposeChangeResponse:
+        """Decide a change here, where this node is the coordinator.
+
+        Raises:
+            CallError: this node is not the coordinator, or the change is refused.
+        """
+        change_id = next(self._ids)
+        event: ev.Event
+        match request.WhichOneof("change"):
+            case "load":
+                event = ev.LoadWanted(change_id=change_id, wanted=from_proto(request.load))
+            case "unload":
+                event = ev.UnloadWanted(change_id=change_id)
+            case _:
+                raise CallError(
+                Reason.INVALID_ARGUMENT, "the change names nothing to do"
+                )
+        future: asyncio.Future[Epoch] = asyncio.get_running_loop().create_future()
+        self._waiting[change_id] = future
+        try:
+            self._driver.notify(event)
+            async with asyncio.timeout(DECISION_DEADLINE_SECONDS):
+                epoch = await future
+        except TimeoutError:
+            raise CallError(
+                Reason.INTERNAL,
+                f"the cluster did not decide within {DECISION_DEADLINE_SECONDS:.0f} s; see `daemonctl status`",
+            ) from None
+        finally:
+            self._waiting.pop(change_id, None)
+        document = self._driver.view.document
+        return peer_pb2.ProposeChangeResponse(
+            document_seq=document.seq if document else 0, epoch=to_proto(epoch)
+        )
+
+    async def _propose(self, request: peer_pb2.ProposeChangeRequest) -> Epoch:
+        coordinator = self._driver.view.coordinator_node_id
+        if not coordinator:
+            raise CallError(
+                Reason.NO_COORDINATOR,
+                "this node knows no coordinator; wait for the election or see `daemonctl status`",
+            )
+        if coordinator == self._node_id:
+            response = await self.take(request)
+            return _epoch(response)
+        stub = self._peers.stub(coordinator)
+        if stub is None:
+            raise CallError(
+                Reason.PEER_UNREACHABLE,
+                f"no address is known for the coordinator {coordinator}",
+            )
+        try:
+            return _epoch(await stub.ProposeChange(request, timeout=DECISION_DEADLINE_SECONDS))
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+
+def _epoch(response: peer_pb2.ProposeChangeResponse) -> Epoch:
+    epoch: Epoch = from_proto(response.epoch)
+    return epoch

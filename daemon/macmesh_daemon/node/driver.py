@@ -1,0 +1,170 @@
+"""Feeds the cluster core with events and carries out its effects, strictly in order."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from macmesh_daemon.cluster import effects as fx
+from macmesh_daemon.cluster import events as ev
+from macmesh_daemon.cluster import messages as msg
+from macmesh_daemon.logs import get_logger
+from macmesh_daemon.node.bulletin import Bulletin
+from macmesh_daemon.node.codec import from_proto, to_proto
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from macmesh_daemon.clock import Clock
+    from macmesh_daemon.cluster.machine import ClusterMachine
+    from macmesh_daemon.cluster.view import ClusterView
+    from macmesh_daemon.node.bulletin import BulletinBoard
+    from macmesh_daemon.node.changes import ChangeDesk
+    from macmesh_daemon.node.peers import PeerPool
+    from macmesh_daemon.node.planning import Planning
+    from macmesh_daemon.node.stage_host import StageHost
+    from macmesh_daemon.node.storage import StateStore
+
+_log = get_logger(part="cluster")
+
+_METHODS: dict[type[Any], str] = {
+    msg.RequestVoteRequest: "RequestVote",
+    msg.HeartbeatRequest: "Heartbeat",
+    msg.PrepareRequest: "Prepare",
+    msg.CommitRequest: "Commit",
+    msg.SetPeersRequest: "SetPeers",
+}
+
+
+class CoreDriver:
+    """The only caller of the core; events of all sources queue here and are taken one at a time."""
+
+    def __init__(
+        self,
+        *,
+        machine: ClusterMachine,
+        store: StateStore,
+        clock: Clock,
+        peers: PeerPool,
+        board: BulletinBoard,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._machine = machine
+        self._store = store
+        self._clock = clock
+        self._peers = peers
+        self._board = board
+        self._tasks = tasks
+        self._queue: asyncio.Queue[ev.Event] = asyncio.Queue()
+        self._requests = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._changed = asyncio.Event()
+        self.view: ClusterView = machine.view
+        # Set by the runtime before run(): these need the driver, and the driver needs them.
+        self.stage_host: StageHost
+        self.planning: Planning
+        self.changes: ChangeDesk
+
+    def notify(self, event: ev.Event) -> None:
+        """Queue an event for the core."""
+        self._queue.put_nowait(event)
+
+    async def ask(self, sender: str, message: Any) -> Any:
+        """Give the core a peer's request and wait for its reply; the caller sets the deadline."""
+        request_id = next(self._requests)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = future
+        try:
+            self.notify(ev.RequestReceived(request_id=request_id, sender=sender, message=message))
+            return await future
+        finally:
+            self._waiting.pop(request_id, None)
+
+    async def wait_until(self, condition: Callable[[ClusterView], bool], deadline_seconds: float) -> ClusterView:
+        """The first view that satisfies the condition.
+
+        Raises:
+            TimeoutError: none did within the deadline.
+        """
+        async with asyncio.timeout(deadline_seconds):
+            while not condition(self.view):
+                changed = self._changed
+                await changed.wait()
+        return self.view
+
+    async def run(self) -> None:
+        """Drive the core until cancelled."""
+        while True:
+            event = await self._next_event()
+            for effect in self._machine.step(event, self._clock.now()):
+                await self._carry_out(effect)
+            self.view = self._machine.view
+            changed, self._changed = self._changed, asyncio.Event()
+            changed.set()
+
+    async def _next_event(self) -> ev.Event:
+        deadline = self._machine.next_deadline()
+        if deadline is None:
+            return await self._queue.get()
+        try:
+            async with asyncio.timeout(max(0.0, deadline - self._clock.now())):
+                return await self._queue.get()
+        except TimeoutError:
+            return ev.Tick()
+
+    async def _carry_out(self, effect: fx.Effect) -> None:  # noqa: C901, PLR0912  one case per effect
+        match effect:
+            case fx.Persist():
+                await asyncio.to_thread(self._store.save, effect.state)
+            case fx.Send():
+                self._tasks.create_task(self._send(effect), name=f"send to {effect.peer[:8]}")
+            case fx.Reply():
+                future = self._waiting.get(effect.request_id)
+                if future is not None and not future.done():
+                    future.set_result(effect.message)
+            case fx.ComputePlan():
+                self._tasks.create_task(self.planning.compute(effect), name="compute plan")
+            case fx.CheckPrepare():
+                self._tasks.create_task(self.planning.check_prepare(effect), name="check prepare")
+            case fx.StartWorker():
+                self.stage_host.start(effect.epoch, effect.deployment, effect.stage_index)
+            case fx.StopWorker():
+                self.stage_host.stop(effect.epoch, effect.deadline_seconds)
+            case fx.GivePeers():
+                self.stage_host.give_peers(effect.request)
+            case fx.ChangeAccepted() | fx.ChangeDone() | fx.ChangeRejected():
+                self.changes.resolve(effect)
+            case fx.Announce():
+                self._announce(effect)
+            case _:
+                raise TypeError(f"the core asked for an effect that the driver does not know: {effect!r}")
+
+    def _announce(self, effect: fx.Announce) -> None:
+        facts = dict(effect.facts)
+        _log.info(effect.event, term=self._machine.view.term, **facts)
+        self._board.post(Bulletin(time.time(), effect.event, facts))  # wall time: for people only
+
+    async def _send(self, effect: fx.Send) -> None:
+        stub = self._peers.stub(effect.peer)
+        if stub is None:
+            self.notify(ev.RequestFailed(peer=effect.peer, message=effect.message, reason="no address known"))
+            return
+        method = getattr(stub, _METHODS[type(effect.message)])
+        sent = self._clock.now()
+        try:
+            response = await method(to_proto(effect.message), timeout=effect.deadline_seconds)
+        except grpc.aio.AioRpcError as error:
+            reason = f"{error.code().name}: {error.details()}"
+            self.notify(ev.RequestFailed(peer=effect.peer, message=effect.message, reason=reason))
+            return
+        self.notify(
+            ev.ResponseReceived(
+                peer=effect.peer,
+                message=from_proto(response),
+                round_trip_ms=(self._clock.now() - sent) * 1000,
+            )
+        )

@@ -1,0 +1,105 @@
+"""The two doors of a node: mutual TLS for peers and remote clients, a Unix socket for local ones."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from macmesh.v1 import cluster_pb2_grpc, inference_pb2_grpc, peer_pb2_grpc
+from macmesh_daemon.node.errors import LocalPortBusy, LocalSocketFolderUnsafe
+from macmesh_daemon.node.tls import server_credentials, server_options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from macmesh_daemon.config import Config
+    from macmesh_daemon.identity import NodeCredentials
+
+#: Time that running calls get to end when the node stops.
+GRACE_SECONDS = 1.0
+
+
+def bracketed(host: str) -> str:
+    """The host as it stands before a port: an IPv6 address gets brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+class Doors:
+    """Both gRPC servers. The port is known before anything is served."""
+
+    def __init__(self, config: Config, credentials: NodeCredentials) -> None:
+        self._socket_path = config.resolved_socket_path()
+        self._peers = grpc.aio.server(options=server_options())
+        self._clients = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self.health = health.aio.HealthServicer()
+        address = f"{bracketed(config.listen_host)}:{config.listen_port}"
+        try:
+            self.port = self._peers.add_secure_port(address, server_credentials(credentials))
+        except RuntimeError as error:
+            raise LocalPortBusy(address, error) from error
+        if self.port == 0:
+            raise LocalPortBusy(address, None)
+
+    def serve(
+        self,
+        peer: peer_pb2_grpc.PeerServiceServicer,
+        cluster: cluster_pb2_grpc.ClusterServiceServicer,
+        inference: inference_pb2_grpc.InferenceServiceServicer,
+    ) -> None:
+        """Register the services; peers' door also serves clients that hold a certificate of the cluster."""
+        peer_pb2_grpc.add_PeerServiceServicer_to_server(peer, self._peers)
+        for server in (self._peers, self._clients):
+            cluster_pb2_grpc.add_ClusterServiceServicer_to_server(cluster, server)
+            inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
+            health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+
+    async def open(self) -> None:
+        """Start both servers.
+
+        Raises:
+            LocalSocketFolderUnsafe: the socket's folder belongs to somebody else.
+            LocalPortBusy: the socket cannot be bound.
+        """
+        prepare_socket_folder(self._socket_path)
+        previous = os.umask(0o177)  # the socket file is made with mode 0600, with no moment in between
+        try:
+            if self._clients.add_insecure_port(f"unix:{self._socket_path}") == 0:
+                raise LocalPortBusy(str(self._socket_path), None)
+            await self._clients.start()
+        except RuntimeError as error:
+            raise LocalPortBusy(str(self._socket_path), error) from error
+        finally:
+            os.umask(previous)
+        await self._peers.start()
+        await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
+
+    async def close(self) -> None:
+        """Stop both servers; running calls get a short grace."""
+        await self.health.enter_graceful_shutdown()
+        await self._clients.stop(GRACE_SECONDS)
+        await self._peers.stop(GRACE_SECONDS)
+        with contextlib.suppress(OSError):
+            self._socket_path.unlink()
+
+
+def prepare_socket_folder(path: Path) -> None:
+    """Make the socket's folder, mode 0700, and remove a socket that no daemon holds any more.
+
+    The caller holds the data folder's lock, so a socket file that is left is a dead daemon's.
+
+    Raises:
+        LocalSocketFolderUnsafe: the folder belongs to another user, or is a link, or others may write to it.
+    """
+    folder = path.parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    info = folder.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
+        raise LocalSocketFolderUnsafe(folder)
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()

@@ -1,0 +1,155 @@
+"""PeerService: what other nodes may ask of this one. The caller is who its certificate says."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from macmesh.reasons import Reason
+from macmesh.v1 import peer_pb2, peer_pb2_grpc
+from macmesh_daemon.cluster.events import CandidateVerified
+from macmesh_daemon.node.call_errors import CallError, abort
+from macmesh_daemon.node.codec import from_proto, to_proto
+from macmesh_daemon.node.tls import caller_node_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from macmesh_daemon.node.runtime import Node
+
+#: The core answers at once, except a COMMIT that waits for the old worker to end.
+ANSWER_DEADLINE_SECONDS = 10.0
+PROTOCOL_VERSION = 1
+
+
+class PeerService(peer_pb2_grpc.PeerServiceServicer):
+    """Hands every core message to the core and answers with its reply."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def _ask_core(
+        self, request: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Any:
+        sender = await _caller(context)
+        try:
+            async with asyncio.timeout(ANSWER_DEADLINE_SECONDS):
+                reply = await self._node.driver.ask(sender, from_proto(request))
+        except TimeoutError:
+            await abort(
+                context,
+                CallError(
+                Reason.INTERNAL, "the node did not answer in time"),
+            )
+        return to_proto(reply)
+
+    async def Hello(
+        self, request: peer_pb2.HelloRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.HelloResponse:
+        """Introduce this node; the caller, proved by its certificate, becomes a verified candidate."""
+        sender = await _caller(context)
+        if request.protocol_version != PROTOCOL_VERSION:
+            await abort(
+                context,
+                CallError(
+                Reason.INVALID_ARGUMENT,
+                    f"this node speaks protocol {PROTOCOL_VERSION}, the caller {request.protocol_version}; "
+                    "run the same version of macmesh on every node",
+                ),
+            )
+        addresses = tuple(request.addresses)
+        if addresses and not self._node.peers.addresses(sender):
+            self._node.peers.learn(sender, addresses)
+        self._node.driver.notify(
+            CandidateVerified(
+                node_id=sender,
+                addresses=self._node.peers.addresses(sender) or addresses,
+                facts=from_proto(request.facts),
+                boot_nonce=request.boot_nonce,
+                discovery=request.discovery,
+                has_cluster=request.has_cluster,
+            )
+        )
+        return self._node.hello_response()
+
+    async def RequestVote(
+        self, request: peer_pb2.RequestVoteRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.RequestVoteResponse:
+        """A vote, or a pre-vote."""
+        response: peer_pb2.RequestVoteResponse = await self._ask_core(request, context)
+        return response
+
+    async def Heartbeat(
+        self, request: peer_pb2.HeartbeatRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.HeartbeatResponse:
+        """The coordinator's heartbeat."""
+        response: peer_pb2.HeartbeatResponse = await self._ask_core(request, context)
+        return response
+
+    async def Prepare(
+        self, request: peer_pb2.PrepareRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.PrepareResponse:
+        """The promise of an epoch."""
+        response: peer_pb2.PrepareResponse = await self._ask_core(request, context)
+        return response
+
+    async def Commit(
+        self, request: peer_pb2.CommitRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.CommitResponse:
+        """The start of an epoch."""
+        response: peer_pb2.CommitResponse = await self._ask_core(request, context)
+        return response
+
+    async def SetPeers(
+        self, request: peer_pb2.SetPeersRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.SetPeersResponse:
+        """Addresses and key for this node's worker."""
+        response: peer_pb2.SetPeersResponse = await self._ask_core(request, context)
+        return response
+
+    async def ProfileModel(
+        self, request: peer_pb2.ProfileModelRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.ProfileModelResponse:
+        """The profile of a model that this node has."""
+        await _caller(context)
+        try:
+            model, profile = await self._node.planning.profile_here(request.model_id)
+        except CallError as error:
+            await abort(context, error)
+        return peer_pb2.ProfileModelResponse(model=to_proto(model), profile_json=profile.to_json().encode())
+
+    async def ProposeChange(
+        self, request: peer_pb2.ProposeChangeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.ProposeChangeResponse:
+        """Take a change for the cluster; answers once its plan is committed."""
+        await _caller(context)
+        try:
+            return await self._node.changes.take(request)
+        except CallError as error:
+            await abort(context, error)
+
+    async def RunRequest(
+        self, request: peer_pb2.RunRequestRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[peer_pb2.RunRequestResponse]:
+        """Run a request on this node's head worker."""
+        await _caller(context)
+        try:
+            async for response in self._node.stage_host.run_request(request):
+                yield response
+        except CallError as error:
+            await abort(context, error)
+
+
+async def _caller(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    node_id = caller_node_id(context)
+    if node_id is None:
+        await abort(
+            context,
+            CallError(
+                Reason.NOT_A_MEMBER,
+                "the caller's certificate names no node of this cluster",
+            ),
+        )
+    return node_id

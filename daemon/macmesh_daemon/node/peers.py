@@ -1,0 +1,99 @@
+"""Channels to the other nodes, by node id."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+
+from macmesh.v1 import peer_pb2_grpc
+from macmesh_daemon.node.tls import open_channel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from macmesh.v1.peer_pb2_grpc import PeerServiceAsyncStub
+    from macmesh_daemon.identity import NodeCredentials
+
+
+def grpc_target(addresses: Sequence[str]) -> str:
+    """One gRPC target for all addresses of the first one's family, tried in order.
+
+    Raises:
+        ValueError: there is no address.
+    """
+    if not addresses:
+        raise ValueError("a peer needs at least one address")
+    by_scheme: dict[str, list[str]] = {}
+    first = ""
+    for address in addresses:
+        host = address.rpartition(":")[0].strip("[]").partition("%")[0]
+        try:
+            scheme = f"ipv{ipaddress.ip_address(host).version}"
+        except ValueError:
+            scheme = "dns"
+        first = first or scheme
+        by_scheme.setdefault(scheme, []).append(address)
+    if first == "dns":
+        return f"dns:///{by_scheme[first][0]}"
+    return f"{first}:{','.join(by_scheme[first])}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    addresses: tuple[str, ...]
+    channel: grpc.aio.Channel
+    stub: PeerServiceAsyncStub
+
+
+class PeerPool:
+    """Keeps one channel per peer, verified to end at that peer's certificate."""
+
+    def __init__(self, credentials: NodeCredentials) -> None:
+        self._credentials = credentials
+        self._addresses: dict[str, tuple[str, ...]] = {}
+        self._links: dict[str, _Link] = {}
+        self._retired: list[grpc.aio.Channel] = []
+
+    def learn(self, node_id: str, addresses: Iterable[str]) -> None:
+        """Use these addresses for the peer from now on; an empty list changes nothing."""
+        known = tuple(addresses)
+        if known:
+            self._addresses[node_id] = known
+
+    def addresses(self, node_id: str) -> tuple[str, ...]:
+        """The addresses in use; empty where none is known."""
+        return self._addresses.get(node_id, ())
+
+    def stub(self, node_id: str) -> PeerServiceAsyncStub | None:
+        """The peer's stub, or None where no address is known."""
+        addresses = self.addresses(node_id)
+        if not addresses:
+            return None
+        link = self._links.get(node_id)
+        if link is None or link.addresses != addresses:
+            if link is not None:
+                self._retired.append(link.channel)
+            channel = open_channel(
+                grpc_target(addresses), self._credentials, expected_node_id=node_id
+            )
+            stub: PeerServiceAsyncStub = peer_pb2_grpc.PeerServiceStub(channel)
+            link = self._links[node_id] = _Link(addresses, channel, stub)
+        return link.stub
+
+    async def close_retired(self) -> None:
+        """Close the channels that a change of address replaced."""
+        retired, self._retired = self._retired, []
+        for channel in retired:
+            await channel.close(grace=1.0)
+
+    async def close(self) -> None:
+        """Close every channel."""
+        links, self._links = self._links, {}
+        for link in links.values():
+            await link.channel.close(grace=None)
+        for channel in self._retired:
+            await channel.close(grace=None)
+        self._retired.clear()

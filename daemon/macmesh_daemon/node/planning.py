@@ -1,0 +1,265 @@
+"""Profiles models and computes plans for the core, away from the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+
+from macmesh.reasons import Reason
+from macmesh.v1 import peer_pb2
+from macmesh_daemon.cluster import events as ev
+from macmesh_daemon.cluster.messages import ModelRef, WantedModel
+from macmesh_daemon.logs import get_logger
+from macmesh_daemon.models import LocalModelError, LocalModelNotFoundError, resolve
+from macmesh_daemon.models.profiler import ProfileError, profile_model
+from macmesh_daemon.node.call_errors import CallError, from_rpc_error
+from macmesh_daemon.node.codec import from_proto
+from macmesh_daemon.node.translation import capacities, deployment_of, reason_of_refusal
+from macmesh_placement import ModelProfile, PlanRequest, Refusal, Reserves, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from macmesh.v1 import cluster_pb2
+    from macmesh_daemon.cluster import effects as fx
+    from macmesh_daemon.cluster.messages import Member, NodeFacts
+    from macmesh_daemon.cluster.view import ClusterView
+    from macmesh_daemon.config import Config
+    from macmesh_daemon.models import ModelFolder
+    from macmesh_daemon.node.peers import PeerPool
+    from macmesh_placement import Placement
+
+_log = get_logger(part="planning")
+
+#: A 1T-parameter config profiles in seconds; a slow disk with thousands of headers takes longer.
+PROFILE_DEADLINE_SECONDS = 120.0
+OBJECTIVES = ("latency", "throughput", "balanced")
+
+
+class Planning:
+    """Answers the core's ComputePlan and CheckPrepare, and the clients' dry runs."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        node_id: str,
+        facts: Callable[[], NodeFacts],
+        peers: PeerPool,
+        notify: Callable[[ev.Event], None],
+    ) -> None:
+        self._config = config
+        self._node_id = node_id
+        self._facts = facts
+        self._peers = peers
+        self._notify = notify
+        self._profiles: dict[str, ModelProfile] = {}
+
+    def resolve_path(self, model_id: str, path: str, digest: str) -> Path:
+        """This machine's folder of a model with that digest. Reads the headers of its files: call in a thread.
+
+        Raises:
+            LocalModelError: there is none, it is broken, or its content differs.
+        """
+        return self._matching_folder(ModelRef(model_id=model_id, path=path, digest=digest)).path
+
+    async def profile_here(self, model_id: str) -> tuple[ModelRef, ModelProfile]:
+        """The reference and the profile of a model that this node can read.
+
+        Raises:
+            CallError: there is no such model here, it is broken, or nobody can run it.
+        """
+        try:
+            folder = await asyncio.to_thread(resolve, model_id, self._config.models_folders)
+            profile = self._profiles.get(folder.digest)
+            if profile is None:
+                profile = await profile_model(
+                    folder, self._config.data_dir / "profiles", deadline_seconds=PROFILE_DEADLINE_SECONDS
+                )
+                self._profiles[folder.digest] = profile
+        except LocalModelNotFoundError as error:
+            raise CallError(Reason.MODEL_NOT_FOUND, str(error), {"model": model_id}) from error
+        except LocalModelError as error:
+            raise CallError(Reason.MODEL_BROKEN, str(error), {"model": model_id}) from error
+        except ProfileError as error:
+            reason = Reason(error.reason) if error.reason in Reason.__members__ else Reason.MODEL_BROKEN
+            raise CallError(reason, str(error), {"model": model_id}) from error
+        return ModelRef(model_id=model_id, path=str(folder.path), digest=folder.digest), profile
+
+    async def profile(self, model_id: str, members: tuple[str, ...]) -> tuple[ModelRef, ModelProfile]:
+        """As `profile_here`; where this node lacks the model, the first member that has it answers.
+
+        Raises:
+            CallError: no reachable member has it.
+        """
+        try:
+            return await self.profile_here(model_id)
+        except CallError as error:
+            if error.reason is not Reason.MODEL_NOT_FOUND:
+                raise
+            missing = error
+        for node_id in members:
+            stub = self._peers.stub(node_id) if node_id != self._node_id else None
+            if stub is None:
+                continue
+            try:
+                response = await stub.ProfileModel(
+                    peer_pb2.ProfileModelRequest(model_id=model_id), timeout=PROFILE_DEADLINE_SECONDS
+                )
+            except grpc.aio.AioRpcError as error:
+                passed_on = from_rpc_error(error)
+                if passed_on.reason in {Reason.MODEL_NOT_FOUND, Reason.PEER_UNREACHABLE}:
+                    continue
+                raise passed_on from error
+            return from_proto(response.model), ModelProfile.from_json(response.profile_json.decode())
+        raise missing
+
+    async def wanted(self, request: cluster_pb2.LoadModelRequest, view: ClusterView) -> WantedModel:
+        """What a load asks for, its model resolved.
+
+        Raises:
+            CallError: the request is wrong or no member has the model.
+        """
+        model_id = _checked_model_id(request.model_id)
+        objective = _checked_objective(request.objective)
+        model, _ = await self.profile(model_id, _member_ids(view))
+        return WantedModel(
+            model=model,
+            context_tokens=request.context_tokens,
+            slots=request.slots or 1,
+            objective=objective,
+            stage_count=request.stage_count,
+        )
+
+    async def dry_run(
+        self, request: cluster_pb2.PlanModelRequest, view: ClusterView
+    ) -> tuple[bool, str]:
+        """Whether the model fits the members that live now, and the plan or refusal as JSON.
+
+        Raises:
+            CallError: the request is wrong or no member has the model.
+        """
+        wanted = WantedModel(
+            context_tokens=request.context_tokens,
+            slots=request.slots or 1,
+            objective=_checked_objective(request.objective),
+            stage_count=request.stage_count,
+        )
+        _, profile = await self.profile(_checked_model_id(request.model_id), _member_ids(view))
+        members = view.document.members if view.document else ()
+        alive = tuple(m for m in members if view.liveness.get(m.node_id) in {"alive", "suspect"})
+        result = await self._plan(profile, wanted, alive)
+        return result.feasible, json.dumps(result.to_json())
+
+    async def compute(self, effect: fx.ComputePlan) -> None:
+        """Answer a ComputePlan with PlanComputed or PlanRefused, whatever happens."""
+        wanted = effect.wanted
+        model = wanted.model or ModelRef()
+        try:
+            _, profile = await self.profile(
+                model.path or model.model_id, tuple(m.node_id for m in effect.members)
+            )
+            result = await self._plan(profile, wanted, effect.members)
+        except CallError as error:
+            self._refuse(effect.request_id, error.reason, error.message)
+            return
+        except Exception as error:
+            _log.exception("planning failed", model=model.model_id)
+            self._refuse(effect.request_id, Reason.INTERNAL, f"planning failed: {error}")
+            return
+        if isinstance(result, Refusal):
+            self._notify(
+                ev.PlanRefused(
+                    request_id=effect.request_id,
+                    reason=reason_of_refusal(result),
+                    refusal_json=json.dumps(result.to_json()),
+                )
+            )
+            return
+        self._notify(
+            ev.PlanComputed(request_id=effect.request_id, deployment=deployment_of(result, model))
+        )
+
+    async def check_prepare(self, effect: fx.CheckPrepare) -> None:
+        """Answer a CheckPrepare: is the model here, with that content, and does the stage fit?"""
+        epoch = effect.plan.epoch
+        if epoch is None:
+            raise ValueError("a plan to prepare has an epoch")
+        reason = ""
+        found = effect.plan.stage_of(self._node_id)
+        if found is not None:
+            deployment, stage = found
+            try:
+                await asyncio.to_thread(self._matching_folder, deployment.model or ModelRef())
+            except LocalModelError as error:
+                reason = str(error)
+            needed = sum(entry.size_bytes for entry in stage.ledger.entries) if stage.ledger else 0
+            usable = self._facts().usable_bytes
+            if not reason and needed > usable:
+                reason = f"stage {stage.index} needs {needed} bytes, this node may use {usable}"
+        self._notify(ev.PrepareChecked(epoch=epoch, ok=not reason, reason=reason))
+
+    async def _plan(
+        self, profile: ModelProfile, wanted: WantedModel, members: tuple[Member, ...]
+    ) -> Placement | Refusal:
+        request = PlanRequest(
+            profile=profile,
+            nodes=capacities(members),
+            context_tokens=wanted.context_tokens,
+            slots=wanted.slots or 1,
+            prefill_chunk_tokens=self._config.prefill_chunk_tokens,
+            objective=_checked_objective(wanted.objective),
+            stage_count=wanted.stage_count,
+            reserves=Reserves(runtime_reserve_bytes=self._config.runtime_reserve_bytes),
+        )
+        return await asyncio.to_thread(plan, request)
+
+    def _refuse(self, request_id: int, reason: Reason, message: str) -> None:
+        refusal = json.dumps({"format": "macmesh-plan/1", "feasible": False, "kind": reason.lower(), "message": message})
+        self._notify(ev.PlanRefused(request_id=request_id, reason=reason, refusal_json=refusal))
+
+    def _matching_folder(self, model: ModelRef) -> ModelFolder:
+        """The folder at the same path as on the node that resolved it, else by name; content must match."""
+        attempts = [text for text in dict.fromkeys((model.path, model.model_id)) if text]
+        error = LocalModelNotFoundError(f"no model folder {model.model_id!r} on this node")
+        for attempt in attempts:
+            try:
+                folder = resolve(attempt, self._config.models_folders)
+            except LocalModelNotFoundError as missing:
+                error = missing
+                continue
+            if model.digest and folder.digest != model.digest:
+                error = LocalModelNotFoundError(
+                    f"{folder.path} holds other content than the model of the plan "
+                    f"(digest {folder.digest[:12]}, wanted {model.digest[:12]}); copy the same files to every node"
+                )
+                continue
+            return folder
+        raise error
+
+
+def _member_ids(view: ClusterView) -> tuple[str, ...]:
+    return tuple(m.node_id for m in view.document.members) if view.document else ()
+
+
+def _checked_model_id(model_id: str) -> str:
+    if not model_id:
+        raise CallError(
+            Reason.INVALID_ARGUMENT, "model_id is empty: name a model folder", {"field": "model_id"}
+        )
+    return model_id
+
+
+def _checked_objective(objective: str) -> str:
+    chosen = objective or "balanced"
+    if chosen not in OBJECTIVES:
+        raise CallError(
+            Reason.INVALID_ARGUMENT,
+            f"objective must be one of {', '.join(OBJECTIVES)}, not {chosen!r}",
+            {"field": "objective"},
+        )
+    return chosen

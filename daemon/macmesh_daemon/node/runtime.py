@@ -1,0 +1,292 @@
+"""One running node: everything put together, started in order and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import ifaddr
+
+from macmesh.v1 import peer_pb2
+from macmesh_daemon.api.cluster_service import ClusterService
+from macmesh_daemon.api.inference_service import InferenceService
+from macmesh_daemon.clock import ClockReading, Interruption, SystemClock, detect_interruption
+from macmesh_daemon.cluster.events import LocalHealth
+from macmesh_daemon.cluster.machine import ClusterMachine
+from macmesh_daemon.cluster.messages import NodeFacts
+from macmesh_daemon.cluster.settings import ClusterSettings
+from macmesh_daemon.discovery import Candidate, make_discovery
+from macmesh_daemon.hostinfo import collect_facts
+from macmesh_daemon.identity import begin_start, load_credentials
+from macmesh_daemon.logs import get_logger
+from macmesh_daemon.node.bulletin import BulletinBoard
+from macmesh_daemon.node.candidates import CandidateDialer
+from macmesh_daemon.node.changes import ChangeDesk
+from macmesh_daemon.node.codec import to_proto
+from macmesh_daemon.node.driver import CoreDriver
+from macmesh_daemon.node.listening import Doors, bracketed
+from macmesh_daemon.node.peer_service import PROTOCOL_VERSION, PeerService
+from macmesh_daemon.node.peers import PeerPool
+from macmesh_daemon.node.planning import Planning
+from macmesh_daemon.node.requests import RequestDesk
+from macmesh_daemon.node.stage_host import StageHost
+from macmesh_daemon.node.storage import DataFolderLock, StateStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from macmesh_daemon.config import Config
+    from macmesh_daemon.identity import NodeCredentials, Start
+    from macmesh_daemon.supervisor import WorkerFactory
+
+_log = get_logger(part="node")
+
+#: How often the node looks whether it slept or starved; the heartbeat's own period.
+HEALTH_INTERVAL_SECONDS = 0.25
+#: Stopping in order takes at most this; then the process ends anyway. Below launchd's ExitTimeOut.
+STOP_DEADLINE_SECONDS = 10.0
+#: Workers of this version meet on loopback only: the stock ring lane is plaintext.
+WORKER_BIND_HOST = "127.0.0.1"
+
+
+class _StopRequested(Exception):  # noqa: N818  ends the task group, not an error
+    pass
+
+
+class Node:
+    """A node between its start and its end. Made by `run_node`."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        credentials: NodeCredentials,
+        start: Start,
+        facts: NodeFacts,
+        health: Callable[[], tuple[str, ...]],
+        worker_factory: WorkerFactory,
+        tasks: asyncio.TaskGroup,
+        store: StateStore,
+    ) -> None:
+        self.config = config
+        self.node_id = credentials.node_id
+        self.cluster_prefix = credentials.cluster_prefix
+        self.clock = SystemClock()
+        self.board = BulletinBoard()
+        self.peers = PeerPool(credentials)
+        self.doors = Doors(config, credentials)
+        self._start = start
+        self._facts = facts
+        self._host_health = health
+        self._tasks = tasks
+        self._store = store
+        self._addresses = self._own_addresses()
+        machine = ClusterMachine(
+            node_id=self.node_id,
+            boot_nonce=start.boot_nonce,
+            facts=facts,
+            addresses=self._addresses,
+            persistent=store.load(),
+            settings=cluster_settings(config),
+            rng=random.Random(start.boot_nonce),  # noqa: S311  election jitter, no secret
+            key_source=lambda: secrets.token_bytes(32),
+            now=self.clock.now(),
+            founder=credentials.founder,
+            bootstrap_expect=config.bootstrap_expect,
+        )
+        self.driver = CoreDriver(
+            machine=machine,
+            store=store,
+            clock=self.clock,
+            peers=self.peers,
+            board=self.board,
+            tasks=tasks,
+        )
+        self.planning = Planning(
+            config=config,
+            node_id=self.node_id,
+            facts=lambda: self._facts,
+            peers=self.peers,
+            notify=self.driver.notify,
+        )
+        self.changes = ChangeDesk(driver=self.driver, peers=self.peers, node_id=self.node_id)
+        self.stage_host = StageHost(
+            factory=worker_factory,
+            credentials=credentials,
+            resolve_path=self.planning.resolve_path,
+            bind_host=WORKER_BIND_HOST,
+            step_deadline_seconds=config.step_deadline_seconds,
+            notify=self.driver.notify,
+            tasks=tasks,
+        )
+        self.driver.stage_host = self.stage_host
+        self.driver.planning = self.planning
+        self.driver.changes = self.changes
+        self.requests = RequestDesk(node=self)
+        self._dialer = CandidateDialer(
+            node_id=self.node_id,
+            credentials=credentials,
+            peers=self.peers,
+            clock=self.clock,
+            hello=self._hello_request,
+            notify=self.driver.notify,
+            tasks=tasks,
+        )
+        self._discovery = make_discovery(
+            config=config,
+            credentials=credentials,
+            facts=facts,
+            incarnation=start.incarnation,
+            port=self.doors.port,
+            addresses=self._addresses,
+            clock=self.clock,
+            on_candidate=self._offer,
+        )
+
+    async def serve(self) -> None:
+        """Open the doors, look for peers and drive the core until cancelled."""
+        for member in self._known_members():
+            self.peers.learn(*member)
+        self.doors.serve(PeerService(self), ClusterService(self), InferenceService(self))
+        await self.doors.open()
+        _log.info(
+            "node started",
+            addresses=self._addresses,
+            socket=str(self.config.resolved_socket_path()),
+            incarnation=self._start.incarnation,
+        )
+        self._tasks.create_task(self.driver.run(), name="cluster core")
+        self._tasks.create_task(self._watch_health(), name="own health")
+        self._tasks.create_task(self._discovery.run(), name="discovery")
+
+    async def close(self) -> None:
+        """Stop in order: no new calls, no worker, no announcements, no channels."""
+        _log.info("node stopping")
+        for step in (self.doors.close, self.stage_host.close, self._discovery.close, self.peers.close):
+            with contextlib.suppress(Exception):
+                await step()
+
+    def health(self) -> tuple[str, ...]:
+        """What this machine gives a person to know or do."""
+        return (*self._host_health(), *self._discovery.health())
+
+    def hello_response(self) -> peer_pb2.HelloResponse:
+        """Who this node is."""
+        view = self.driver.view
+        return peer_pb2.HelloResponse(
+            protocol_version=PROTOCOL_VERSION,
+            incarnation=self._start.incarnation,
+            boot_nonce=self._start.boot_nonce,
+            addresses=self._addresses,
+            facts=to_proto(self._facts),
+            coordinator_node_id=view.coordinator_node_id,
+            has_cluster=view.stored_document is not None,
+        )
+
+    def _hello_request(self, discovery: str) -> peer_pb2.HelloRequest:
+        return peer_pb2.HelloRequest(
+            protocol_version=PROTOCOL_VERSION,
+            cluster=self.cluster_prefix,
+            incarnation=self._start.incarnation,
+            boot_nonce=self._start.boot_nonce,
+            addresses=self._addresses,
+            facts=to_proto(self._facts),
+            discovery=discovery,
+            has_cluster=self.driver.view.stored_document is not None,
+        )
+
+    def _offer(self, candidate: Candidate) -> None:
+        self._dialer.offer(candidate)
+
+    def _known_members(self) -> list[tuple[str, tuple[str, ...]]]:
+        document = self.driver.view.stored_document
+        members = document.members if document else ()
+        return [(m.node_id, m.addresses) for m in members if m.node_id != self.node_id and m.addresses]
+
+    def _own_addresses(self) -> tuple[str, ...]:
+        """host:port under which others reach this node; those of the listening host where it is one address."""
+        port = self.doors.port
+        host = self.config.listen_host
+        if self.config.advertise_addresses:
+            return tuple(f"{bracketed(address)}:{port}" for address in self.config.advertise_addresses)
+        if host not in {"0.0.0.0", "::"}:  # noqa: S104  compared, not bound
+            return (f"{bracketed(host)}:{port}",)
+        found = [ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips if isinstance(ip.ip, str)]
+        remote = [address for address in found if not address.startswith("127.")]
+        return tuple(f"{address}:{port}" for address in (remote or found))
+
+    async def _watch_health(self) -> None:
+        previous = ClockReading.take(self.clock)
+        while True:
+            await self.clock.sleep(HEALTH_INTERVAL_SECONDS)
+            await self.peers.close_retired()
+            current = ClockReading.take(self.clock)
+            found = detect_interruption(previous, current, interval_seconds=HEALTH_INTERVAL_SECONDS)
+            previous = current
+            if found is not None:
+                _log.warning("node was interrupted", kind=found.value)
+            self.driver.notify(
+                LocalHealth(score=0 if found is None else 1, slept=found is Interruption.SLEPT)
+            )
+
+
+def cluster_settings(config: Config) -> ClusterSettings:
+    """The core's times as the configuration sets them."""
+    return ClusterSettings(
+        heartbeat_seconds=config.heartbeat_interval_seconds,
+        election_timeout_min_seconds=config.election_timeout_min_seconds,
+        election_timeout_max_seconds=config.election_timeout_max_seconds,
+        lease_seconds=config.lease_seconds,
+        rpc_deadline_seconds=config.rpc_deadline_seconds,
+        dead_after_seconds=config.dead_after_seconds,
+        join_quiet_seconds=config.join_quiet_seconds,
+    )
+
+
+async def run_node(
+    config: Config,
+    *,
+    stop: asyncio.Event,
+    worker_factory: WorkerFactory,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Run a node until `stop` is set; `on_ready` is called once both doors are open.
+
+    Raises:
+        LocalDataFolderBusy: another daemon uses the data folder.
+        LocalPortBusy: the port or the socket is taken.
+        LocalStateCorrupt: the stored votes and promises cannot be trusted.
+        IdentityError: this machine belongs to no cluster yet, or its files are broken.
+    """
+    with DataFolderLock(config.data_dir):
+        credentials = await asyncio.to_thread(load_credentials, config.data_dir)
+        start = await asyncio.to_thread(begin_start, config.data_dir)
+        host = await collect_facts(config)
+        facts = NodeFacts(**{f.name: getattr(host, f.name) for f in fields(NodeFacts)})
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                node = Node(
+                    config=config,
+                    credentials=credentials,
+                    start=start,
+                    facts=facts,
+                    health=lambda: tuple(host.health),
+                    worker_factory=worker_factory,
+                    tasks=tasks,
+                    store=StateStore(config.data_dir),
+                )
+                try:
+                    await node.serve()
+                    on_ready()
+                    await stop.wait()
+                finally:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(STOP_DEADLINE_SECONDS):
+                            await node.close()
+                raise _StopRequested
+        except* _StopRequested:
+            _log.info("node stopped")

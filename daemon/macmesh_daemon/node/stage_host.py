@@ -1,0 +1,244 @@
+"""Runs this node's worker and routes requests to it where it is the head."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from macmesh.reasons import Reason
+from macmesh.v1 import lane_pb2, peer_pb2
+from macmesh_daemon.cluster import events
+from macmesh_daemon.cluster.messages import Deployment, Epoch, SetPeersRequest, WorkerReport, WorkerState
+from macmesh_daemon.logs import get_logger
+from macmesh_daemon.node.call_errors import CallError, known_reason
+from macmesh_daemon.node.codec import from_proto, to_proto
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from macmesh_daemon.identity import NodeCredentials
+    from macmesh_daemon.supervisor import Worker, WorkerFactory
+
+_log = get_logger(part="stage host")
+
+#: Longest wait for the worker to take a command; the socket buffer is large, so only a dead worker is slow.
+SEND_DEADLINE_SECONDS = 5.0
+#: A worker whose epoch ended and that does not end by itself within this is killed.
+STOP_DEADLINE_SECONDS = 2.0
+
+
+@dataclass(eq=False)
+class _Hosted:
+    worker: Worker
+    epoch: Epoch
+    stage_index: int
+    requests: dict[str, asyncio.Queue[peer_pb2.RunRequestResponse | CallError | None]] = field(
+        default_factory=dict
+    )
+    ready: bool = False
+    last_pong: lane_pb2.PongWorker | None = None
+
+
+class StageHost:
+    """Owns at most one worker at a time; tells the core what becomes of it.
+
+    Every method must be called on the event loop. Commands for an epoch that is not the hosted one are
+    ignored: the worker of an older epoch is already ending.
+    """
+
+    def __init__(
+        self,
+        *,
+        factory: WorkerFactory,
+        credentials: NodeCredentials,
+        resolve_path: Callable[[str, str, str], Path],
+        bind_host: str,
+        step_deadline_seconds: float,
+        notify: Callable[[events.Event], None],
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._factory = factory
+        self._credentials = credentials
+        self._resolve_path = resolve_path
+        self._bind_host = bind_host
+        self._step_deadline_seconds = step_deadline_seconds
+        self._notify = notify
+        self._tasks = tasks
+        self._hosted: _Hosted | None = None
+        self._stopping: set[asyncio.Task[None]] = set()
+
+    @property
+    def epoch(self) -> Epoch | None:
+        """The epoch of the hosted worker."""
+        return self._hosted.epoch if self._hosted else None
+
+    @property
+    def active_requests(self) -> int:
+        """Requests that the hosted worker is generating or keeps waiting."""
+        return len(self._hosted.requests) if self._hosted else 0
+
+    def start(self, epoch: Epoch, deployment: Deployment, stage_index: int) -> None:
+        """Start a worker process for a stage; its reports reach the core as WorkerReported."""
+        hosted = _Hosted(self._factory(), epoch, stage_index)
+        self._hosted = hosted
+        self._tasks.create_task(self._run(hosted, deployment), name=f"worker of stage {stage_index}")
+
+    def stop(self, epoch: Epoch, deadline_seconds: float) -> None:
+        """End the worker of an epoch; WorkerStopped follows, at once where there is none."""
+        hosted = self._hosted
+        if hosted is None or hosted.epoch != epoch:
+            self._notify(events.WorkerStopped(epoch=epoch))
+            return
+        self._tasks.create_task(hosted.worker.stop(deadline_seconds), name="stop worker")
+
+    def give_peers(self, request: SetPeersRequest) -> None:
+        """Tell the worker where the other stages listen."""
+        hosted = self._hosted
+        if hosted is not None and hosted.epoch == request.epoch:
+            command = lane_pb2.WorkerCommand(peers=to_proto(request))
+            self._tasks.create_task(self._send(hosted, command), name="give peers")
+
+    async def close(self) -> None:
+        """End the worker, whatever it does."""
+        if self._hosted is not None:
+            await self._hosted.worker.stop(STOP_DEADLINE_SECONDS)
+
+    async def run_request(
+        self, request: peer_pb2.RunRequestRequest
+    ) -> AsyncIterator[peer_pb2.RunRequestResponse]:
+        """Run a request on the hosted head and yield its tokens; leaving early cancels it.
+
+        Raises:
+            CallError: the head does not serve this epoch, refused the request, or was lost.
+        """
+        hosted = self._serving(request)
+        queue: asyncio.Queue[peer_pb2.RunRequestResponse | CallError | None] = asyncio.Queue()
+        hosted.requests[request.request_id] = queue
+        ended = False
+        try:
+            await self._send(
+                hosted, lane_pb2.WorkerCommand(submit=lane_pb2.SubmitRequest(request=request))
+            )
+            while not ended:
+                # The wait is bounded by the worker: it fails a request whose step passes the deadline,
+                # and the end of its process fails every request.
+                item = await queue.get()
+                if item is None:
+                    raise CallError(
+                Reason.WORKER_FAILED,
+                        "the head worker ended while it served the request; try again once the plan is ready",
+                    )
+                if isinstance(item, CallError):
+                    ended = True
+                    raise item
+                ended = item.finish_reason != 0
+                yield item
+        finally:
+            hosted.requests.pop(request.request_id, None)
+            if not ended and self._hosted is hosted:
+                cancel = lane_pb2.CancelRequest(request_id=request.request_id)
+                self._tasks.create_task(
+                    self._send(hosted, lane_pb2.WorkerCommand(cancel=cancel)), name="cancel request"
+                )
+
+    def _serving(self, request: peer_pb2.RunRequestRequest) -> _Hosted:
+        hosted = self._hosted
+        wanted = from_proto(request.epoch)
+        if hosted is None or hosted.epoch != wanted or hosted.stage_index != 0:
+            raise CallError(
+                Reason.EPOCH_CHANGED,
+                "this node is not the head of the epoch that the request names; the plan has changed, try again",
+            )
+        if not hosted.ready:
+            raise CallError(
+                Reason.NOT_READY, "the model is still loading; try again shortly"
+            )
+        if request.request_id in hosted.requests:
+            raise CallError(
+                Reason.INVALID_ARGUMENT,
+                f"request {request.request_id} is already running",
+            )
+        return hosted
+
+    async def _send(self, hosted: _Hosted, command: lane_pb2.WorkerCommand) -> None:
+        try:
+            async with asyncio.timeout(SEND_DEADLINE_SECONDS):
+                await hosted.worker.send(command)
+        except (OSError, TimeoutError) as error:
+            # The end of the process is reported by its event stream; here it is only noted.
+            _log.warning("worker did not take command", command=command.WhichOneof("command"), error=str(error))
+
+    async def _run(self, hosted: _Hosted, deployment: Deployment) -> None:
+        failure = ""
+        try:
+            start = await self._start_message(hosted, deployment)
+            await hosted.worker.start(start)
+            async for event in hosted.worker.events():
+                self._take(hosted, event)
+        except Exception as error:  # noqa: BLE001  whatever ends a worker must reach the core as a report
+            failure = f"{type(error).__name__}: {error}"
+        finally:
+            if self._hosted is hosted:
+                self._hosted = None
+            for queue in hosted.requests.values():
+                queue.put_nowait(None)
+            with contextlib.suppress(Exception):
+                await hosted.worker.stop(STOP_DEADLINE_SECONDS)
+        if failure:
+            _log.error("worker could not be run", epoch=str(hosted.epoch), error=failure)
+            self._notify(
+                events.WorkerReported(
+                    report=WorkerReport(
+                        epoch=hosted.epoch,
+                        stage_index=hosted.stage_index,
+                        state=WorkerState.FAILED,
+                        error=failure,
+                    )
+                )
+            )
+        self._notify(events.WorkerStopped(epoch=hosted.epoch))
+
+    async def _start_message(self, hosted: _Hosted, deployment: Deployment) -> lane_pb2.StartStage:
+        model = deployment.model
+        path = await asyncio.to_thread(self._resolve_path, model.model_id, model.path, model.digest)
+        return lane_pb2.StartStage(
+            epoch=to_proto(hosted.epoch),
+            deployment=to_proto(deployment),
+            stage_index=hosted.stage_index,
+            model_path=str(path),
+            bind_host=self._bind_host,
+            ca_pem=self._credentials.ca_pem,
+            certificate_pem=self._credentials.cert_pem,
+            key_pem=self._credentials.key_pem,
+            step_deadline_seconds=self._step_deadline_seconds,
+        )
+
+    def _take(self, hosted: _Hosted, event: lane_pb2.WorkerEvent) -> None:
+        match event.WhichOneof("event"):
+            case "report":
+                report = from_proto(event.report)
+                hosted.ready = report.state is WorkerState.READY
+                self._notify(events.WorkerReported(report=report))
+            case "progress":
+                self._deliver(hosted, event.progress.request_id, event.progress.response)
+            case "failed":
+                failed = event.failed
+                self._deliver(hosted, failed.request_id, request_error(failed.reason, failed.message))
+            case "pong":
+                hosted.last_pong = event.pong
+
+    @staticmethod
+    def _deliver(
+        hosted: _Hosted, request_id: str, item: peer_pb2.RunRequestResponse | CallError
+    ) -> None:
+        queue = hosted.requests.get(request_id)
+        if queue is not None:
+            queue.put_nowait(item)
+
+
+def request_error(reason: str, message: str) -> CallError:
+    """The error of a request that a worker refused or lost."""
+    return CallError(known_reason(reason), message)

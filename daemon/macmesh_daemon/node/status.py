@@ -1,0 +1,117 @@
+"""The status of the cluster, as this node sees it: one view in, one message out."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from macmesh.v1 import cluster_pb2
+from macmesh_daemon.node.codec import to_proto
+
+if TYPE_CHECKING:
+    from macmesh_daemon.cluster.view import ClusterView
+    from macmesh_daemon.cluster.messages import Deployment, Member, Stage
+    from macmesh_daemon.node.runtime import Node
+
+def status_of(node: Node) -> cluster_pb2.GetStatusResponse:
+    """The status that this node gives to clients."""
+    view = node.driver.view
+    return build_status(
+        view,
+        node_id=node.node_id,
+        cluster=node.cluster_prefix,
+        health=(*health_of(view), *node.health()),
+        active_requests=node.requests.active,
+        waiting_requests=node.requests.waiting,
+    )
+
+
+def build_status(
+    view: ClusterView,
+    *,
+    node_id: str,
+    cluster: str,
+    health: tuple[str, ...],
+    active_requests: int,
+    waiting_requests: int,
+) -> cluster_pb2.GetStatusResponse:
+    """The status message of a view; members in document order, the coordinator told by its role."""
+    document = view.document
+    members = document.members if document else ()
+    deployment = _deployment(view)
+    return cluster_pb2.GetStatusResponse(
+        cluster=cluster,
+        node_id=node_id,
+        coordinator_node_id=view.coordinator_node_id,
+        term=view.term,
+        has_quorum=view.has_quorum,
+        document=to_proto(document) if document else None,
+        nodes=[_node_status(view, member, deployment) for member in members],
+        serving_state=view.serving_state,
+        health=health,
+        active_requests=active_requests,
+        waiting_requests=waiting_requests,
+        refusal_json=view.refusal_json,
+    )
+
+
+def health_of(view: ClusterView) -> tuple[str, ...]:
+    """What the cluster's state gives a person to know or do, worst first."""
+    lines: list[str] = []
+    if view.document is None:
+        lines.append("this node belongs to no cluster document yet: waiting for the founder or for enough nodes")
+    elif not view.coordinator_node_id:
+        lines.append("no coordinator: an election is under way, or too few voters can be reached")
+    elif not view.has_quorum:
+        lines.append("no quorum: the running plan goes on serving, but nothing can be changed")
+    names = {m.node_id: m.facts.hostname for m in view.document.members} if view.document else {}
+    for peer, liveness in sorted(view.liveness.items()):
+        if liveness in {"dead", "suspect", "incompatible"}:
+            lines.append(f"node {peer[:8]} ({names.get(peer, 'unknown')}) is {liveness}")
+    if view.refusal_json:
+        lines.append(f"the wanted model is not served as asked: {refusal_message(view.refusal_json)}")
+    return tuple(lines)
+
+
+def refusal_message(refusal_json: str) -> str:
+    """The message for people of a planner's refusal."""
+    message: str = json.loads(refusal_json).get("message", "")
+    return message
+
+
+def _deployment(view: ClusterView) -> Deployment | None:
+    plan = view.document.plan if view.document else None
+    return plan.deployments[0] if plan and plan.deployments else None
+
+
+def _node_status(
+    view: ClusterView, member: Member, deployment: Deployment | None
+) -> cluster_pb2.NodeStatus:
+    stage = _stage_of(member.node_id, deployment)
+    report = view.workers.get(member.node_id)
+    status = cluster_pb2.NodeStatus(
+        member=to_proto(member),
+        role=_role(view, member),
+        liveness=view.liveness.get(member.node_id, "unknown"),
+        heartbeat_ms=view.heartbeat_ms.get(member.node_id, -1.0),
+        worker=to_proto(report) if report is not None else None,
+    )
+    if stage is not None and deployment is not None and stage.ledger is not None:
+        entries = {entry.name: entry.size_bytes for entry in stage.ledger.entries}
+        status.stage.CopyFrom(to_proto(stage))
+        status.weights_bytes = entries.get("weights", 0)
+        status.cache_bytes = entries.get("cache", 0)
+        status.headroom_bytes = stage.ledger.headroom_bytes
+        status.link = deployment.transport
+    return status
+
+
+def _stage_of(node_id: str, deployment: Deployment | None) -> Stage | None:
+    stages = deployment.stages if deployment else ()
+    return next((stage for stage in stages if stage.node_id == node_id), None)
+
+
+def _role(view: ClusterView, member: Member) -> str:
+    if member.node_id == view.coordinator_node_id:
+        return "coordinator"
+    return "voter" if member.voter else "member"

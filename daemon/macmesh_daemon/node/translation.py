@@ -1,0 +1,99 @@
+"""Between the words of the cluster core and those of the planner. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from macmesh.reasons import Reason
+from macmesh_daemon.cluster.messages import Deployment, Ledger, LedgerEntry, ModelRef, Stage
+from macmesh_placement import NodeCapacity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from macmesh_daemon.cluster.messages import Member
+    from macmesh_placement import Placement, Refusal
+    from macmesh_placement import Ledger as PlacementLedger
+
+#: The tensor lane of this version; plaintext, so it never leaves the machine.
+TRANSPORT = "ring"
+SYNC_MODE = "safe"
+
+_REASONS = {
+    "does_not_fit": Reason.DOES_NOT_FIT,
+    "above_position_limit": Reason.CONTEXT_ABOVE_POSITION_LIMIT,
+    "needs_context": Reason.INVALID_ARGUMENT,
+    "stage_count": Reason.INVALID_ARGUMENT,
+    "unsupported_architecture": Reason.UNSUPPORTED_ARCHITECTURE,
+    "no_nodes": Reason.DOES_NOT_FIT,
+}
+
+
+def capacities(members: Iterable[Member]) -> tuple[NodeCapacity, ...]:
+    """What the planner needs to know of the members.
+
+    The tensor lane of this version stays on one machine, so only the members of one machine are offered:
+    that of the most usable memory, by host id where equal.
+    """
+    by_host: dict[str, list[Member]] = {}
+    for member in members:
+        if member.facts is not None and member.facts.ram_bytes and member.facts.usable_bytes:
+            by_host.setdefault(member.facts.host_id or member.node_id, []).append(member)
+    if not by_host:
+        return ()
+    host = max(sorted(by_host), key=lambda h: sum(m.facts.usable_bytes for m in by_host[h] if m.facts))
+    return tuple(_capacity(member) for member in by_host[host])
+
+
+def _capacity(member: Member) -> NodeCapacity:
+    facts = member.facts
+    if facts is None:
+        raise ValueError(f"member {member.node_id} told no facts")
+    return NodeCapacity(
+        node_id=member.node_id,
+        host_id=facts.host_id,
+        name=facts.hostname,
+        ram_bytes=facts.ram_bytes,
+        usable_bytes=facts.usable_bytes,
+        bandwidth_gb_per_s=facts.bandwidth_gb_per_s or facts.table_bandwidth_gb_per_s,
+        fused_attention=facts.chip.startswith("Apple"),
+    )
+
+
+def deployment_of(placement: Placement, model: ModelRef) -> Deployment:
+    """The placement as the cluster's document carries it."""
+    return Deployment(
+        model=model,
+        layer_count=placement.layer_count,
+        context_tokens=placement.context_tokens,
+        slots=placement.slots,
+        prefill_chunk_tokens=placement.prefill_chunk_tokens,
+        stages=tuple(
+            Stage(
+                index=stage.index,
+                node_id=stage.node_id,
+                first_layer=stage.first_layer,
+                end_layer=stage.end_layer,
+                ledger=_ledger(stage.ledger),
+            )
+            for stage in placement.stages
+        ),
+        transport=TRANSPORT if len(placement.stages) > 1 else "none",
+        sync_mode=SYNC_MODE,
+        predicted_decode_seconds=placement.predicted_decode_seconds,
+    )
+
+
+def _ledger(ledger: PlacementLedger) -> Ledger:
+    return Ledger(
+        entries=tuple(
+            LedgerEntry(name=e.name, size_bytes=e.size_bytes, source=e.source) for e in ledger.entries
+        ),
+        usable_bytes=ledger.usable_bytes,
+        headroom_bytes=ledger.headroom_bytes,
+    )
+
+
+def reason_of_refusal(refusal: Refusal) -> Reason:
+    """The reason that travels for a planner's refusal."""
+    return _REASONS[refusal.kind]

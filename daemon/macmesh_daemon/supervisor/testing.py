@@ -1,0 +1,217 @@
+"""A worker without a process or a model, held to the same contract as the real one."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+
+from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
+from macmesh_daemon.supervisor.closing import OpenBusiness
+from macmesh_daemon.supervisor.errors import LocalWorkerStateError, RemoteWorkerEndedError
+from macmesh_daemon.supervisor.interface import Worker, require_start
+
+_ports = itertools.count(20_000)
+
+
+def fake_token(prompt: Sequence[int], index: int) -> int:
+    """The token that a `FakeWorker` generates at a position: printable ASCII, made of the prompt alone."""
+    return 33 + (sum(prompt) * 7 + index * index * 13 + index) % 94
+
+
+class FakeWorker(Worker):
+    """Loads nothing, listens nowhere and generates `fake_token`, one token in each turn of the event loop.
+
+    Args:
+        total_bytes: weights that it claims to load.
+        load_error: makes loading fail with this text.
+        gate: while given and not set, no token is generated; so a test can act in the middle of a request.
+        pid: process id that it claims.
+    """
+
+    def __init__(
+        self,
+        *,
+        total_bytes: int = 1_000_000,
+        load_error: str = "",
+        gate: asyncio.Event | None = None,
+        pid: int = 4_000_000,
+    ) -> None:
+        self._total_bytes = total_bytes
+        self._load_error = load_error
+        self._gate = gate
+        self._claimed_pid = pid
+        self._business = OpenBusiness()
+        self._events: asyncio.Queue[lane_pb2.WorkerEvent | None] = asyncio.Queue()
+        self._start: lane_pb2.StartStage | None = None
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._steps = 0
+        self._ended = False
+        self.commands: list[lane_pb2.WorkerCommand] = []
+        """What it was told after its start, for tests to look at."""
+
+    @property
+    def pid(self) -> int | None:
+        """The claimed id while it runs."""
+        return self._claimed_pid if self._start is not None and not self._ended else None
+
+    @property
+    def started_with(self) -> lane_pb2.StartStage | None:
+        """What it was started with."""
+        return self._start
+
+    async def start(self, start: lane_pb2.StartStage) -> None:
+        """See `Worker.start`."""
+        if self._start is not None or self._ended:
+            raise LocalWorkerStateError("a worker is started once; make a new one")
+        self._start = start
+        self._business.note_start(start)
+        self._report(peer_pb2.WORKER_STATE_STARTING)
+        self._report(peer_pb2.WORKER_STATE_LOADING, loaded_bytes=0)
+        if self._load_error:
+            self._end(self._load_error)
+            return
+        self._report(peer_pb2.WORKER_STATE_LOADING, loaded_bytes=self._total_bytes // 2)
+        self._report(
+            peer_pb2.WORKER_STATE_LOADED,
+            loaded_bytes=self._total_bytes,
+            control_address=f"{start.bind_host or '127.0.0.1'}:{next(_ports)}",
+            tensor_address=f"{start.bind_host or '127.0.0.1'}:{next(_ports)}",
+        )
+
+    async def send(self, command: lane_pb2.WorkerCommand) -> None:
+        """See `Worker.send`."""
+        require_start(command)
+        if self._ended:
+            raise RemoteWorkerEndedError("the worker has ended; start a new one")
+        if self._start is None:
+            raise LocalWorkerStateError("the worker is not started; call start() first")
+        self.commands.append(command)
+        self._business.note_command(command)
+        match command.WhichOneof("command"):
+            case "peers":
+                self._report(peer_pb2.WORKER_STATE_READY, loaded_bytes=self._total_bytes)
+            case "submit":
+                self._submit(command.submit.request)
+            case "cancel":
+                self._cancel(command.cancel.request_id)
+            case "ping":
+                self._tell(
+                    lane_pb2.WorkerEvent(
+                        pong=lane_pb2.PongWorker(nonce=command.ping.nonce, steps=self._steps)
+                    )
+                )
+            case "stop":
+                self._end("")
+
+    async def events(self) -> AsyncIterator[lane_pb2.WorkerEvent]:
+        """See `Worker.events`."""
+        while (event := await self._events.get()) is not None:
+            yield event
+
+    async def stop(self, deadline_seconds: float) -> None:  # noqa: ARG002  a fake ends at once
+        """See `Worker.stop`."""
+        if self._ended:
+            return
+        self._business.note_stop()
+        self._end("")
+
+    def die(self, how: str = "the worker was killed by SIGKILL") -> None:
+        """Ends as a killed process does."""
+        if not self._ended:
+            self._end(how)
+
+    def _submit(self, request: peer_pb2.RunRequestRequest) -> None:
+        assert self._start is not None  # noqa: S101  send() has checked it
+        if self._start.stage_index != 0:
+            self._fail(request.request_id, "NOT_HEAD", "only the head takes requests")
+            return
+        context = self._start.deployment.context_tokens
+        if context and len(request.prompt_token_ids) + request.max_tokens > context:
+            self._fail(
+                request.request_id,
+                "CONTEXT_LENGTH_EXCEEDED",
+                f"{len(request.prompt_token_ids)} prompt tokens and {request.max_tokens} new ones are more "
+                f"than the {context} that the plan guarantees",
+            )
+            return
+        task = asyncio.create_task(self._generate(request), name=f"fake-request-{request.request_id}")
+        self._running[request.request_id] = task
+        task.add_done_callback(lambda _: self._running.pop(request.request_id, None))
+
+    async def _generate(self, request: peer_pb2.RunRequestRequest) -> None:
+        prompt = list(request.prompt_token_ids)
+        context = self._start.deployment.context_tokens if self._start is not None else 0
+        count = request.max_tokens or max(1, context - len(prompt))
+        for index in range(count):
+            if self._gate is not None:
+                await self._gate.wait()
+            await asyncio.sleep(0)
+            token = fake_token(prompt, index)
+            finish = inference_pb2.FINISH_REASON_UNSPECIFIED
+            if token in request.stop_token_ids:
+                finish = inference_pb2.FINISH_REASON_STOP
+            elif index == count - 1:
+                finish = inference_pb2.FINISH_REASON_LENGTH
+            self._steps += 1
+            response = peer_pb2.RunRequestResponse(
+                index=index, token_id=token, logprob=-0.5, has_token=True, finish_reason=finish
+            )
+            self._progress(request.request_id, response)
+            if finish != inference_pb2.FINISH_REASON_UNSPECIFIED:
+                return
+
+    def _cancel(self, request_id: str) -> None:
+        task = self._running.pop(request_id, None)
+        if task is not None:
+            task.cancel()
+            self._progress(
+                request_id,
+                peer_pb2.RunRequestResponse(finish_reason=inference_pb2.FINISH_REASON_CANCELLED),
+            )
+
+    def _progress(self, request_id: str, response: peer_pb2.RunRequestResponse) -> None:
+        self._tell(
+            lane_pb2.WorkerEvent(progress=lane_pb2.RequestProgress(request_id=request_id, response=response))
+        )
+
+    def _fail(self, request_id: str, reason: str, message: str) -> None:
+        self._tell(
+            lane_pb2.WorkerEvent(
+                failed=lane_pb2.RequestFailed(request_id=request_id, reason=reason, message=message)
+            )
+        )
+
+    def _report(
+        self,
+        state: peer_pb2.WorkerState.ValueType,
+        *,
+        loaded_bytes: int = 0,
+        control_address: str = "",
+        tensor_address: str = "",
+    ) -> None:
+        assert self._start is not None  # noqa: S101  nothing is reported before the start
+        self._tell(
+            lane_pb2.WorkerEvent(
+                report=peer_pb2.WorkerReport(
+                    epoch=self._start.epoch,
+                    stage_index=self._start.stage_index,
+                    state=state,
+                    loaded_bytes=loaded_bytes,
+                    total_bytes=self._total_bytes,
+                    control_address=control_address,
+                    tensor_address=tensor_address,
+                )
+            )
+        )
+
+    def _tell(self, event: lane_pb2.WorkerEvent) -> None:
+        if self._business.passes(event):
+            self._events.put_nowait(event)
+
+    def _end(self, how: str) -> None:
+        self._ended = True
+        for task in self._running.values():
+            task.cancel()
+        self._running.clear()
+        for event in self._business.close(how):
+            self._events.put_nowait(event)
+        self._events.put_nowait(None)

@@ -1,0 +1,316 @@
+"""What a model costs, as plain data: the input of the ledger and of the planner.
+
+A profile is made once per model by the profile process (`macmesh-profile`), which traces mlx-lm's own code,
+and travels as JSON (``"format": "macmesh-profile/1"``). Sizes are bytes; "per token" means one token of one
+request.
+"""
+
+import json
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from macmesh_placement.cachecost import CachePiece
+from macmesh_placement.checks import Reader, parse, require_integer
+from macmesh_placement.errors import LocalProfileError
+
+PROFILE_FORMAT = "macmesh-profile/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionFacts:
+    """What the attention of a layer materialises.
+
+    Attributes:
+        query_heads: Query heads.
+        fused: Metal has a fused kernel for these head sizes, so that prefill keeps no score matrix there.
+        score_bytes: Bytes of one score.
+        mask_heads: Heads of an additive mask that the model's own code materialises for every (token, key)
+            pair, as multi-head latent attention does; 0 where the mask is causal or shared.
+        window_tokens: Most keys that the cache keeps for it between steps; None where all are.
+    """
+
+    query_heads: int
+    fused: bool
+    score_bytes: int
+    mask_heads: int = 0
+    window_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("query_heads", "score_bytes", "mask_heads"):
+            require_integer(getattr(self, name), f"attention {name}", LocalProfileError)
+        if self.window_tokens is not None:
+            require_integer(self.window_tokens, "attention window_tokens", LocalProfileError, minimum=1)
+
+    def scratch_bytes(self, context_tokens: int, chunk_tokens: int, *, fused_kernel: bool) -> int:
+        """Bytes of scores and masks that one prefill step of ``chunk_tokens`` materialises.
+
+        Unfused attention holds the scores and their softmax at once: twice L times S per head. A mask is one
+        byte per pair.
+        """
+        chunk = min(chunk_tokens, context_tokens)
+        keys = context_tokens
+        if self.window_tokens is not None:
+            keys = min(keys, self.window_tokens - 1 + chunk)
+        heads = self.mask_heads + (0 if self.fused and fused_kernel else 2 * self.query_heads)
+        return chunk * keys * (1 + heads * self.score_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as a JSON object."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> "AttentionFacts":
+        """Reads `to_json`'s form; raises `LocalProfileError` where it is not one."""
+        reader = Reader(value, where, LocalProfileError)
+        reader.only(cls.__dataclass_fields__)
+        return cls(
+            query_heads=reader.integer("query_heads"),
+            fused=reader.flag("fused"),
+            score_bytes=reader.integer("score_bytes"),
+            mask_heads=reader.integer("mask_heads", default=0),
+            window_tokens=reader.optional_integer("window_tokens", minimum=1),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProfile:
+    """What one layer costs.
+
+    Attributes:
+        weight_bytes: Bytes of its parameters once loaded.
+        active_weight_bytes: Bytes of them that decoding one token reads: of a mixture of experts, the chosen
+            experts.
+        active_parameters: Parameters that one token is multiplied with; two floating-point operations each.
+        parameter_count: Arrays that hold its parameters; each may lose up to a page to the allocator.
+        activation_bytes_per_token: Sum of the outputs of its projections for one token: what a prefill step
+            keeps per token while it runs through the layer.
+        caches: The pieces of its cache; empty for a layer without one.
+        attention: None for a layer without attention.
+    """
+
+    weight_bytes: int
+    active_weight_bytes: int
+    active_parameters: int = 0
+    parameter_count: int = 1
+    activation_bytes_per_token: int = 0
+    caches: tuple[CachePiece, ...] = ()
+    attention: AttentionFacts | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "weight_bytes",
+            "active_weight_bytes",
+            "active_parameters",
+            "parameter_count",
+            "activation_bytes_per_token",
+        ):
+            require_integer(getattr(self, name), f"layer {name}", LocalProfileError)
+        if self.active_weight_bytes > self.weight_bytes:
+            raise LocalProfileError(
+                f"layer active_weight_bytes {self.active_weight_bytes} exceeds its {self.weight_bytes} bytes"
+            )
+
+    def cache_bytes(self, context_tokens: int) -> int:
+        """Most bytes of cache that one request of ``context_tokens`` holds between steps."""
+        return sum(piece.reserved_bytes(context_tokens) for piece in self.caches)
+
+    def to_json(self) -> dict[str, Any]:
+        """The layer as a JSON object."""
+        return {
+            "weight_bytes": self.weight_bytes,
+            "active_weight_bytes": self.active_weight_bytes,
+            "active_parameters": self.active_parameters,
+            "parameter_count": self.parameter_count,
+            "activation_bytes_per_token": self.activation_bytes_per_token,
+            "caches": [piece.to_json() for piece in self.caches],
+            "attention": None if self.attention is None else self.attention.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> "LayerProfile":
+        """Reads `to_json`'s form; raises `LocalProfileError` where it is not one."""
+        reader = Reader(value, where, LocalProfileError)
+        reader.only({*cls.__dataclass_fields__, "count"})
+        attention = reader.fields.get("attention")
+        return cls(
+            weight_bytes=reader.integer("weight_bytes"),
+            active_weight_bytes=reader.integer("active_weight_bytes"),
+            active_parameters=reader.integer("active_parameters", default=0),
+            parameter_count=reader.integer("parameter_count", default=1),
+            activation_bytes_per_token=reader.integer("activation_bytes_per_token", default=0),
+            caches=tuple(
+                CachePiece.from_json(piece, f"{where}.caches[{index}]")
+                for index, piece in enumerate(reader.array("caches"))
+            ),
+            attention=None
+            if attention is None
+            else AttentionFacts.from_json(attention, f"{where}.attention"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelProfile:
+    """What a model costs.
+
+    Attributes:
+        model_id: What the user calls the model.
+        model_type: ``model_type`` of its config.
+        digest: SHA-256, hex, over its config, weight index and safetensors headers.
+        layers: Its layers, first to last.
+        embedding_bytes: Token (and learned position) embeddings.
+        norm_bytes: The final norm.
+        head_bytes: The output projection; 0 where it is tied to the embedding.
+        tied: The output projection is the embedding.
+        shared_bytes: Parameters outside the layers that are none of these; every stage holds them.
+        outer_parameter_count: Arrays of the four above together.
+        head_caches: Caches that belong to no layer; the first stage holds them.
+        hidden_size: Width of the hidden state that stages hand on.
+        vocab_size: Tokens in the vocabulary.
+        activation_bytes: Bytes of one element of the hidden state.
+        position_limit: Most tokens of context that the config allows; None where it names none.
+        cut_points: Layer numbers before which the model may be cut into stages, ascending, 0 and the layer
+            count left out.
+        cut_reason: Why not everywhere; empty where every boundary is allowed.
+        weights_source: ``"headers"`` (counted from the weight files) or ``"config"`` (no weights at hand).
+        mlx_lm_version: Version whose code was traced.
+    """
+
+    model_id: str
+    model_type: str
+    digest: str
+    layers: tuple[LayerProfile, ...]
+    embedding_bytes: int
+    norm_bytes: int
+    head_bytes: int
+    tied: bool
+    hidden_size: int
+    vocab_size: int
+    activation_bytes: int
+    position_limit: int | None
+    cut_points: tuple[int, ...]
+    cut_reason: str = ""
+    shared_bytes: int = 0
+    outer_parameter_count: int = 3
+    head_caches: tuple[CachePiece, ...] = field(default=())
+    weights_source: str = "headers"
+    mlx_lm_version: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise LocalProfileError("profile layers is empty: a model has at least one layer")
+        for name in ("embedding_bytes", "norm_bytes", "head_bytes", "shared_bytes", "outer_parameter_count"):
+            require_integer(getattr(self, name), f"profile {name}", LocalProfileError)
+        for name in ("hidden_size", "vocab_size", "activation_bytes"):
+            require_integer(getattr(self, name), f"profile {name}", LocalProfileError, minimum=1)
+        if self.position_limit is not None:
+            require_integer(self.position_limit, "profile position_limit", LocalProfileError, minimum=1)
+        if self.tied and self.head_bytes:
+            raise LocalProfileError("profile head_bytes must be 0 where the head is tied to the embedding")
+        previous = 0
+        for cut in self.cut_points:
+            require_integer(cut, "profile cut_points", LocalProfileError, minimum=1)
+            if not previous < cut < len(self.layers):
+                raise LocalProfileError(
+                    f"profile cut_points must ascend in 1..{len(self.layers) - 1}, not {cut} after {previous}"
+                )
+            previous = cut
+
+    @property
+    def layer_count(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    @property
+    def tail_bytes(self) -> int:
+        """What the last stage holds beside its layers: norm, and the head or its copy of the embedding."""
+        return self.norm_bytes + (self.embedding_bytes if self.tied else self.head_bytes)
+
+    @property
+    def total_weight_bytes(self) -> int:
+        """Bytes of all parameters, each counted once."""
+        outer = self.embedding_bytes + self.norm_bytes + self.head_bytes + self.shared_bytes
+        return outer + sum(layer.weight_bytes for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile as a JSON object; equal neighbours among the layers are written once, with a count."""
+        layers = []
+        for layer, group in groupby(self.layers):
+            layers.append({"count": len(list(group)), **layer.to_json()})
+        plain = {name: getattr(self, name) for name in _PLAIN_FIELDS}
+        return {
+            "format": PROFILE_FORMAT,
+            **plain,
+            "cut_points": "all"
+            if self.cut_points == all_cut_points(self.layer_count)
+            else list(self.cut_points),
+            "head_caches": [piece.to_json() for piece in self.head_caches],
+            "layers": layers,
+        }
+
+    def to_json_text(self) -> str:
+        """The profile as JSON text."""
+        return json.dumps(self.to_json(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, value: object) -> "ModelProfile":
+        """Reads `to_json`'s form.
+
+        Raises:
+            LocalProfileError: The value is not a profile; the message names the field.
+        """
+        reader = Reader(value, "profile", LocalProfileError)
+        found = reader.text("format")
+        if found != PROFILE_FORMAT:
+            raise LocalProfileError(
+                f"profile.format must be {PROFILE_FORMAT!r}, not {found!r}: profile the model anew"
+            )
+        reader.only({*cls.__dataclass_fields__, "format"})
+        layers: list[LayerProfile] = []
+        for index, item in enumerate(reader.array("layers")):
+            where = f"profile.layers[{index}]"
+            count = Reader(item, where, LocalProfileError).integer("count", default=1, minimum=1)
+            if len(layers) + count > _MAX_LAYERS:
+                raise LocalProfileError(f"{where}.count makes more than {_MAX_LAYERS} layers")
+            layers += [LayerProfile.from_json(item, where)] * count
+        cuts = reader.get("cut_points")
+        return cls(
+            model_id=reader.text("model_id"),
+            model_type=reader.text("model_type"),
+            digest=reader.text("digest"),
+            layers=tuple(layers),
+            embedding_bytes=reader.integer("embedding_bytes"),
+            norm_bytes=reader.integer("norm_bytes"),
+            head_bytes=reader.integer("head_bytes"),
+            tied=reader.flag("tied"),
+            hidden_size=reader.integer("hidden_size", minimum=1),
+            vocab_size=reader.integer("vocab_size", minimum=1),
+            activation_bytes=reader.integer("activation_bytes", minimum=1),
+            position_limit=reader.optional_integer("position_limit", minimum=1),
+            cut_points=all_cut_points(len(layers)) if cuts == "all" else tuple(reader.array("cut_points")),
+            cut_reason=reader.text("cut_reason", default=""),
+            shared_bytes=reader.integer("shared_bytes", default=0),
+            outer_parameter_count=reader.integer("outer_parameter_count", default=3),
+            head_caches=tuple(
+                CachePiece.from_json(piece, f"profile.head_caches[{index}]")
+                for index, piece in enumerate(reader.array("head_caches", default=[]))
+            ),
+            weights_source=reader.text("weights_source", default="headers"),
+            mlx_lm_version=reader.text("mlx_lm_version", default=""),
+        )
+
+    @classmethod
+    def from_json_text(cls, text: str) -> "ModelProfile":
+        """Reads `to_json_text`'s form; raises `LocalProfileError` where it is not one."""
+        return cls.from_json(parse(text, "profile", LocalProfileError))
+
+
+_MAX_LAYERS = 100_000
+_PLAIN_FIELDS = tuple(
+    name for name in ModelProfile.__dataclass_fields__ if name not in {"layers", "cut_points", "head_caches"}
+)
+
+
+def all_cut_points(layer_count: int) -> tuple[int, ...]:
+    """Every boundary between two of ``layer_count`` layers."""
+    return tuple(range(1, layer_count))

@@ -1,0 +1,93 @@
+"""What the planner is asked."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from macmesh_placement.capacity import NodeCapacity
+from macmesh_placement.checks import require_integer, require_number
+from macmesh_placement.errors import LocalPlanRequestError
+from macmesh_placement.ledger import Reserves, StageDemand
+from macmesh_placement.profile import ModelProfile
+
+Objective = Literal["latency", "throughput", "balanced"]
+
+DEFAULT_PREFILL_CHUNK_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """What to place where, and what counts.
+
+    Attributes:
+        profile: The model.
+        nodes: The nodes that may take part; the planner may leave some out.
+        context_tokens: Tokens of context that every slot holds; 0 takes the model's position limit.
+        slots: Requests served at once; each has the cache budget of a whole context.
+        prefill_chunk_tokens: Most prompt tokens of one prefill step.
+        objective: ``"latency"``: least seconds per token of a single request (sum of stage times and hops).
+            ``"throughput"``: least time of the slowest stage. ``"balanced"``: least seconds between two
+            tokens of one request while `slots` requests are served, the larger of latency and slots x slowest
+            stage.
+        stage_count: Number of stages to use; 0 lets the planner choose.
+        excluded_node_ids: Nodes to leave out.
+        hop_latency_seconds: Time of one hop between stages beside its bytes. Default 0.3 ms.
+        link_gb_per_s: Bandwidth of a link. Default 5 (Thunderbolt 5 in one direction, protocol deducted).
+        tolerance: Plans within this share of the best are equals, among which the one that loads the fewest
+            bytes wins.
+        reserves: The terms of the ledger that no profile knows.
+    """
+
+    profile: ModelProfile
+    nodes: tuple[NodeCapacity, ...]
+    context_tokens: int = 0
+    slots: int = 1
+    prefill_chunk_tokens: int = DEFAULT_PREFILL_CHUNK_TOKENS
+    objective: Objective = "balanced"
+    stage_count: int = 0
+    excluded_node_ids: frozenset[str] = frozenset()
+    hop_latency_seconds: float = 0.0003
+    link_gb_per_s: float = 5.0
+    tolerance: float = 0.02
+    reserves: Reserves = field(default_factory=Reserves)
+
+    def __post_init__(self) -> None:
+        require_integer(self.context_tokens, "context_tokens", LocalPlanRequestError)
+        require_integer(self.slots, "slots", LocalPlanRequestError, minimum=1)
+        require_integer(self.prefill_chunk_tokens, "prefill_chunk_tokens", LocalPlanRequestError, minimum=1)
+        require_integer(self.stage_count, "stage_count", LocalPlanRequestError)
+        for name in ("hop_latency_seconds", "link_gb_per_s", "tolerance"):
+            require_number(getattr(self, name), name, LocalPlanRequestError)
+        if self.link_gb_per_s == 0:
+            raise LocalPlanRequestError("link_gb_per_s must be above 0")
+        if self.objective not in get_args(Objective):
+            raise LocalPlanRequestError(
+                f"objective must be one of {get_args(Objective)}, not {self.objective!r}"
+            )
+        seen: set[str] = set()
+        for node in self.nodes:
+            if node.node_id in seen:
+                raise LocalPlanRequestError(f"node {node.node_id!r} is there twice")
+            seen.add(node.node_id)
+        if unknown := self.excluded_node_ids - seen:
+            raise LocalPlanRequestError(
+                f"excluded_node_ids names unknown nodes: {', '.join(sorted(unknown))}"
+            )
+        for node in self.nodes:
+            if any(not 0 <= layer < self.profile.layer_count for layer in node.resident_layers):
+                raise LocalPlanRequestError(
+                    f"node {node.node_id!r} resident_layers names layers that the model lacks"
+                )
+
+    @property
+    def resolved_context_tokens(self) -> int:
+        """The context asked for, or the model's position limit; 0 where neither is known."""
+        return self.context_tokens or self.profile.position_limit or 0
+
+    def demand(self, context_tokens: int | None = None) -> StageDemand:
+        """How every stage will be used, at the asked context or another."""
+        return StageDemand(
+            context_tokens=self.resolved_context_tokens if context_tokens is None else context_tokens,
+            slots=self.slots,
+            prefill_chunk_tokens=self.prefill_chunk_tokens,
+            reserves=self.reserves,
+        )

@@ -1,0 +1,258 @@
+"""What the planner answers: a placement with its certificate, or a refusal that helps.
+
+Both have a JSON form, ``"format": "macmesh-plan/1"``; ``feasible`` tells them apart.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from macmesh_placement.checks import Reader, parse
+from macmesh_placement.errors import LocalPlacementError
+from macmesh_placement.ledger import Ledger
+
+PLAN_FORMAT = "macmesh-plan/1"
+
+RefusalKind = Literal[
+    "does_not_fit",
+    "above_position_limit",
+    "needs_context",
+    "unsupported_architecture",
+    "no_nodes",
+    "stage_count",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlacement:
+    """One stage: a contiguous range of layers on one node.
+
+    Attributes:
+        index: Position in the pipeline, from 0.
+        node_id: The node that runs it.
+        first_layer: First layer, inclusive.
+        end_layer: End of the range, exclusive.
+        ledger: What it needs.
+        predicted_seconds: Time of one decoded token at full context, by the cost model.
+        bytes_to_load: Parameters that the node does not hold now.
+    """
+
+    index: int
+    node_id: str
+    first_layer: int
+    end_layer: int
+    ledger: Ledger
+    predicted_seconds: float
+    bytes_to_load: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The stage as a JSON object."""
+        return {
+            "index": self.index,
+            "node_id": self.node_id,
+            "first_layer": self.first_layer,
+            "end_layer": self.end_layer,
+            "predicted_seconds": self.predicted_seconds,
+            "bytes_to_load": self.bytes_to_load,
+            "ledger": self.ledger.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """What the planner vouches for.
+
+    Attributes:
+        exact: No plan has a better objective.
+        method: How the search went, for people.
+        best_objective_seconds: The best objective of any plan found.
+        objective_seconds: The objective of this plan; within the tolerance of the best.
+        fewest_bytes_proved: No plan within the tolerance loads fewer bytes.
+        notes: What was assumed, for people.
+    """
+
+    exact: bool
+    method: str
+    best_objective_seconds: float
+    objective_seconds: float
+    fewest_bytes_proved: bool
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The certificate as a JSON object."""
+        return {
+            "exact": self.exact,
+            "method": self.method,
+            "best_objective_seconds": self.best_objective_seconds,
+            "objective_seconds": self.objective_seconds,
+            "fewest_bytes_proved": self.fewest_bytes_proved,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A plan that fits, with its certificate."""
+
+    model_id: str
+    digest: str
+    layer_count: int
+    context_tokens: int
+    slots: int
+    prefill_chunk_tokens: int
+    objective: str
+    stages: tuple[StagePlacement, ...]
+    predicted_decode_seconds: float
+    predicted_slowest_stage_seconds: float
+    bytes_to_load: int
+    certificate: Certificate
+
+    feasible = True
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as a JSON object."""
+        return {
+            "format": PLAN_FORMAT,
+            "feasible": True,
+            "model_id": self.model_id,
+            "digest": self.digest,
+            "layer_count": self.layer_count,
+            "context_tokens": self.context_tokens,
+            "slots": self.slots,
+            "prefill_chunk_tokens": self.prefill_chunk_tokens,
+            "objective": self.objective,
+            "stages": [stage.to_json() for stage in self.stages],
+            "predicted_decode_seconds": self.predicted_decode_seconds,
+            "predicted_slowest_stage_seconds": self.predicted_slowest_stage_seconds,
+            "bytes_to_load": self.bytes_to_load,
+            "certificate": self.certificate.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDeficit:
+    """How much one node lacks for the stage that it would have to take."""
+
+    node_id: str
+    first_layer: int
+    end_layer: int
+    needed_bytes: int
+    usable_bytes: int
+    deficit_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why there is no plan, and what would make one.
+
+    Attributes:
+        kind: Stable reason.
+        message: For people: what is wrong and what to do.
+        context_tokens: The context asked for; 0 where none was.
+        position_limit: The model's position limit, if it has one.
+        largest_context_tokens: Largest context that fits on these nodes; 0 where none does, None where not
+            searched.
+        binding: The line of the ledger (or ``"host_ram"``, ``"granularity"``) that decides; empty where none
+            does.
+        bytes_to_add: Fewest bytes of usable memory that would have to be added, over all nodes.
+        deficits: Where they would have to be added.
+    """
+
+    kind: RefusalKind
+    message: str
+    context_tokens: int = 0
+    position_limit: int | None = None
+    largest_context_tokens: int | None = None
+    binding: str = ""
+    bytes_to_add: int | None = None
+    deficits: tuple[NodeDeficit, ...] = ()
+
+    feasible = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The refusal as a JSON object."""
+        return {
+            "format": PLAN_FORMAT,
+            "feasible": False,
+            "kind": self.kind,
+            "message": self.message,
+            "context_tokens": self.context_tokens,
+            "position_limit": self.position_limit,
+            "largest_context_tokens": self.largest_context_tokens,
+            "binding": self.binding,
+            "bytes_to_add": self.bytes_to_add,
+            "deficits": [
+                {name: getattr(deficit, name) for name in NodeDeficit.__dataclass_fields__}
+                for deficit in self.deficits
+            ],
+        }
+
+
+def result_from_json(text: str) -> Placement | Refusal:
+    """Reads the JSON text of a plan or a refusal, and re-adds every ledger.
+
+    Raises:
+        LocalPlacementError: The text is neither, or its sums are wrong.
+    """
+    reader = Reader(parse(text, "plan", LocalPlacementError), "plan", LocalPlacementError)
+    found = reader.text("format")
+    if found != PLAN_FORMAT:
+        raise LocalPlacementError(f"plan.format must be {PLAN_FORMAT!r}, not {found!r}")
+    return _placement(reader) if reader.flag("feasible") else _refusal(reader)
+
+
+def _placement(reader: Reader) -> Placement:
+    stages = []
+    for index, item in enumerate(reader.array("stages")):
+        where = f"plan.stages[{index}]"
+        stage = Reader(item, where, LocalPlacementError)
+        stages.append(
+            StagePlacement(
+                index=stage.integer("index"),
+                node_id=stage.text("node_id"),
+                first_layer=stage.integer("first_layer"),
+                end_layer=stage.integer("end_layer"),
+                predicted_seconds=stage.number("predicted_seconds"),
+                bytes_to_load=stage.integer("bytes_to_load"),
+                ledger=Ledger.from_json(stage.get("ledger"), f"{where}.ledger"),
+            )
+        )
+    proof = Reader(reader.get("certificate"), "plan.certificate", LocalPlacementError)
+    return Placement(
+        model_id=reader.text("model_id"),
+        digest=reader.text("digest"),
+        layer_count=reader.integer("layer_count", minimum=1),
+        context_tokens=reader.integer("context_tokens", minimum=1),
+        slots=reader.integer("slots", minimum=1),
+        prefill_chunk_tokens=reader.integer("prefill_chunk_tokens", minimum=1),
+        objective=reader.text("objective"),
+        stages=tuple(stages),
+        predicted_decode_seconds=reader.number("predicted_decode_seconds"),
+        predicted_slowest_stage_seconds=reader.number("predicted_slowest_stage_seconds"),
+        bytes_to_load=reader.integer("bytes_to_load"),
+        certificate=Certificate(
+            exact=proof.flag("exact"),
+            method=proof.text("method"),
+            best_objective_seconds=proof.number("best_objective_seconds"),
+            objective_seconds=proof.number("objective_seconds"),
+            fewest_bytes_proved=proof.flag("fewest_bytes_proved"),
+            notes=tuple(proof.array("notes")),
+        ),
+    )
+
+
+def _refusal(reader: Reader) -> Refusal:
+    deficits = []
+    for index, item in enumerate(reader.array("deficits")):
+        line = Reader(item, f"plan.deficits[{index}]", LocalPlacementError)
+        numbers = {name: line.integer(name) for name in NodeDeficit.__dataclass_fields__ if name != "node_id"}
+        deficits.append(NodeDeficit(node_id=line.text("node_id"), **numbers))
+    return Refusal(
+        kind=reader.get("kind"),
+        message=reader.text("message"),
+        context_tokens=reader.integer("context_tokens"),
+        position_limit=reader.optional_integer("position_limit"),
+        largest_context_tokens=reader.optional_integer("largest_context_tokens"),
+        binding=reader.text("binding"),
+        bytes_to_add=reader.optional_integer("bytes_to_add"),
+        deficits=tuple(deficits),
+    )

@@ -1,0 +1,60 @@
+"""A worker process that speaks the protocol with a `FakeWorker` inside, and misbehaves on request."""
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+
+from macmesh.v1 import lane_pb2
+from macmesh_daemon.supervisor.frames import encode_frame, read_frame
+from macmesh_daemon.supervisor.testing import FakeWorker
+
+
+async def serve(options: argparse.Namespace) -> None:  # noqa: C901  one branch for each misbehaviour
+    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=options.fd))
+    worker = FakeWorker(load_error=options.fail_load, gate=asyncio.Event() if options.hold else None)
+    if options.say:
+        sys.stderr.write(options.say + "\n")
+        sys.stderr.flush()
+    if options.garbage:
+        writer.write(b"\xff\xff\xff\xff")
+        await writer.drain()
+
+    async def events() -> None:
+        async for event in worker.events():
+            writer.write(encode_frame(event))
+            await writer.drain()
+
+    async with asyncio.TaskGroup() as group:
+        telling = group.create_task(events())
+        while (command := await read_frame(reader, lane_pb2.WorkerCommand)) is not None:
+            match command.WhichOneof("command"):
+                case "start":
+                    await worker.start(command.start)
+                case "ping" if options.deaf:
+                    continue
+                case "stop" if options.ignore_stop:
+                    continue
+                case "stop":
+                    await worker.stop(1)
+                    break
+                case _:
+                    await worker.send(command)
+            if options.fail_load:
+                await telling
+                os._exit(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--say", default="")
+    parser.add_argument("--fail-load", default="")
+    for flag in ("--hold", "--garbage", "--deaf", "--ignore-stop"):
+        parser.add_argument(flag, action="store_true")
+    asyncio.run(serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Random models and clusters of a size that can be tried exhaustively, drawn from a seed."""
+
+from random import Random
+
+from macmesh_placement import (
+    AttentionFacts,
+    CachePiece,
+    LayerProfile,
+    ModelProfile,
+    NodeCapacity,
+    PlanRequest,
+    Reserves,
+)
+
+KIB = 1024
+
+SMALL_RESERVES = Reserves(runtime_reserve_bytes=KIB, buffer_cache_bytes=KIB, transport_pool_bytes=4 * KIB)
+
+
+def cache_piece(rng: Random) -> CachePiece:
+    kind = rng.choice(("growing", "ring", "chunked", "constant"))
+    if kind == "constant":
+        return CachePiece(
+            kind=kind,
+            source="ArraysCache",
+            constant_bytes=rng.randint(0, 5000),
+            view_bytes_per_token=rng.randint(0, 8),
+        )
+    return CachePiece(
+        kind=kind,
+        source=kind,
+        bytes_per_token=rng.randint(1, 64),
+        window_tokens=rng.randint(1, 700) if kind != "growing" else None,
+        step_tokens=rng.choice((1, 16, 256)),
+    )
+
+
+def layer(rng: Random) -> LayerProfile:
+    weight = rng.choice((rng.randint(0, 200_000), 100_000))
+    attention = AttentionFacts(
+        query_heads=rng.randint(1, 4),
+        fused=rng.random() < 0.5,
+        score_bytes=2,
+        mask_heads=rng.randint(0, 1),
+        window_tokens=rng.choice((None, rng.randint(1, 100))),
+    )
+    return LayerProfile(
+        weight_bytes=weight,
+        active_weight_bytes=rng.randint(0, weight),
+        active_parameters=rng.randint(0, 200_000),
+        parameter_count=rng.randint(0, 3),
+        activation_bytes_per_token=rng.randint(0, 64),
+        caches=tuple(cache_piece(rng) for _ in range(rng.randint(0, 2))),
+        attention=rng.choice((None, attention)),
+    )
+
+
+def profile(rng: Random, max_layers: int = 6) -> ModelProfile:
+    layers = tuple(layer(rng) for _ in range(rng.randint(1, max_layers)))
+    tied = rng.random() < 0.5
+    cuts = tuple(range(1, len(layers)))
+    if rng.random() < 0.25:
+        cuts = tuple(cut for cut in cuts if rng.random() < 0.5)
+    return ModelProfile(
+        model_id="m",
+        model_type="test",
+        digest="0" * 64,
+        layers=layers,
+        embedding_bytes=rng.randint(0, 100_000),
+        norm_bytes=rng.randint(0, 100),
+        head_bytes=0 if tied else rng.randint(0, 100_000),
+        tied=tied,
+        hidden_size=rng.randint(1, 16),
+        vocab_size=rng.randint(1, 50),
+        activation_bytes=2,
+        position_limit=rng.choice((None, rng.randint(700, 5000))),
+        cut_points=cuts,
+        cut_reason="" if len(cuts) == len(layers) - 1 else "drawn",
+        shared_bytes=rng.randint(0, 1000),
+        outer_parameter_count=rng.randint(0, 3),
+        head_caches=tuple(cache_piece(rng) for _ in range(rng.choice((0, 0, 1)))),
+    )
+
+
+def request(seed: int, *, max_nodes: int = 4, max_layers: int = 6) -> PlanRequest:
+    rng = Random(seed)
+    model = profile(rng, max_layers)
+    total = model.total_weight_bytes + 100_000
+    tight = rng.choice(((0.1, 1.3), (0.3, 0.6), (0.8, 1.5)))
+    nodes = tuple(
+        NodeCapacity(
+            node_id=f"n{index}",
+            host_id=rng.choice(("", "", "shared")),
+            ram_bytes=rng.randint(total, 2 * total),
+            usable_bytes=int(total * rng.uniform(*tight)),
+            bandwidth_gb_per_s=rng.choice((100.0, 400.0, 400.0, 819.0)),
+            flops_tflops=rng.choice((None, 0.5, 20.0)),
+            fused_attention=rng.random() < 0.5,
+            resident_layers=frozenset(rng.sample(range(model.layer_count), rng.randint(0, model.layer_count))),
+            holds_embedding=rng.random() < 0.3,
+            holds_head=rng.random() < 0.3,
+        )
+        for index in range(rng.randint(1, max_nodes))
+    )
+    return PlanRequest(
+        profile=model,
+        nodes=nodes,
+        context_tokens=rng.randint(1, 700),
+        slots=rng.randint(1, 3),
+        prefill_chunk_tokens=rng.randint(1, 64),
+        objective=rng.choice(("latency", "throughput", "balanced")),
+        stage_count=rng.choice((0, 0, 0, 1, 2, 3)),
+        hop_latency_seconds=rng.choice((0.0, 1e-7, 1e-5)),
+        tolerance=rng.choice((0.0, 0.02, 0.3)),
+        reserves=SMALL_RESERVES,
+    )

@@ -1,0 +1,114 @@
+"""The contract of `TensorLane`, in memory and over MLX's ring."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lane_contract import ROLES, SHAPES
+from macmesh_rdma.testing import memory_lanes
+
+ROLE_MAIN = Path(__file__).parent / "ring_role_main.py"
+Play = Callable[[list[str]], list[list[str]]]
+
+
+def play_in_memory(roles: list[str]) -> list[list[str]]:
+    lanes = memory_lanes(len(roles))
+    told: list[list[str]] = [[] for _ in roles]
+
+    def run(index: int) -> None:
+        told[index] = ROLES[roles[index]](lanes[index])
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(roles))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return told
+
+
+def start_ring(roles: list[str], deadline_seconds: float = 20) -> list[subprocess.Popen[str]]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    stages = [
+        subprocess.Popen(
+            [sys.executable, str(ROLE_MAIN), str(index), role, str(deadline_seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        for index, role in enumerate(roles)
+    ]
+    addresses = [stage.stdout.readline().strip() for stage in stages if stage.stdout]
+    for stage in stages:
+        assert stage.stdin
+        stage.stdin.write(json.dumps(addresses) + "\n")
+        stage.stdin.flush()
+    return stages
+
+
+def end_ring(stages: list[subprocess.Popen[str]]) -> None:
+    for stage in stages:
+        stage.kill()
+        stage.communicate()
+
+
+def play_over_ring(roles: list[str]) -> list[list[str]]:
+    stages = start_ring(roles)
+    try:
+        return [json.loads(stage.stdout.readline() or "[]") for stage in stages if stage.stdout]
+    finally:
+        end_ring(stages)
+
+
+@pytest.fixture(params=["memory", pytest.param("ring", marks=pytest.mark.process)])
+def play(request: pytest.FixtureRequest) -> Play:
+    return play_in_memory if request.param == "memory" else play_over_ring
+
+
+def test_arrays_arrive_unchanged_and_in_order_through_three_stages(play: Play) -> None:
+    assert play(["send_all", "pass_on", "receive_all"]) == [["sent"], ["passed"], ["same"] * len(SHAPES)]
+
+
+def test_head_and_tail_have_one_end_only_and_a_closed_lane_refuses(play: Play) -> None:
+    assert play(["misuse_head", "misuse_tail"]) == [["LocalLaneStateError"] * 3, ["LocalLaneStateError"]]
+
+
+def test_lost_neighbour_is_an_error_and_breaks_the_lane(play: Play) -> None:
+    assert play(["leave", "be_left"]) == [["left"], ["same", "lost", "broken"]]
+
+
+@pytest.mark.process
+def test_wait_for_a_silent_neighbour_ends_the_process_at_its_deadline() -> None:
+    stages = start_ring(["hang", "wait"], deadline_seconds=1.5)
+    try:
+        assert stages[1].stdout
+        kind, what = json.loads(stages[1].stdout.readline())
+        assert kind == "stalled"
+        assert "receiving (1,)" in what
+        assert stages[1].wait(10) == 7
+    finally:
+        end_ring(stages)
+
+
+@pytest.mark.process
+def test_neighbour_that_never_comes_ends_the_process_at_the_deadline() -> None:
+    (stage,) = start_ring(["send_all"])
+    end_ring([stage])
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, str(ROLE_MAIN), "0", "send_all", "0.5"],
+        input=json.dumps(["127.0.0.1:9", "127.0.0.1:9"]) + "\n",
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode != 0
