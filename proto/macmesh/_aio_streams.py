@@ -1,0 +1,129 @@
+"""Streams of the async client: typed, with a deadline on every wait, and closing cancels the call."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import grpc
+
+from macmesh._streams import GenerationFacts
+from macmesh.errors import LocalClosedError, LocalDeadlineError, MacmeshError
+from macmesh.types import GenerateChunk
+
+T = TypeVar("T")
+
+
+class AsyncStream(AsyncIterator[T], Generic[T]):
+    """What a streaming call yields, for ``async for``.
+
+    Leaving the ``async with`` block, `aclose`, or cancelling the task that waits cancels the call. Raises
+    errors of `macmesh.errors`; after `aclose` iterating raises LocalClosedError. One task at a time may
+    iterate.
+    """
+
+    def __init__(
+        self,
+        call: Any,
+        *,
+        name: str,
+        convert: Callable[[Any], T | None],
+        failed: Callable[[grpc.RpcError], MacmeshError],
+        first_seconds: float,
+        idle_seconds: float,
+    ) -> None:
+        self._call = call
+        self._name = name
+        self._convert = convert
+        self._failed = failed
+        self._wait_seconds = first_seconds
+        self._idle_seconds = idle_seconds
+        self._closed = False
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        """Wait for the next value.
+
+        Raises:
+            LocalDeadlineError: It did not come in time; the call is cancelled.
+            LocalClosedError: The stream was closed.
+            RemoteError: The daemon ended the call with an error, or was lost.
+        """
+        while True:
+            value = self._convert(await self._receive())
+            if value is not None:
+                return value
+
+    async def _receive(self) -> Any:
+        if self._closed:
+            raise LocalClosedError(f"{self._name}: the stream was closed")
+        if self._ended:
+            raise StopAsyncIteration
+        seconds = self._wait_seconds
+        try:
+            async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+                message = await self._call.read()
+        except TimeoutError:
+            self._ended = True
+            self._call.cancel()
+            raise LocalDeadlineError(
+                f"{self._name}: nothing came for {seconds:g} s", {"timeout_seconds": f"{seconds:g}"}
+            ) from None
+        except grpc.RpcError as error:
+            self._ended = True
+            raise self._failed(error) from error
+        except asyncio.CancelledError:
+            # Either this task is being cancelled, or `aclose` cancelled the call below it.
+            self._ended = True
+            self._call.cancel()
+            if self._closed:
+                raise LocalClosedError(f"{self._name}: the stream was closed") from None
+            raise
+        if message is grpc.aio.EOF:
+            self._ended = True
+            self._check_end()
+            raise StopAsyncIteration
+        self._wait_seconds = self._idle_seconds
+        return message
+
+    def _check_end(self) -> None:
+        """Whether the stream may end here."""
+
+    async def aclose(self) -> None:
+        """Cancel the call; does nothing where it has ended."""
+        if not self._ended:
+            self._closed = True
+            self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class AsyncGeneration(AsyncStream[GenerateChunk]):
+    """A generation that is being streamed; iterate it for its pieces.
+
+    Attributes:
+        facts: What is known so far: request, finish reason, usage.
+    """
+
+    def __init__(self, call: Any, **kwargs: Any) -> None:
+        super().__init__(call, **kwargs)
+        self.facts = GenerationFacts()
+
+    async def __anext__(self) -> GenerateChunk:
+        """Wait for the next piece; see `AsyncStream`."""
+        chunk = await super().__anext__()
+        self.facts.note(chunk)
+        return chunk
+
+    def _check_end(self) -> None:
+        self.facts.check_end()

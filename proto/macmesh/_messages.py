@@ -1,0 +1,238 @@
+"""Pure translation between the SDK's arguments and values and the wire messages."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC
+from typing import Any, Final, TypedDict
+
+from macmesh.errors import LocalArgumentError, RemoteInternalError
+from macmesh.reasons import Reason
+from macmesh.types import (
+    ClusterEvent,
+    ClusterStatus,
+    Completion,
+    FinishReason,
+    GenerateChunk,
+    LoadProgress,
+    PlanResult,
+    RequestFacts,
+    Usage,
+    epoch_text,
+)
+from macmesh.v1 import cluster_pb2, inference_pb2
+
+OBJECTIVES: Final = ("latency", "throughput", "balanced")
+ROLES: Final = ("system", "user", "assistant")
+
+_FINISH: Final = {
+    inference_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    inference_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    inference_pb2.FINISH_REASON_CANCELLED: FinishReason.CANCELLED,
+}
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of ``generate`` and ``complete``; all are optional.
+
+    Exactly one of the prompt, `messages` and `token_ids` is given.
+    """
+
+    #: A conversation, oldest first: ``{"role": "user", "content": "..."}``; goes into the chat template.
+    messages: Sequence[Mapping[str, str]] | None
+    #: A prompt already tokenised.
+    token_ids: Sequence[int] | None
+    #: The model; empty takes the one that is served.
+    model: str
+    #: Most tokens to generate; 0 (default) means up to the context.
+    max_tokens: int
+    #: 0 (default) takes the most probable token.
+    temperature: float
+    #: Nucleus sampling; 0 (default) takes all tokens.
+    top_p: float
+    #: Only the k most probable tokens; 0 (default) takes all.
+    top_k: int
+    #: Only tokens of at least this share of the top probability; 0 (default) takes all.
+    min_p: float
+    #: Seed of the request's random numbers; None (default) lets the node draw one, told in `RequestFacts`.
+    seed: int | None
+    #: Texts that end the generation and are not part of it.
+    stop: Sequence[str]
+    #: Generate on past the model's own end-of-sequence tokens.
+    ignore_eos: bool
+
+
+def generate_request(
+    prompt: str | None = None,
+    *,
+    messages: Sequence[Mapping[str, str]] | None = None,
+    token_ids: Sequence[int] | None = None,
+    model: str = "",
+    max_tokens: int = 0,
+    temperature: float = 0.0,
+    top_p: float = 0.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    ignore_eos: bool = False,
+) -> inference_pb2.GenerateRequest:
+    """Build the request.
+
+    Raises:
+        LocalArgumentError: Not exactly one kind of prompt, or a value that no daemon would take.
+    """
+    if sum(x is not None for x in (prompt, messages, token_ids)) != 1:
+        raise LocalArgumentError("give exactly one of prompt, messages and token_ids")
+    if isinstance(stop, str):
+        raise LocalArgumentError("stop is a list of texts, not one text")
+    if temperature < 0 or not 0 <= top_p <= 1 or not 0 <= min_p <= 1:
+        raise LocalArgumentError("temperature must be at least 0, top_p and min_p between 0 and 1")
+    if seed is not None and not 0 <= seed < 2**64:
+        raise LocalArgumentError("seed must lie in 0 .. 2**64 - 1")
+    if any(text == "" for text in stop):
+        raise LocalArgumentError("a stop text must not be empty")
+    request = inference_pb2.GenerateRequest(
+        model_id=model,
+        sampling=inference_pb2.SamplingParameters(
+            temperature=temperature, top_p=top_p, top_k=_count("top_k", top_k), min_p=min_p, seed=seed
+        ),
+        max_tokens=_count("max_tokens", max_tokens),
+        stop=stop,
+        ignore_eos=ignore_eos,
+    )
+    if prompt is not None:
+        request.text = prompt
+    elif messages is not None:
+        request.chat.messages.extend(_chat_messages(messages))
+    else:
+        request.tokens.token_ids.extend(_count("token_ids", i) for i in token_ids or ())
+    return request
+
+
+def _chat_messages(messages: Sequence[Mapping[str, str]]) -> Iterable[inference_pb2.ChatMessage]:
+    if not messages:
+        raise LocalArgumentError("messages is empty: a conversation needs at least one message")
+    for message in messages:
+        if set(message) != {"role", "content"} or message["role"] not in ROLES:
+            raise LocalArgumentError(
+                f"a message is {{'role': one of {', '.join(ROLES)}, 'content': text}}, not {dict(message)!r}"
+            )
+        yield inference_pb2.ChatMessage(role=message["role"], content=message["content"])
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not 0 <= value < 2**32:
+        raise LocalArgumentError(f"{name} must lie in 0 .. 2**32 - 1, not {value!r}")
+    return value
+
+
+def _demand(model: str, context_tokens: int, slots: int, objective: str, stage_count: int) -> dict[str, Any]:
+    if not model:
+        raise LocalArgumentError("model is empty: give a folder or a name below a model folder")
+    if objective and objective not in OBJECTIVES:
+        raise LocalArgumentError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
+    return {
+        "model_id": model,
+        "context_tokens": _count("context_tokens", context_tokens),
+        "slots": _count("slots", slots),
+        "objective": objective,
+        "stage_count": _count("stage_count", stage_count),
+    }
+
+
+def plan_request(
+    model: str, context_tokens: int, slots: int, objective: str, stage_count: int
+) -> cluster_pb2.PlanModelRequest:
+    """Build the request; raises LocalArgumentError."""
+    return cluster_pb2.PlanModelRequest(**_demand(model, context_tokens, slots, objective, stage_count))
+
+
+def load_request(
+    model: str, context_tokens: int, slots: int, objective: str, stage_count: int
+) -> cluster_pb2.LoadModelRequest:
+    """Build the request; raises LocalArgumentError."""
+    return cluster_pb2.LoadModelRequest(**_demand(model, context_tokens, slots, objective, stage_count))
+
+
+def plan_result(response: cluster_pb2.PlanModelResponse) -> PlanResult:
+    """Read the answer; raises RemoteInternalError where it is not JSON."""
+    return PlanResult(response.feasible, _object(response.result_json))
+
+
+def load_progress(response: cluster_pb2.LoadModelResponse) -> LoadProgress:
+    """Read a step of a load."""
+    return LoadProgress(
+        phase=response.phase,
+        epoch=epoch_text(response.epoch) if response.HasField("epoch") else "",
+        loaded_bytes=sum(w.loaded_bytes for w in response.workers),
+        total_bytes=sum(w.total_bytes for w in response.workers),
+        workers=tuple(response.workers),
+        deployment=response.deployment if response.HasField("deployment") else None,
+    )
+
+
+def update(response: cluster_pb2.WatchClusterResponse) -> ClusterStatus | ClusterEvent | None:
+    """Read an update; None for a kind that this SDK does not know yet."""
+    match response.WhichOneof("update"):
+        case "status":
+            return response.status
+        case "event":
+            event = response.event
+            return ClusterEvent(
+                event.time.ToDatetime(tzinfo=UTC), event.event, _object(event.facts_json or "{}")
+            )
+        case _:
+            return None
+
+
+def chunk(response: inference_pb2.GenerateResponse) -> GenerateChunk:
+    """Read a piece of a generation."""
+    usage = response.usage
+    request = response.request
+    return GenerateChunk(
+        text=response.text,
+        token_ids=tuple(response.token_ids),
+        logprobs=tuple(response.logprobs),
+        finish_reason=_FINISH.get(response.finish_reason),
+        usage=Usage(
+            usage.prompt_tokens, usage.completion_tokens, usage.first_token_seconds, usage.decode_seconds
+        )
+        if response.HasField("usage")
+        else None,
+        request=RequestFacts(request.request_id, request.seed, request.model_id, request.epoch)
+        if response.HasField("request")
+        else None,
+    )
+
+
+def completion(chunks: Sequence[GenerateChunk]) -> Completion:
+    """Join the pieces of a whole generation.
+
+    Raises:
+        RemoteInternalError: The stream ended without saying how.
+    """
+    last = chunks[-1] if chunks else None
+    if last is None or last.finish_reason is None or last.usage is None or chunks[0].request is None:
+        raise RemoteInternalError(
+            "the daemon ended the generation without a finish reason", code="INTERNAL", reason=Reason.INTERNAL
+        )
+    return Completion(
+        text="".join(c.text for c in chunks),
+        token_ids=tuple(i for c in chunks for i in c.token_ids),
+        logprobs=tuple(p for c in chunks for p in c.logprobs),
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        request=chunks[0].request,
+    )
+
+
+def _object(text: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise RemoteInternalError(
+            "the daemon sent facts that are not a JSON object", code="INTERNAL", reason=Reason.INTERNAL
+        )
+    return value

@@ -1,0 +1,287 @@
+"""The async client."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from macmesh import _messages
+from macmesh._aio_streams import AsyncGeneration, AsyncStream
+from macmesh._rpc_errors import translate
+from macmesh._targets import check_owner, parse_target
+from macmesh.client import loaded
+from macmesh.credentials import Credentials
+from macmesh.errors import LocalClosedError, MacmeshError
+from macmesh.timeouts import Timeouts, grpc_timeout
+from macmesh.types import ClusterEvent, ClusterStatus, Completion, LoadProgress, PlanResult, epoch_text
+from macmesh.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
+
+R = TypeVar("R", bound=Message)
+
+
+class AsyncClient:
+    """A connection to one node, for asyncio; belongs to the event loop of its first call.
+
+    ::
+
+        async with AsyncClient() as client:
+            async for chunk in client.generate("Once upon a time", max_tokens=50):
+                print(chunk.text, end="")
+
+    Arguments and errors are those of `macmesh.Client`.
+    """
+
+    def __init__(
+        self,
+        target: str | Path | None = None,
+        *,
+        credentials: Credentials | Path | str | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        self._target = parse_target(target, credentials)
+        check_owner(self._target)
+        self._timeouts = timeouts or Timeouts()
+        self._channel: grpc.aio.Channel | None = None
+        self._closed = False
+
+    @property
+    def target(self) -> str:
+        """Where this client connects to."""
+        return str(self._target)
+
+    async def status(self, *, timeout_seconds: float | None = None) -> ClusterStatus:
+        """The cluster as the node sees it now.
+
+        Args:
+            timeout_seconds: Deadline; None takes `Timeouts.status`.
+        """
+        return await self._unary(
+            "GetStatus",
+            self._cluster().GetStatus,
+            cluster_pb2.GetStatusRequest(),
+            timeout_seconds,
+            self._timeouts.status,
+        )
+
+    def watch(self) -> AsyncStream[ClusterStatus | ClusterEvent]:
+        """The status now, then every event, and the status again after each change; until closed.
+
+        The first status has the deadline `Timeouts.watch_first`.
+        """
+        return AsyncStream[ClusterStatus | ClusterEvent](
+            **self._start(
+                "WatchCluster",
+                self._cluster().WatchCluster,
+                cluster_pb2.WatchClusterRequest(),
+                convert=_messages.update,
+                first_seconds=self._timeouts.watch_first,
+            )
+        )
+
+    async def plan(
+        self,
+        model: str,
+        *,
+        context_tokens: int = 0,
+        slots: int = 0,
+        objective: str = "",
+        stage_count: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> PlanResult:
+        """What the cluster would do with a model; changes nothing. Arguments as for `macmesh.Client.plan`."""
+        request = _messages.plan_request(model, context_tokens, slots, objective, stage_count)
+        response = await self._unary(
+            "PlanModel", self._cluster().PlanModel, request, timeout_seconds, self._timeouts.plan
+        )
+        return _messages.plan_result(response)
+
+    def iter_load(
+        self,
+        model: str,
+        *,
+        context_tokens: int = 0,
+        slots: int = 0,
+        objective: str = "",
+        stage_count: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> AsyncStream[LoadProgress]:
+        """Serve a model in place of the one served now; yields the progress, last the phase "ready".
+
+        Closing the stream stops watching, not the load. Arguments as for `macmesh.Client.iter_load`.
+        """
+        request = _messages.load_request(model, context_tokens, slots, objective, stage_count)
+        return AsyncStream[LoadProgress](
+            **self._start(
+                "LoadModel",
+                self._cluster().LoadModel,
+                request,
+                convert=_messages.load_progress,
+                total_seconds=self._timeouts.load if timeout_seconds is None else timeout_seconds,
+                first_seconds=self._timeouts.load_idle,
+                idle_seconds=self._timeouts.load_idle,
+            )
+        )
+
+    async def load(
+        self,
+        model: str,
+        *,
+        context_tokens: int = 0,
+        slots: int = 0,
+        objective: str = "",
+        stage_count: int = 0,
+        on_progress: Callable[[LoadProgress], None] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> LoadProgress:
+        """Serve a model in place of the one served now; returns when it is ready.
+
+        Arguments as for `macmesh.Client.load`.
+        """
+        progress: LoadProgress | None = None
+        async with self.iter_load(
+            model,
+            context_tokens=context_tokens,
+            slots=slots,
+            objective=objective,
+            stage_count=stage_count,
+            timeout_seconds=timeout_seconds,
+        ) as steps:
+            async for progress in steps:
+                if on_progress is not None:
+                    on_progress(progress)
+        return loaded(progress)
+
+    async def unload(self, *, timeout_seconds: float | None = None) -> str:
+        """Serve nothing; returns the epoch of the empty plan.
+
+        Args:
+            timeout_seconds: Deadline; None takes `Timeouts.unload`.
+        """
+        response = await self._unary(
+            "UnloadModel",
+            self._cluster().UnloadModel,
+            cluster_pb2.UnloadModelRequest(),
+            timeout_seconds,
+            self._timeouts.unload,
+        )
+        return epoch_text(response.epoch)
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        timeout_seconds: float | None = None,
+        first_token_timeout_seconds: float | None = None,
+        idle_timeout_seconds: float | None = None,
+        **options: Unpack[_messages.GenerateOptions],
+    ) -> AsyncGeneration:
+        """Generate and stream; ``async for`` over the result gives `GenerateChunk`. Closing it cancels.
+
+        Arguments as for `macmesh.Client.generate`.
+        """
+        request = _messages.generate_request(prompt, **options)
+        times = self._timeouts
+        return AsyncGeneration(
+            **self._start(
+                "Generate",
+                self._inference().Generate,
+                request,
+                convert=_messages.chunk,
+                total_seconds=times.generate if timeout_seconds is None else timeout_seconds,
+                first_seconds=times.generate_first_token
+                if first_token_timeout_seconds is None
+                else first_token_timeout_seconds,
+                idle_seconds=times.generate_idle if idle_timeout_seconds is None else idle_timeout_seconds,
+            )
+        )
+
+    async def complete(
+        self,
+        prompt: str | None = None,
+        *,
+        timeout_seconds: float | None = None,
+        **options: Unpack[_messages.GenerateOptions],
+    ) -> Completion:
+        """Generate and return the whole. Arguments as for `macmesh.Client.generate`."""
+        async with self.generate(prompt, timeout_seconds=timeout_seconds, **options) as generation:
+            return _messages.completion([chunk async for chunk in generation])
+
+    async def close(self) -> None:
+        """Cancel what runs and disconnect. Calling it again does nothing."""
+        self._closed = True
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _open(self) -> grpc.aio.Channel:
+        """The channel, made inside the running loop."""
+        if self._closed:
+            raise LocalClosedError("this client was closed")
+        if self._channel is None:
+            tls = self._target.tls()
+            address, options = self._target.address, self._target.options()
+            self._channel = (
+                grpc.aio.secure_channel(address, tls, options)
+                if tls
+                else grpc.aio.insecure_channel(address, options)
+            )
+        return self._channel
+
+    def _cluster(self) -> "cluster_pb2_grpc.ClusterServiceAsyncStub":
+        return cluster_pb2_grpc.ClusterServiceStub(self._open())
+
+    def _inference(self) -> "inference_pb2_grpc.InferenceServiceAsyncStub":
+        return inference_pb2_grpc.InferenceServiceStub(self._open())
+
+    def _failed(self, error: grpc.RpcError, name: str, seconds: float | None) -> MacmeshError:
+        if self._closed:
+            return LocalClosedError(f"{name}: this client was closed")
+        return translate(error, self._target, name, seconds)
+
+    async def _unary(
+        self,
+        name: str,
+        method: Callable[..., Awaitable[R]],
+        request: Message,
+        timeout_seconds: float | None,
+        default_seconds: float,
+    ) -> R:
+        seconds = grpc_timeout(default_seconds if timeout_seconds is None else timeout_seconds)
+        try:
+            return await method(request, timeout=seconds)
+        except grpc.RpcError as error:
+            raise self._failed(error, name, seconds) from error
+
+    def _start(
+        self,
+        name: str,
+        method: Callable[..., Any],
+        request: Message,
+        *,
+        convert: Callable[[Any], Any],
+        first_seconds: float,
+        total_seconds: float = float("inf"),
+        idle_seconds: float = float("inf"),
+    ) -> dict[str, Any]:
+        """Start a streaming call; the arguments of its `AsyncStream`."""
+        total = grpc_timeout(total_seconds)
+        return {
+            "call": method(request, timeout=total),
+            "name": name,
+            "convert": convert,
+            "failed": lambda error: self._failed(error, name, total),
+            "first_seconds": first_seconds,
+            "idle_seconds": idle_seconds,
+        }

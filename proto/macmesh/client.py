@@ -1,0 +1,323 @@
+"""The sync client."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+from google.protobuf.message import Message
+
+from macmesh import _messages
+from macmesh._rpc_errors import translate
+from macmesh._streams import Generation, Stream
+from macmesh._targets import check_owner, parse_target
+from macmesh._watchdog import Watchdog
+from macmesh.credentials import Credentials
+from macmesh.errors import LocalClosedError, MacmeshError, RemoteInternalError
+from macmesh.reasons import Reason
+from macmesh.timeouts import Timeouts, grpc_timeout
+from macmesh.types import ClusterEvent, ClusterStatus, Completion, LoadProgress, PlanResult, epoch_text
+from macmesh.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
+
+R = TypeVar("R", bound=Message)
+
+
+class Client:
+    """A connection to one node, for blocking code. Threads may share it.
+
+    ::
+
+        with Client() as client:
+            for chunk in client.generate("Once upon a time", max_tokens=50):
+                print(chunk.text, end="")
+
+    Args:
+        target: ``unix:///path``, a path, or ``host:port``; by default the socket of the user's own daemon
+            (`macmesh.default_socket_path`), or the first address in the credentials.
+        credentials: Needed for ``host:port``: `Credentials` or the path of a credentials file.
+        timeouts: Default deadlines of the calls.
+
+    Nothing is connected before the first call.
+
+    Raises:
+        LocalArgumentError: The target is malformed.
+        LocalCredentialsError: The credentials cannot be read.
+        LocalSocketForbiddenError: The default socket belongs to another user.
+    """
+
+    def __init__(
+        self,
+        target: str | Path | None = None,
+        *,
+        credentials: Credentials | Path | str | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        self._target = parse_target(target, credentials)
+        check_owner(self._target)
+        self._timeouts = timeouts or Timeouts()
+        tls = self._target.tls()
+        address, options = self._target.address, self._target.options()
+        self._channel = (
+            grpc.secure_channel(address, tls, options) if tls else grpc.insecure_channel(address, options)
+        )
+        self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._channel)
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._watchdog = Watchdog()
+        self._closed = False
+
+    @property
+    def target(self) -> str:
+        """Where this client connects to."""
+        return str(self._target)
+
+    def status(self, *, timeout_seconds: float | None = None) -> ClusterStatus:
+        """The cluster as the node sees it now.
+
+        Args:
+            timeout_seconds: Deadline; None takes `Timeouts.status`.
+        """
+        return self._unary(
+            "GetStatus",
+            self._cluster.GetStatus,
+            cluster_pb2.GetStatusRequest(),
+            timeout_seconds,
+            self._timeouts.status,
+        )
+
+    def watch(self) -> Stream[ClusterStatus | ClusterEvent]:
+        """The status now, then every event, and the status again after each change; until closed.
+
+        The first status has the deadline `Timeouts.watch_first`.
+        """
+        return Stream[ClusterStatus | ClusterEvent](
+            **self._start(
+                "WatchCluster",
+                self._cluster.WatchCluster,
+                cluster_pb2.WatchClusterRequest(),
+                convert=_messages.update,
+                first_seconds=self._timeouts.watch_first,
+            )
+        )
+
+    def plan(
+        self,
+        model: str,
+        *,
+        context_tokens: int = 0,
+        slots: int = 0,
+        objective: str = "",
+        stage_count: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> PlanResult:
+        """What the cluster would do with a model; changes nothing.
+
+        Args:
+            model: A folder, or a name below a model folder of the node.
+            context_tokens: Tokens of context; 0 takes the model's position limit.
+            slots: Requests served at once; 0 takes 1.
+            objective: "latency", "throughput" or "balanced"; empty takes "balanced".
+            stage_count: Stages to use; 0 lets the planner choose.
+            timeout_seconds: Deadline; None takes `Timeouts.plan`.
+        """
+        request = _messages.plan_request(model, context_tokens, slots, objective, stage_count)
+        response = self._unary(
+            "PlanModel", self._cluster.PlanModel, request, timeout_seconds, self._timeouts.plan
+        )
+        return _messages.plan_result(response)
+
+    def iter_load(
+        self,
+        model: str,
+        *,
+        context_tokens: int = 0,
+        slots: int = 0,
+        objective: str = "",
+        stage_count: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> Stream[LoadProgress]:
+        """Serve a model in place of the one served now; yields the progress, last the phase "ready".
+
+        Closing the stream stops watching, not the load. Arguments as for `plan`; deadline `Timeouts.load`.
+        """
+        request = _messages.load_request(model, context_tokens, slots, objective, stage_count)
+        return Stream[LoadProgress](
+            **self._start(
+                "LoadModel",
+                self._cluster.LoadModel,
+                request,
+                convert=_messages.load_progress,
+                total_seconds=self._timeouts.load if timeout_seconds is None else timeout_seconds,
+                first_seconds=self._timeouts.load_idle,
+                idle_seconds=self._timeouts.load_idle,
+            )
+        )
+
+    def load(
+        self,
+        model: str,
+        *,
+        context_tokens: int = 0,
+        slots: int = 0,
+        objective: str = "",
+        stage_count: int = 0,
+        on_progress: Callable[[LoadProgress], None] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> LoadProgress:
+        """Serve a model in place of the one served now; returns when it is ready.
+
+        Args:
+            model: A folder, or a name below a model folder of the node.
+            context_tokens: Tokens of context; 0 takes the model's position limit.
+            slots: Requests served at once; 0 takes 1.
+            objective: "latency", "throughput" or "balanced"; empty takes "balanced".
+            stage_count: Stages to use; 0 lets the planner choose.
+            on_progress: Called with every step.
+            timeout_seconds: Deadline; None takes `Timeouts.load`.
+        """
+        progress: LoadProgress | None = None
+        with self.iter_load(
+            model,
+            context_tokens=context_tokens,
+            slots=slots,
+            objective=objective,
+            stage_count=stage_count,
+            timeout_seconds=timeout_seconds,
+        ) as steps:
+            for progress in steps:
+                if on_progress is not None:
+                    on_progress(progress)
+        return loaded(progress)
+
+    def unload(self, *, timeout_seconds: float | None = None) -> str:
+        """Serve nothing; returns the epoch of the empty plan.
+
+        Args:
+            timeout_seconds: Deadline; None takes `Timeouts.unload`.
+        """
+        response = self._unary(
+            "UnloadModel",
+            self._cluster.UnloadModel,
+            cluster_pb2.UnloadModelRequest(),
+            timeout_seconds,
+            self._timeouts.unload,
+        )
+        return epoch_text(response.epoch)
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        timeout_seconds: float | None = None,
+        first_token_timeout_seconds: float | None = None,
+        idle_timeout_seconds: float | None = None,
+        **options: Unpack[_messages.GenerateOptions],
+    ) -> Generation:
+        """Generate and stream; iterate the result for `GenerateChunk`. Closing it cancels the request.
+
+        Args:
+            prompt: Plain text, tokenised as it is; or give ``messages`` or ``token_ids``.
+            timeout_seconds: Deadline of the whole; None takes `Timeouts.generate`.
+            first_token_timeout_seconds: None takes `Timeouts.generate_first_token`.
+            idle_timeout_seconds: Longest wait between tokens; None takes `Timeouts.generate_idle`.
+            **options: See `macmesh.GenerateOptions`.
+        """
+        request = _messages.generate_request(prompt, **options)
+        times = self._timeouts
+        return Generation(
+            **self._start(
+                "Generate",
+                self._inference.Generate,
+                request,
+                convert=_messages.chunk,
+                total_seconds=times.generate if timeout_seconds is None else timeout_seconds,
+                first_seconds=times.generate_first_token
+                if first_token_timeout_seconds is None
+                else first_token_timeout_seconds,
+                idle_seconds=times.generate_idle if idle_timeout_seconds is None else idle_timeout_seconds,
+            )
+        )
+
+    def complete(
+        self,
+        prompt: str | None = None,
+        *,
+        timeout_seconds: float | None = None,
+        **options: Unpack[_messages.GenerateOptions],
+    ) -> Completion:
+        """Generate and return the whole. Arguments as for `generate`."""
+        with self.generate(prompt, timeout_seconds=timeout_seconds, **options) as generation:
+            return _messages.completion(list(generation))
+
+    def close(self) -> None:
+        """Cancel what runs and disconnect. Calling it again does nothing."""
+        self._closed = True
+        self._watchdog.close()
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _failed(self, error: grpc.RpcError, name: str, seconds: float | None) -> MacmeshError:
+        if self._closed:
+            return LocalClosedError(f"{name}: this client was closed")
+        return translate(error, self._target, name, seconds)
+
+    def _check_open(self, name: str) -> None:
+        if self._closed:
+            raise LocalClosedError(f"{name}: this client was closed")
+
+    def _unary(
+        self,
+        name: str,
+        method: Callable[..., R],
+        request: Message,
+        timeout_seconds: float | None,
+        default_seconds: float,
+    ) -> R:
+        self._check_open(name)
+        seconds = grpc_timeout(default_seconds if timeout_seconds is None else timeout_seconds)
+        try:
+            return method(request, timeout=seconds)
+        except grpc.RpcError as error:
+            raise self._failed(error, name, seconds) from error
+
+    def _start(
+        self,
+        name: str,
+        method: Callable[..., Any],
+        request: Message,
+        *,
+        convert: Callable[[Any], Any],
+        first_seconds: float,
+        total_seconds: float = float("inf"),
+        idle_seconds: float = float("inf"),
+    ) -> dict[str, Any]:
+        """Start a streaming call; the arguments of its `Stream`."""
+        self._check_open(name)
+        total = grpc_timeout(total_seconds)
+        return {
+            "call": method(request, timeout=total),
+            "name": name,
+            "convert": convert,
+            "failed": lambda error: self._failed(error, name, total),
+            "watchdog": self._watchdog,
+            "first_seconds": first_seconds,
+            "idle_seconds": idle_seconds,
+        }
+
+
+def loaded(progress: LoadProgress | None) -> LoadProgress:
+    """The last step of a load, which must be "ready"."""
+    if progress is None or progress.phase != "ready":
+        raise RemoteInternalError(
+            f"the daemon ended the load in phase {progress.phase if progress else 'none'!r}, not 'ready'",
+            code="INTERNAL",
+            reason=Reason.INTERNAL,
+        )
+    return progress
