@@ -284,6 +284,6 @@ async def run_node(
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(STOP_DEADLINE_SECONDS):
                             await node.close()
-                raise _StopRequested
+                raise _StopRequested  # noqa: TRY301  it ends the task group from inside
         except* _StopRequested:
             _log.info("node stopped")

@@ -50,9 +50,7 @@ class Sources:
         port: int,
         clock: Clock,
     ) -> None:
-        self._peers = PeerBook(
-            config.data_dir / _PEER_BOOK, own_node_id=credentials.node_id, clock=clock
-        )
+        self._peers = PeerBook(config.data_dir / _PEER_BOOK, own_node_id=credentials.node_id, clock=clock)
         self._sources: list[Discovery] = [self._peers]
         if config.seeds:
             self._sources.append(StaticDiscovery(config.seeds, clock=clock))
