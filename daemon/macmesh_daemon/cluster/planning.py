@@ -1,0 +1,280 @@
+"""When a new plan is made, and its way into the document: compute, PREPARE, store."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from .effects import ComputePlan
+from .messages import (
+    Deployment,
+    Member,
+    NodeFacts,
+    Plan,
+    PrepareRequest,
+    PrepareResponse,
+    Request,
+    WantedModel,
+)
+
+if TYPE_CHECKING:
+    from .context import Context
+    from .coordinator import Coordinator
+    from .rollout import Problem, Rollout
+    from .view import ServingState
+
+Means = frozenset[tuple[str, NodeFacts | None]]
+"""What a plan can be made of: the members that may be used and their machines."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One try at a plan.
+
+    Attributes:
+        request_id: Of its ComputePlan.
+        wanted: What it is for.
+        since: When its present phase began.
+        phase: "computing", "preparing" (asking for promises) or "storing" (promised by all its members).
+        plan: Once computed.
+        promised: Members that have promised it.
+        busy_until: Members that are being asked, and until when.
+    """
+
+    request_id: int
+    wanted: WantedModel
+    means: Means
+    since: float
+    phase: Literal["computing", "preparing", "storing"] = "computing"
+    plan: Plan | None = None
+    promised: set[str] = field(default_factory=set)
+    busy_until: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    wanted: WantedModel
+    means: Means
+    at: float
+    reason: str
+    refusal_json: str
+
+
+class PlanMaker:
+    """Replaces the committed plan where it does not answer what is wanted, or cannot go on.
+
+    A refused plan changes nothing: what runs goes on, `wanted` stays, and the planner is asked again when the
+    means have changed.
+    """
+
+    def __init__(self, context: "Context", coordinator: "Coordinator", rollout: "Rollout") -> None:
+        self._context = context
+        self._coordinator = coordinator
+        self._rollout = rollout
+        self._attempt: _Attempt | None = None
+        self._refusal: _Refusal | None = None
+        self._excluded_until: dict[str, float] = {}
+        self._wish_since: float | None = None
+        self._request_id = 0
+
+    @property
+    def plan_to_store(self) -> Plan | None:
+        """A plan that all its members have promised and that belongs into the document."""
+        attempt = self._attempt
+        return attempt.plan if attempt is not None and attempt.phase == "storing" else None
+
+    @property
+    def refusal_json(self) -> str:
+        """The last refusal; "" where the plan stands."""
+        return self._refusal.refusal_json if self._refusal else ""
+
+    @property
+    def refusal_reason(self) -> str:
+        """Its reason; "" where the plan stands."""
+        return self._refusal.reason if self._refusal else ""
+
+    @property
+    def serving_state(self) -> "ServingState":
+        """What the cluster is doing for its users."""
+        document = self._coordinator.document
+        if document.plan is not None and document.plan.deployments:
+            if self._rollout.problem() is not None:
+                return "degraded" if self._attempt is None else "planning"
+            return "ready" if self._rollout.is_ready else "loading"
+        if document.wanted is None:
+            return "idle"
+        return "refused" if self._refusal is not None and self._attempt is None else "planning"
+
+    def forgive(self) -> None:
+        """Forget refusals, exclusions and failures: a person asked anew."""
+        self._refusal = None
+        self._excluded_until = {}
+        self._rollout.failures.forgive()
+
+    def advance(self) -> None:
+        """Begin, go on with or give up a try. Called with a committed document."""
+        document = self._coordinator.document
+        attempt = self._attempt
+        if attempt is not None and attempt.plan is not None and document.plan == attempt.plan:
+            self._attempt = attempt = None
+        wish = self._wish()
+        if wish is None or document.wanted is None:
+            self._attempt = self._refusal = self._wish_since = None
+            return
+        if attempt is not None and attempt.wanted != document.wanted:
+            self._attempt = attempt = None
+        if self._wish_since is None:
+            self._wish_since = self._context.now
+        if attempt is None:
+            self._begin(document.wanted, wish)
+        elif attempt.phase == "computing":
+            if self._context.now - attempt.since > self._context.settings.compute_timeout_seconds:
+                self._refuse(attempt, "PLANNER_TIMEOUT", "")
+        else:
+            self._pursue(attempt)
+
+    def on_computed(self, request_id: int, deployment: Deployment | None) -> None:
+        """Take the planner's plan and ask its members for their promises."""
+        attempt = self._computing(request_id)
+        if attempt is None:
+            return
+        if deployment is None or not deployment.stages:
+            self._refuse(attempt, "NO_PLAN", "")
+            return
+        plan = Plan(self._coordinator.next_epoch(), (deployment,), attempt.wanted)
+        usable = {member.node_id for member in self._means(attempt.wanted)}
+        if not usable >= set(plan.node_ids) or len(set(plan.node_ids)) != len(plan.node_ids):
+            self._attempt = None  # a member went while the planner worked: compute again
+            return
+        attempt.plan = plan
+        attempt.phase = "preparing"
+        attempt.since = self._context.now
+        self._context.announce("plan computed", epoch=str(plan.epoch), nodes=list(plan.node_ids))
+
+    def on_refused(self, request_id: int, reason: str, refusal_json: str) -> None:
+        """Take the planner's refusal."""
+        attempt = self._computing(request_id)
+        if attempt is not None:
+            self._refuse(attempt, reason, refusal_json)
+
+    def on_prepare_response(self, peer: str, response: PrepareResponse) -> None:
+        """Count a promise; a refusal drops the node and the try."""
+        attempt = self._attempt
+        if attempt is None or attempt.plan is None or attempt.phase != "preparing":
+            return
+        if response.epoch != attempt.plan.epoch or peer not in attempt.plan.node_ids:
+            return
+        if response.promised:
+            attempt.promised.add(peer)
+        else:
+            self._context.announce("prepare refused", node_id=peer, reason=response.reason)
+            self._drop({peer})
+
+    def on_request_failed(self, peer: str, request: Request) -> None:
+        """A PREPARE came to nothing: it is sent again a little later."""
+        attempt = self._attempt
+        if attempt is not None and isinstance(request, PrepareRequest) and request.plan == attempt.plan:
+            attempt.busy_until[peer] = self._context.now + self._context.settings.heartbeat_seconds
+
+    def _wish(self) -> "str | Problem | None":
+        """Why there should be another plan; None where there should not."""
+        document = self._coordinator.document
+        if document.wanted is None:
+            return None
+        if document.plan is None or document.plan.wanted != document.wanted:
+            return "another model is wanted"
+        return self._rollout.problem()
+
+    def _begin(self, wanted: WantedModel, wish: "str | Problem") -> None:
+        now = self._context.now
+        if not isinstance(wish, str):
+            if now < wish.not_before:
+                return
+            self._rollout.blame(wish)
+            if wish.excludes:
+                self._exclude(wish.culprit)
+        members = self._means(wanted)
+        means = frozenset((member.node_id, member.facts) for member in members)
+        refusal = self._refusal
+        if refusal is not None and refusal.wanted == wanted:
+            if means == refusal.means or now - refusal.at < self._context.settings.refusal_retry_seconds:
+                return
+        elif not self._is_everybody_judged():
+            return
+        self._request_id += 1
+        self._attempt = _Attempt(self._request_id, wanted, means, now)
+        self._context.announce(
+            "planning",
+            reason=wish if isinstance(wish, str) else wish.reason,
+            nodes=sorted(m.node_id for m in members),
+        )
+        if not members:
+            self._refuse(self._attempt, "NO_ELIGIBLE_NODE", "")
+            return
+        self._context.emit(ComputePlan(self._request_id, wanted, members, self._coordinator.document.plan))
+
+    def _is_everybody_judged(self) -> bool:
+        """Whether each member is known to be there or gone, or was given the time to prove it."""
+        settings = self._context.settings
+        patience = settings.dead_after_seconds * (1 + self._context.health_score)
+        if self._wish_since is not None and self._context.now - self._wish_since >= patience:
+            return True
+        verdicts = (
+            self._coordinator.liveness(member.node_id) for member in self._coordinator.document.members
+        )
+        return all(verdict not in {"suspect", "unknown"} for verdict in verdicts)
+
+    def _means(self, wanted: WantedModel) -> tuple[Member, ...]:
+        """The members that may be used, with their machines as of now."""
+        now = self._context.now
+        digest = wanted.model.digest if wanted.model else ""
+        return tuple(
+            dataclasses.replace(member, facts=self._coordinator.facts_of(member.node_id))
+            for member in self._coordinator.document.members
+            if self._coordinator.liveness(member.node_id) == "alive"
+            and now >= self._excluded_until.get(member.node_id, now)
+            and not self._rollout.failures.is_quarantined(member.node_id, digest, now)
+        )
+
+    def _computing(self, request_id: int) -> _Attempt | None:
+        attempt = self._attempt
+        is_it = attempt is not None and attempt.phase == "computing" and attempt.request_id == request_id
+        return attempt if is_it else None
+
+    def _pursue(self, attempt: _Attempt) -> None:
+        """Collect promises."""
+        if attempt.plan is None:
+            return
+        now, settings = self._context.now, self._context.settings
+        missing = [node_id for node_id in attempt.plan.node_ids if node_id not in attempt.promised]
+        gone = {n for n in attempt.plan.node_ids if self._coordinator.liveness(n) in {"dead", "incompatible"}}
+        if gone:
+            self._attempt = None
+        elif not missing:
+            attempt.phase = "storing"
+        elif now - attempt.since > settings.prepare_timeout_seconds:
+            self._context.announce("prepare timed out", nodes=missing)
+            self._drop(set(missing))
+        else:
+            generation, term = self._context.state.ballot
+            for node_id in missing:
+                if attempt.busy_until.get(node_id, now) <= now:
+                    attempt.busy_until[node_id] = now + 2 * settings.plan_rpc_deadline_seconds
+                    request = PrepareRequest(term, attempt.plan, generation)
+                    self._context.send(node_id, request, settings.plan_rpc_deadline_seconds)
+
+    def _drop(self, node_ids: set[str]) -> None:
+        """Give the try up and leave these nodes out of the next."""
+        for node_id in node_ids:
+            self._exclude(node_id)
+        self._attempt = None
+
+    def _exclude(self, node_id: str) -> None:
+        self._excluded_until[node_id] = self._context.now + self._context.settings.nack_exclude_seconds
+
+    def _refuse(self, attempt: _Attempt, reason: str, refusal_json: str) -> None:
+        self._attempt = None
+        self._refusal = _Refusal(attempt.wanted, attempt.means, self._context.now, reason, refusal_json)
+        self._context.announce("plan refused", reason=reason)
+        self._coordinator.changes.refuse(
+            attempt.wanted, reason, "no plan can be made for the model", refusal_json
+        )

@@ -1,0 +1,90 @@
+"""This node's one worker: at most one process, and the next starts only when the last is gone."""
+
+from typing import TYPE_CHECKING
+
+from .effects import StartWorker, StopWorker
+from .messages import CommitResponse, Epoch, Plan, WorkerReport, WorkerState
+
+if TYPE_CHECKING:
+    from .context import Context
+
+
+class WorkerSlot:
+    """Makes epochs active: stop the old worker, wait until it is gone, persist, start the new one.
+
+    Invariant: a `StartWorker` is emitted only while no worker process of this daemon can exist.
+    """
+
+    def __init__(self, context: "Context") -> None:
+        self._context = context
+        self._running: Epoch | None = None
+        self._stopping = False
+        self._next_plan: Plan | None = None
+        self._waiting: list[int] = []
+        #: The last report of the worker that was started last; None where this daemon started none.
+        self.report: WorkerReport | None = None
+
+    @property
+    def running(self) -> Epoch | None:
+        """Epoch of the worker process that may exist."""
+        return self._running
+
+    def is_activating(self, epoch: Epoch) -> bool:
+        """Whether ``epoch`` becomes active as soon as the old worker is gone."""
+        return self._next_plan is not None and self._next_plan.epoch == epoch
+
+    def activate(self, plan: Plan, request_id: int | None) -> None:
+        """Make a plan's epoch active. A COMMIT's ``request_id`` is answered when it is or cannot be."""
+        if self._next_plan is not None and self._next_plan.epoch != plan.epoch:
+            self._answer_waiting(self._next_plan.epoch, "superseded by a newer epoch")
+        self._next_plan = plan
+        if request_id is not None:
+            self._waiting.append(request_id)
+        if self._running is None:
+            self._finish()
+        elif not self._stopping:
+            self._stopping = True
+            self._context.emit(StopWorker(self._running, self._context.settings.worker_stop_seconds))
+
+    def on_report(self, report: WorkerReport) -> None:
+        """Keep what the worker says; words of a worker that is being replaced no longer count."""
+        if report.epoch is not None and report.epoch == self._running and not self._stopping:
+            self.report = report
+
+    def on_stopped(self, epoch: Epoch) -> None:
+        """The process of ``epoch`` is gone."""
+        if epoch != self._running:
+            return
+        self._running = None
+        self._stopping = False
+        if self.report is not None and self.report.state is not WorkerState.FAILED:
+            self.report = WorkerReport(epoch, self.report.stage_index, WorkerState.STOPPED)
+        if self._next_plan is not None:
+            self._finish()
+
+    def _finish(self) -> None:
+        plan, self._next_plan = self._next_plan, None
+        state = self._context.state
+        if plan is None or plan.epoch is None:
+            return
+        mine = plan.stage_of(self._context.node_id)
+        if mine is not None and plan.epoch != state.promised:
+            self._answer_waiting(plan.epoch, f"epoch {state.promised} is promised by now")
+            return
+        if state.promised is None or state.promised < plan.epoch:
+            self._context.persist(promised=plan.epoch, promised_plan=plan)
+        self._context.persist(active=plan.epoch, active_plan=plan)
+        self._context.announce("epoch active", epoch=str(plan.epoch), stages=len(plan.node_ids))
+        self.report = None
+        if mine is not None:
+            deployment, stage = mine
+            self._running = plan.epoch
+            self.report = WorkerReport(plan.epoch, stage.index, WorkerState.STARTING)
+            self._context.emit(StartWorker(plan.epoch, deployment, stage.index))
+        self._answer_waiting(plan.epoch, "")
+
+    def _answer_waiting(self, epoch: Epoch | None, reason: str) -> None:
+        generation, term = self._context.state.ballot
+        for request_id in self._waiting:
+            self._context.reply(request_id, CommitResponse(epoch, not reason, reason, term, generation))
+        self._waiting = []
