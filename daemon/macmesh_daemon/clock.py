@@ -117,6 +117,20 @@ class ManualClock:
         self._awake += seconds
 
 
+async def sleep_or_event(clock: Clock, seconds: float, event: asyncio.Event) -> bool:
+    """Sleep until ``seconds`` have passed or ``event`` is set; returns whether it is set, and clears it."""
+    if not event.is_set() and seconds > 0:
+        async with asyncio.TaskGroup() as group:
+            sleeper = group.create_task(clock.sleep(seconds), name="sleep")
+            waiter = group.create_task(event.wait(), name="event")
+            await asyncio.wait({sleeper, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            sleeper.cancel()
+            waiter.cancel()
+    was_set = event.is_set()
+    event.clear()
+    return was_set
+
+
 @dataclass(frozen=True, slots=True)
 class ClockReading:
     """Both clocks at one moment, in seconds."""

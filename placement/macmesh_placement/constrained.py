@@ -53,15 +53,23 @@ class ConstrainedSearch:
         node_count: Number of nodes.
         stage_count: Exact number of stages; 0 for any from two on.
         resources: What the plan may use up.
+        cost_limit: Plans that cost more are of no interest.
         label_limit: Most labels to make.
     """
 
     def __init__(
-        self, node_count: int, stage_count: int, resources: list[Resource], *, label_limit: int = 200_000
+        self,
+        node_count: int,
+        stage_count: int,
+        resources: list[Resource],
+        *,
+        cost_limit: float = np.inf,
+        label_limit: int = 200_000,
     ) -> None:
         self._node_count = node_count
         self._stage_count = stage_count
         self._resources = resources
+        self._cost_limit = cost_limit
         self._label_limit = label_limit
 
     def solve(self, cost: Additive, low: Integers) -> Path | None:
@@ -73,6 +81,8 @@ class ConstrainedSearch:
         last = low.shape[1] - 1
         ends = _reachable_ends(low)
         to_go = [_least_to_go(resource.use, low) for resource in self._resources]
+        matrices = np.stack([cost.matrix(node) for node in range(self._node_count)])
+        cost_to_go = _least_to_go(matrices, low)
         level: _Level = {(0, 0): [_Label(0.0, (0.0,) * len(self._resources), -1, 0, None)]}
         complete: list[_Label] = []
         made = 0
@@ -81,7 +91,7 @@ class ConstrainedSearch:
             for mask, node, a, b in self._moves(level, ends):
                 for label in level[mask, a]:
                     extended = self._extend(label, node, a, b, cost, to_go)
-                    if extended is not None:
+                    if extended is not None and extended.cost + cost_to_go[b] <= self._cost_limit:
                         _insert(following.setdefault((mask | 1 << node, b), []), extended)
                         made += 1
                 if made > self._label_limit:

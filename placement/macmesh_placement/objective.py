@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from macmesh_placement.constrained import Resource, SearchTooLargeError
+from macmesh_placement.constrained import ConstrainedSearch, Resource, SearchTooLargeError
 from macmesh_placement.problem import Choice, Problem
-from macmesh_placement.tables import Additive
+from macmesh_placement.tables import Additive, Integers
 
 #: Slack of comparisons between sums of the same terms in another order.
 ROUNDING = 1e-9
@@ -20,6 +20,7 @@ class Outcome:
     choice: Choice
     best_seconds: float
     fewest_bytes_proved: bool
+    unproved_bytes: float = 0.0
 
 
 def objective_seconds(problem: Problem, choice: Choice) -> float:
@@ -48,16 +49,16 @@ def optimise(problem: Problem) -> Outcome | None:
     best_seconds = min(objective_seconds(problem, choice) for choice in candidates)
     limit = best_seconds * (1 + problem.request.tolerance) * (1 + ROUNDING)
     near = [choice for choice in candidates if objective_seconds(problem, choice) <= limit]
-    proved = True
+    gap_bytes = 0.0
     if any(len(choice.path) > 1 for choice in candidates) and _loads_differ(problem):
-        fewest, proved = _fewest_bytes(problem, limit)
+        fewest, gap_bytes = _fewest_bytes(problem, limit)
         near += [fewest] if fewest is not None else []
     chosen = min(near, key=lambda choice: (choice.load_bytes, objective_seconds(problem, choice)))
-    return Outcome(_evened(problem, chosen, limit), best_seconds, proved)
+    return Outcome(_evened(problem, chosen, limit), best_seconds, gap_bytes == 0.0, gap_bytes)
 
 
 def _latency_best(problem: Problem) -> Choice | None:
-    path = problem.search().solve(problem.latency, problem.low)
+    path = problem.search.solve(problem.latency, problem.low)
     return None if path is None else problem.choice(path)
 
 
@@ -87,7 +88,7 @@ _BEST: dict[str, Callable[[Problem], Choice | None]] = {
 
 
 def _solve_within(problem: Problem, cap_seconds: float) -> Choice | None:
-    path = problem.search().solve(problem.latency, problem.low_within(cap_seconds))
+    path = problem.search.solve(problem.latency, problem.low_within(cap_seconds))
     return None if path is None else problem.choice(path)
 
 
@@ -113,8 +114,8 @@ def _loads_differ(problem: Problem) -> bool:
     return any(node.resident_layers or node.holds_embedding or node.holds_head for node in problem.nodes)
 
 
-def _fewest_bytes(problem: Problem, limit_seconds: float) -> tuple[Choice | None, bool]:
-    """Several stages that load the fewest bytes within the limit, and whether that is proved.
+def _fewest_bytes(problem: Problem, limit_seconds: float) -> tuple[Choice | None, float]:
+    """Several stages that load few bytes within the limit, and how many fewer are not ruled out.
 
     The slowest stage is capped by leaving out the stages above the cap. The latency is one bound on a sum:
     first the fewest bytes without it; then, where that is too slow, the multiplier between bytes and seconds
@@ -130,21 +131,21 @@ def _fewest_bytes(problem: Problem, limit_seconds: float) -> tuple[Choice | None
             begin=problem.loads.begin + seconds_weight * problem.latency.begin,
             end=problem.loads.end + seconds_weight * problem.latency.end,
         )
-        path = problem.search().solve(cost, low)
+        path = problem.search.solve(cost, low)
         return None if path is None else problem.choice(path)
 
     lightest = solve(_TIE_BREAK_BYTES_PER_SECOND)
     if lightest is None or lightest.latency_seconds <= bound:
-        return lightest, True
-    path = problem.search().solve(problem.latency, low)
+        return lightest, 0.0
+    path = problem.search.solve(problem.latency, low)
     fastest = None if path is None else problem.choice(path)
     if fastest is None or fastest.latency_seconds > bound:
-        return None, True
+        return None, 0.0
     light, within = lightest, fastest
     while True:
         gap_seconds = light.latency_seconds - within.latency_seconds
         if gap_seconds <= 0 or within.load_bytes <= light.load_bytes:
-            return within, True
+            return within, 0.0
         weight = (within.load_bytes - light.load_bytes) / gap_seconds
         middle = solve(weight)
         best_sum = within.load_bytes + weight * within.latency_seconds
@@ -156,8 +157,8 @@ def _fewest_bytes(problem: Problem, limit_seconds: float) -> tuple[Choice | None
             light = middle
     least_possible = best_sum - weight * bound
     if within.load_bytes <= least_possible + 0.5:
-        return within, True
-    return _fewest_bytes_by_labels(problem, low, bound, within)
+        return within, 0.0
+    return _fewest_bytes_by_labels(problem, low, bound, within, least_possible)
 
 
 #: Seconds weigh so little against bytes that they only decide between equal loads.
@@ -165,22 +166,32 @@ _TIE_BREAK_BYTES_PER_SECOND = 1e-3
 
 
 def _fewest_bytes_by_labels(
-    problem: Problem, low: np.ndarray, bound: float, within: Choice
-) -> tuple[Choice, bool]:
+    problem: Problem, low: Integers, bound: float, within: Choice, least_possible: float
+) -> tuple[Choice, float]:
+    gap_bytes = within.load_bytes - least_possible
     if not problem.exact:
-        return within, False
+        return within, gap_bytes
     latency = Resource(
         use=np.stack([problem.latency.matrix(node) for node in range(len(problem.nodes))]),
         limit=bound + problem.row_seconds,
     )
+    search = ConstrainedSearch(
+        len(problem.nodes),
+        problem.request.stage_count,
+        [*problem.host_resources(), latency],
+        cost_limit=within.load_bytes,
+        label_limit=_MOST_LABELS,
+    )
     try:
-        path = problem.search([latency]).solve(problem.loads, low)
+        path = search.solve(problem.loads, low)
     except SearchTooLargeError:
-        return within, False
-    if path is None:
-        return within, True
-    found = problem.choice(path)
-    return (found if found.load_bytes < within.load_bytes else within), True
+        return within, gap_bytes
+    found = within if path is None else problem.choice(path)
+    return (found if found.load_bytes < within.load_bytes else within), 0.0
+
+
+#: Most labels for the proof of the fewest bytes: some tens of milliseconds.
+_MOST_LABELS = 2_000
 
 
 def _evened(problem: Problem, choice: Choice, limit_seconds: float) -> Choice:

@@ -49,9 +49,12 @@ def _solve(
             return problem, optimise(problem) if problem.nodes else None, notes
         except SearchTooLargeError:
             pass
-    notes.append("of each machine that several nodes share, only the roomiest node was considered")
+    notes.append(_ROOMIEST_ONLY)
     problem = Problem(request, nodes, context_tokens, share_hosts=False)
     return problem, optimise(problem) if problem.nodes else None, notes
+
+
+_ROOMIEST_ONLY = "of each machine that several nodes share, only the roomiest node was considered"
 
 
 def _placement(problem: Problem, outcome: Outcome, notes: list[str]) -> Placement:
@@ -79,7 +82,9 @@ def _placement(problem: Problem, outcome: Outcome, notes: list[str]) -> Placemen
                 bytes_to_load=round(load),
             )
         )
-    exact = problem.exact and len(notes) == sum("bandwidth" in note for note in notes)
+    exact = problem.exact and _ROOMIEST_ONLY not in notes
+    if outcome.unproved_bytes:
+        notes = [*notes, f"{round(outcome.unproved_bytes):,} fewer bytes to load are not ruled out"]
     method = (
         "every subset and order of the nodes"
         if problem.exact

@@ -164,9 +164,10 @@ class Problem:
             resources.append(Resource(use=use, limit=float(budget)))
         return resources
 
-    def search(self, extra: list[Resource] | None = None) -> Search:
-        """The search for this problem, within its hosts' RAM and any extra resources."""
-        resources = self.host_resources() + (extra or [])
+    @cached_property
+    def search(self) -> Search:
+        """The search for this problem, within its hosts' RAM."""
+        resources = self.host_resources()
         if resources:
             return ConstrainedSearch(len(self.nodes), self.request.stage_count, resources)
         if self.exact:
@@ -184,7 +185,7 @@ class Problem:
         nothing = Additive(
             begin=np.zeros((len(self.nodes), len(self.at))), end=np.zeros((len(self.nodes), len(self.at)))
         )
-        return self.search().solve(nothing, self.low) is not None
+        return self.search.solve(nothing, self.low) is not None
 
     def singles(self) -> list[Choice]:
         """Plans of one stage, where allowed."""

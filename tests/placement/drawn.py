@@ -1,6 +1,7 @@
 """Random models and clusters of a size that can be tried exhaustively, drawn from a seed."""
 
 from random import Random
+from typing import TYPE_CHECKING
 
 from macmesh_placement import (
     AttentionFacts,
@@ -12,13 +13,17 @@ from macmesh_placement import (
     Reserves,
 )
 
+if TYPE_CHECKING:
+    from macmesh_placement.cachecost import CacheKind
+
 KIB = 1024
 
 SMALL_RESERVES = Reserves(runtime_reserve_bytes=KIB, buffer_cache_bytes=KIB, transport_pool_bytes=4 * KIB)
 
 
 def cache_piece(rng: Random) -> CachePiece:
-    kind = rng.choice(("growing", "ring", "chunked", "constant"))
+    kinds: list[CacheKind] = ["growing", "ring", "chunked", "constant"]
+    kind = rng.choice(kinds)
     if kind == "constant":
         return CachePiece(
             kind=kind,
@@ -83,7 +88,7 @@ def profile(rng: Random, max_layers: int = 6) -> ModelProfile:
 
 
 def request(seed: int, *, max_nodes: int = 4, max_layers: int = 6) -> PlanRequest:
-    rng = Random(seed)
+    rng = Random(seed)  # noqa: S311  drawn cases, no secrets
     model = profile(rng, max_layers)
     total = model.total_weight_bytes + 100_000
     tight = rng.choice(((0.1, 1.3), (0.3, 0.6), (0.8, 1.5)))
@@ -96,7 +101,9 @@ def request(seed: int, *, max_nodes: int = 4, max_layers: int = 6) -> PlanReques
             bandwidth_gb_per_s=rng.choice((100.0, 400.0, 400.0, 819.0)),
             flops_tflops=rng.choice((None, 0.5, 20.0)),
             fused_attention=rng.random() < 0.5,
-            resident_layers=frozenset(rng.sample(range(model.layer_count), rng.randint(0, model.layer_count))),
+            resident_layers=frozenset(
+                rng.sample(range(model.layer_count), rng.randint(0, model.layer_count))
+            ),
             holds_embedding=rng.random() < 0.3,
             holds_head=rng.random() < 0.3,
         )

@@ -1,7 +1,9 @@
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from macmesh_placement import Placement, PlanRequest, Refusal, plan
 
+from macmesh_placement import Placement, PlanRequest, Refusal, plan
 from placement import drawn
 from placement.brute_force import needed_bytes, plans
 
@@ -13,7 +15,7 @@ def _assert_sound(request: PlanRequest, placement: Placement) -> None:
     edges = [(stage.first_layer, stage.end_layer) for stage in placement.stages]
     assert edges[0][0] == 0
     assert edges[-1][1] == request.profile.layer_count
-    assert all(left[1] == right[0] for left, right in zip(edges, edges[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in pairwise(edges))
     assert len({stage.node_id for stage in placement.stages}) == len(placement.stages)
     for stage in placement.stages:
         node = nodes[stage.node_id]

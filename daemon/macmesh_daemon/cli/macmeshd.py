@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         get_logger(part="node").error("node could not run", error=str(error))
         return EXIT_FAILED
     except BaseExceptionGroup as group:
-        for error in _leaves(group):
-            get_logger(part="node").error("node failed", error=str(error), kind=type(error).__name__)
+        for leaf in _leaves(group):
+            get_logger(part="node").error("node failed", error=str(leaf), kind=type(leaf).__name__)
         known, unknown = group.split((NodeError, IdentityError, OSError))
         del known
         if unknown is not None:

@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from macmesh import AsyncClient
@@ -19,6 +18,7 @@ from macmesh_daemon.identity import init_cluster, load_credentials, provision_no
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
     from types import TracebackType
 
 #: A daemon told to stop gets this long before it is killed.

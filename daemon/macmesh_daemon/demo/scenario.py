@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from macmesh import ClusterEvent, MacmeshError
 from macmesh_daemon.demo.errors import LocalDemoSetupError, RemoteDemoNodeError
-from macmesh_daemon.demo.nodes import DemoCluster, DemoNode, NodeSettings
+from macmesh_daemon.demo.nodes import DemoCluster, NodeSettings
 from macmesh_daemon.demo.report import DemoReport
 from macmesh_daemon.demo.sizing import usable_bytes_for
 from macmesh_daemon.models import resolve
@@ -102,7 +102,7 @@ async def run_demo(options: DemoOptions, talk: Talk) -> DemoReport:
         if options.keep:
             talk.say(f"kept: {folder}")
         else:
-            await asyncio.to_thread(shutil.rmtree, folder, True)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 async def _run(options: DemoOptions, talk: Talk, folder: Path) -> DemoReport:
@@ -137,7 +137,7 @@ async def _run(options: DemoOptions, talk: Talk, folder: Path) -> DemoReport:
         for node in cluster.nodes:
             node.check()
     return await _compare(
-        options, talk, model_folder, status, votes, (text, token_ids, speed, epoch), watch, usable_bytes
+        options, model_folder, status, votes, (text, token_ids, speed, epoch), watch, usable_bytes
     )
 
 
@@ -234,9 +234,7 @@ async def _generate(
     ids: list[int] = []
     speed, epoch = 0.0, ""
     talk.text(f"{options.prompt}")
-    generation = client.generate(
-        options.prompt, max_tokens=options.tokens, temperature=0.0, ignore_eos=True
-    )
+    generation = client.generate(options.prompt, max_tokens=options.tokens, temperature=0.0, ignore_eos=True)
     async with aclosing(generation) as chunks:
         async for chunk in chunks:
             if chunk.token_ids:
@@ -255,7 +253,6 @@ async def _generate(
 
 async def _compare(
     options: DemoOptions,
-    talk: Talk,
     model_folder: Path,
     status: ClusterStatus,
     votes: dict[str, Any],

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
 #: A watcher that falls this far behind loses its oldest events and is told how many.
 WATCHER_BACKLOG = 256
@@ -55,7 +55,7 @@ class BulletinBoard:
         """The kept bulletins, oldest first."""
         return tuple(self._latest)
 
-    async def watch(self) -> AsyncIterator[Bulletin]:
+    async def watch(self) -> AsyncGenerator[Bulletin, None]:
         """Bulletins from now on, oldest first; ends only when the caller stops."""
         watcher = _Watcher()
         self._watchers.add(watcher)

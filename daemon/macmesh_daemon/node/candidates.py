@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from macmesh.v1 import peer_pb2
 from macmesh_daemon.cluster.events import CandidateVerified
 from macmesh_daemon.config import split_address
 from macmesh_daemon.identity import IdentityError
@@ -19,6 +18,7 @@ from macmesh_daemon.node.tls import probe_node_id
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from macmesh.v1 import peer_pb2
     from macmesh_daemon.clock import Clock
     from macmesh_daemon.discovery import Candidate
     from macmesh_daemon.identity import NodeCredentials

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 #: Profiling a large model, planning and the prepare round, with room; loading comes after it.
 DECISION_DEADLINE_SECONDS = 120.0
 
+
 class ChangeDesk:
     """Hands changes to the core here, or to the coordinator elsewhere, and waits for the decision."""
 
@@ -74,9 +75,7 @@ class ChangeDesk:
             case "unload":
                 event = ev.UnloadWanted(change_id=change_id)
             case _:
-                raise CallError(
-                Reason.INVALID_ARGUMENT, "the change names nothing to do"
-                )
+                raise CallError(Reason.INVALID_ARGUMENT, "the change names nothing to do")
         future: asyncio.Future[Epoch] = asyncio.get_running_loop().create_future()
         self._waiting[change_id] = future
         try:

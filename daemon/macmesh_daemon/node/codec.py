@@ -92,7 +92,7 @@ def _encode_one(field: FieldDescriptor, value: Any) -> Any:
     return value
 
 
-def to_proto(value: Any) -> Message:
+def to_proto(value: Any) -> Any:
     """Give the protobuf message of a value of the cluster core.
 
     Raises:

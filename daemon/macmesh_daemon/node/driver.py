@@ -84,7 +84,9 @@ class CoreDriver:
         finally:
             self._waiting.pop(request_id, None)
 
-    async def wait_until(self, condition: Callable[[ClusterView], bool], deadline_seconds: float) -> ClusterView:
+    async def wait_until(
+        self, condition: Callable[[ClusterView], bool], deadline_seconds: float
+    ) -> ClusterView:
         """The first view that satisfies the condition.
 
         Raises:
@@ -116,7 +118,7 @@ class CoreDriver:
         except TimeoutError:
             return ev.Tick()
 
-    async def _carry_out(self, effect: fx.Effect) -> None:  # noqa: C901, PLR0912  one case per effect
+    async def _carry_out(self, effect: fx.Effect) -> None:  # noqa: C901  one case per effect
         match effect:
             case fx.Persist():
                 await asyncio.to_thread(self._store.save, effect.state)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import grpc
-
 from macmesh.reasons import Reason
 from macmesh.v1 import cluster_pb2
 from macmesh_daemon.cluster.messages import WorkerState
@@ -15,8 +13,8 @@ from macmesh_daemon.node.codec import to_proto
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from macmesh_daemon.cluster.view import ClusterView
     from macmesh_daemon.cluster.messages import Epoch, Plan
+    from macmesh_daemon.cluster.view import ClusterView
     from macmesh_daemon.node.driver import CoreDriver
 
 #: A load of hundreds of gigabytes takes minutes; a client may set a shorter deadline on its call.
@@ -53,8 +51,11 @@ async def follow_load(
     error_text = ""
     limit = min(deadline_seconds, DEFAULT_DEADLINE_SECONDS)
     while True:
+        known = told
         try:
-            view = await driver.wait_until(lambda v: _progress(v, epoch) not in {None, told}, limit)
+            view = await driver.wait_until(
+                lambda v, known=known: _progress(v, epoch) not in {None, known}, limit
+            )
         except TimeoutError:
             raise CallError(
                 Reason.NOT_READY,
@@ -62,18 +63,16 @@ async def follow_load(
             ) from None
         told = _progress(view, epoch)
         plan = view.document.plan if view.document else None
-        if plan is None:
+        if plan is None or plan.epoch is None:
             continue
         error_text = _failure(view, plan) or error_text
         epochs.add(plan.epoch)
         if not plan.deployments or len(epochs) > MAX_REPLANS:
             why = error_text or "the plan was withdrawn"
-            raise CallError(
-                Reason.WORKER_FAILED, f"the model could not be served: {why}")
+            raise CallError(Reason.WORKER_FAILED, f"the model could not be served: {why}")
         phase = phase_of(view, plan)
         if view.refusal_json and phase != "ready" and error_text:
-            raise CallError(
-                Reason.WORKER_FAILED, error_text)
+            raise CallError(Reason.WORKER_FAILED, error_text)
         yield cluster_pb2.LoadModelResponse(
             phase=phase,
             epoch=to_proto(plan.epoch),
@@ -84,10 +83,14 @@ async def follow_load(
             return
 
 
+def _news(epoch: Epoch, known: object, view: ClusterView) -> bool:
+    return _progress(view, epoch) not in (None, known)
+
+
 def _progress(view: ClusterView, epoch: Epoch) -> object:
     """What a follower wants to be told of; None while the plan is not known here yet."""
     plan = view.document.plan if view.document else None
-    if plan is None or plan.epoch < epoch:
+    if plan is None or plan.epoch is None or plan.epoch < epoch:
         return None
     reports = tuple(sorted((k, r) for k, r in view.workers.items() if r.epoch == plan.epoch))
     return (plan.epoch, tuple((k, r.state, r.loaded_bytes, r.error) for k, r in reports), view.refusal_json)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
-
-import grpc
 
 from macmesh.reasons import Reason
 from macmesh.v1 import peer_pb2, peer_pb2_grpc
@@ -16,6 +15,8 @@ from macmesh_daemon.node.tls import caller_node_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    import grpc
 
     from macmesh_daemon.node.runtime import Node
 
@@ -30,9 +31,7 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    async def _ask_core(
-        self, request: Any, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> Any:
+    async def _ask_core(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         sender = await _caller(context)
         try:
             async with asyncio.timeout(ANSWER_DEADLINE_SECONDS):
@@ -40,8 +39,7 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         except TimeoutError:
             await abort(
                 context,
-                CallError(
-                Reason.INTERNAL, "the node did not answer in time"),
+                CallError(Reason.INTERNAL, "the node did not answer in time"),
             )
         return to_proto(reply)
 
@@ -54,7 +52,7 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
             await abort(
                 context,
                 CallError(
-                Reason.INVALID_ARGUMENT,
+                    Reason.INVALID_ARGUMENT,
                     f"this node speaks protocol {PROTOCOL_VERSION}, the caller {request.protocol_version}; "
                     "run the same version of macmesh on every node",
                 ),
@@ -118,7 +116,9 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
             model, profile = await self._node.planning.profile_here(request.model_id)
         except CallError as error:
             await abort(context, error)
-        return peer_pb2.ProfileModelResponse(model=to_proto(model), profile_json=profile.to_json().encode())
+        return peer_pb2.ProfileModelResponse(
+            model=to_proto(model), profile_json=json.dumps(profile.to_json()).encode()
+        )
 
     async def ProposeChange(
         self, request: peer_pb2.ProposeChangeRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -6,13 +6,13 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import grpc
-
 from macmesh.v1 import peer_pb2_grpc
 from macmesh_daemon.node.tls import open_channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    import grpc
 
     from macmesh.v1.peer_pb2_grpc import PeerServiceAsyncStub
     from macmesh_daemon.identity import NodeCredentials
@@ -76,9 +76,7 @@ class PeerPool:
         if link is None or link.addresses != addresses:
             if link is not None:
                 self._retired.append(link.channel)
-            channel = open_channel(
-                grpc_target(addresses), self._credentials, expected_node_id=node_id
-            )
+            channel = open_channel(grpc_target(addresses), self._credentials, expected_node_id=node_id)
             stub: PeerServiceAsyncStub = peer_pb2_grpc.PeerServiceStub(channel)
             link = self._links[node_id] = _Link(addresses, channel, stub)
         return link.stub

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 import grpc
 
@@ -19,10 +18,11 @@ from macmesh_daemon.models.profiler import ProfileError, profile_model
 from macmesh_daemon.node.call_errors import CallError, from_rpc_error
 from macmesh_daemon.node.codec import from_proto
 from macmesh_daemon.node.translation import capacities, deployment_of, reason_of_refusal
-from macmesh_placement import ModelProfile, PlanRequest, Refusal, Reserves, plan
+from macmesh_placement import ModelProfile, Objective, PlanRequest, Refusal, Reserves, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from macmesh.v1 import cluster_pb2
     from macmesh_daemon.cluster import effects as fx
@@ -37,7 +37,6 @@ _log = get_logger(part="planning")
 
 #: A 1T-parameter config profiles in seconds; a slow disk with thousands of headers takes longer.
 PROFILE_DEADLINE_SECONDS = 120.0
-OBJECTIVES = ("latency", "throughput", "balanced")
 
 
 class Planning:
@@ -135,9 +134,7 @@ class Planning:
             stage_count=request.stage_count,
         )
 
-    async def dry_run(
-        self, request: cluster_pb2.PlanModelRequest, view: ClusterView
-    ) -> tuple[bool, str]:
+    async def dry_run(self, request: cluster_pb2.PlanModelRequest, view: ClusterView) -> tuple[bool, str]:
         """Whether the model fits the members that live now, and the plan or refusal as JSON.
 
         Raises:
@@ -167,7 +164,7 @@ class Planning:
         except CallError as error:
             self._refuse(effect.request_id, error.reason, error.message)
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  the core must get an answer, whatever breaks
             _log.exception("planning failed", model=model.model_id)
             self._refuse(effect.request_id, Reason.INTERNAL, f"planning failed: {error}")
             return
@@ -180,9 +177,7 @@ class Planning:
                 )
             )
             return
-        self._notify(
-            ev.PlanComputed(request_id=effect.request_id, deployment=deployment_of(result, model))
-        )
+        self._notify(ev.PlanComputed(request_id=effect.request_id, deployment=deployment_of(result, model)))
 
     async def check_prepare(self, effect: fx.CheckPrepare) -> None:
         """Answer a CheckPrepare: is the model here, with that content, and does the stage fit?"""
@@ -219,7 +214,9 @@ class Planning:
         return await asyncio.to_thread(plan, request)
 
     def _refuse(self, request_id: int, reason: Reason, message: str) -> None:
-        refusal = json.dumps({"format": "macmesh-plan/1", "feasible": False, "kind": reason.lower(), "message": message})
+        refusal = json.dumps(
+            {"format": "macmesh-plan/1", "feasible": False, "kind": reason.lower(), "message": message}
+        )
         self._notify(ev.PlanRefused(request_id=request_id, reason=reason, refusal_json=refusal))
 
     def _matching_folder(self, model: ModelRef) -> ModelFolder:
@@ -254,12 +251,12 @@ def _checked_model_id(model_id: str) -> str:
     return model_id
 
 
-def _checked_objective(objective: str) -> str:
+def _checked_objective(objective: str) -> Objective:
     chosen = objective or "balanced"
-    if chosen not in OBJECTIVES:
+    if chosen not in get_args(Objective):
         raise CallError(
             Reason.INVALID_ARGUMENT,
-            f"objective must be one of {', '.join(OBJECTIVES)}, not {chosen!r}",
+            f"objective must be one of {', '.join(get_args(Objective))}, not {chosen!r}",
             {"field": "objective"},
         )
-    return chosen
+    return cast("Objective", chosen)

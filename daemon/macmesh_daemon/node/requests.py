@@ -20,7 +20,7 @@ from macmesh_daemon.node.codec import to_proto
 from macmesh_daemon.node.token_log import TokenLog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from macmesh_daemon.cluster.messages import Deployment, Epoch, ModelRef
     from macmesh_daemon.node.runtime import Node
@@ -59,7 +59,7 @@ class RequestDesk:
 
     async def generate(
         self, request: inference_pb2.GenerateRequest
-    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         """Responses to a request, the last with its finish reason; leaving early cancels it.
 
         Raises:
@@ -87,7 +87,7 @@ class RequestDesk:
 
     async def _deliver(
         self, run: peer_pb2.RunRequestRequest, served: _Served, log: TokenLog, assembler: TextAssembler
-    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         index = 0
         facts = inference_pb2.RequestFacts(
             request_id=run.request_id, seed=log.seed, model_id=served.model.model_id, epoch=str(served.epoch)
@@ -117,7 +117,7 @@ class RequestDesk:
 
     async def _run(
         self, run: peer_pb2.RunRequestRequest, served: _Served
-    ) -> AsyncIterator[peer_pb2.RunRequestResponse]:
+    ) -> AsyncGenerator[peer_pb2.RunRequestResponse, None]:
         if served.head_node_id == self._node.node_id:
             async with aclosing(self._node.stage_host.run_request(run)) as tokens:
                 async for token in tokens:
@@ -132,10 +132,10 @@ class RequestDesk:
         try:
             while True:
                 async with asyncio.timeout(HEAD_SILENCE_SECONDS):
-                    token = await call.read()
-                if token is grpc.aio.EOF:
+                    read: object = await call.read()
+                if not isinstance(read, peer_pb2.RunRequestResponse):  # the end of the stream
                     return
-                yield token
+                yield read
         except TimeoutError:
             raise CallError(
                 Reason.PEER_UNREACHABLE,

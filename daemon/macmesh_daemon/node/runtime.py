@@ -9,17 +9,14 @@ import secrets
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-import ifaddr
-
 from macmesh.v1 import peer_pb2
 from macmesh_daemon.api.cluster_service import ClusterService
 from macmesh_daemon.api.inference_service import InferenceService
 from macmesh_daemon.clock import ClockReading, Interruption, SystemClock, detect_interruption
-from macmesh_daemon.cluster.events import LocalHealth
+from macmesh_daemon.cluster.events import CandidateVerified, LocalHealth
 from macmesh_daemon.cluster.machine import ClusterMachine
 from macmesh_daemon.cluster.messages import NodeFacts
 from macmesh_daemon.cluster.settings import ClusterSettings
-from macmesh_daemon.discovery import Candidate, make_discovery
 from macmesh_daemon.hostinfo import collect_facts
 from macmesh_daemon.identity import begin_start, load_credentials
 from macmesh_daemon.logs import get_logger
@@ -33,6 +30,7 @@ from macmesh_daemon.node.peer_service import PROTOCOL_VERSION, PeerService
 from macmesh_daemon.node.peers import PeerPool
 from macmesh_daemon.node.planning import Planning
 from macmesh_daemon.node.requests import RequestDesk
+from macmesh_daemon.node.sources import Sources, own_hosts
 from macmesh_daemon.node.stage_host import StageHost
 from macmesh_daemon.node.storage import DataFolderLock, StateStore
 
@@ -71,6 +69,7 @@ class Node:
         worker_factory: WorkerFactory,
         tasks: asyncio.TaskGroup,
         store: StateStore,
+        hosts: tuple[str, ...],
     ) -> None:
         self.config = config
         self.node_id = credentials.node_id
@@ -84,7 +83,7 @@ class Node:
         self._host_health = health
         self._tasks = tasks
         self._store = store
-        self._addresses = self._own_addresses()
+        self._addresses = tuple(f"{bracketed(host)}:{self.doors.port}" for host in hosts)
         machine = ClusterMachine(
             node_id=self.node_id,
             boot_nonce=start.boot_nonce,
@@ -133,19 +132,18 @@ class Node:
             peers=self.peers,
             clock=self.clock,
             hello=self._hello_request,
-            notify=self.driver.notify,
+            notify=self._verified,
             tasks=tasks,
         )
-        self._discovery = make_discovery(
+        self._sources = Sources(
             config=config,
             credentials=credentials,
             facts=facts,
             incarnation=start.incarnation,
             port=self.doors.port,
-            addresses=self._addresses,
             clock=self.clock,
-            on_candidate=self._offer,
         )
+        self._looking: list[asyncio.Task[None]] = []
 
     async def serve(self) -> None:
         """Open the doors, look for peers and drive the core until cancelled."""
@@ -161,18 +159,28 @@ class Node:
         )
         self._tasks.create_task(self.driver.run(), name="cluster core")
         self._tasks.create_task(self._watch_health(), name="own health")
-        self._tasks.create_task(self._discovery.run(), name="discovery")
+        self._looking = self._sources.start(self._dialer.offer, self._tasks)
 
     async def close(self) -> None:
         """Stop in order: no new calls, no worker, no announcements, no channels."""
         _log.info("node stopping")
-        for step in (self.doors.close, self.stage_host.close, self._discovery.close, self.peers.close):
+        for step in (self.doors.close, self.stage_host.close, self._stop_looking, self.peers.close):
             with contextlib.suppress(Exception):
                 await step()
 
+    async def _stop_looking(self) -> None:
+        for task in self._looking:
+            task.cancel()
+        if self._looking:
+            await asyncio.wait(self._looking)
+
     def health(self) -> tuple[str, ...]:
         """What this machine gives a person to know or do."""
-        return (*self._host_health(), *self._discovery.health())
+        return (*self._host_health(), *self._sources.health())
+
+    def _verified(self, event: CandidateVerified) -> None:
+        self._sources.remember(event.node_id, event.addresses)
+        self.driver.notify(event)
 
     def hello_response(self) -> peer_pb2.HelloResponse:
         """Who this node is."""
@@ -199,25 +207,10 @@ class Node:
             has_cluster=self.driver.view.stored_document is not None,
         )
 
-    def _offer(self, candidate: Candidate) -> None:
-        self._dialer.offer(candidate)
-
     def _known_members(self) -> list[tuple[str, tuple[str, ...]]]:
         document = self.driver.view.stored_document
         members = document.members if document else ()
         return [(m.node_id, m.addresses) for m in members if m.node_id != self.node_id and m.addresses]
-
-    def _own_addresses(self) -> tuple[str, ...]:
-        """host:port under which others reach this node; those of the listening host where it is one address."""
-        port = self.doors.port
-        host = self.config.listen_host
-        if self.config.advertise_addresses:
-            return tuple(f"{bracketed(address)}:{port}" for address in self.config.advertise_addresses)
-        if host not in {"0.0.0.0", "::"}:  # noqa: S104  compared, not bound
-            return (f"{bracketed(host)}:{port}",)
-        found = [ip.ip for adapter in ifaddr.get_adapters() for ip in adapter.ips if isinstance(ip.ip, str)]
-        remote = [address for address in found if not address.startswith("127.")]
-        return tuple(f"{address}:{port}" for address in (remote or found))
 
     async def _watch_health(self) -> None:
         previous = ClockReading.take(self.clock)
@@ -229,6 +222,8 @@ class Node:
             previous = current
             if found is not None:
                 _log.warning("node was interrupted", kind=found.value)
+                self._sources.refresh()
+            self._sources.set_lonely(not self.driver.view.coordinator_node_id)
             self.driver.notify(
                 LocalHealth(score=0 if found is None else 1, slept=found is Interruption.SLEPT)
             )
@@ -266,6 +261,7 @@ async def run_node(
         credentials = await asyncio.to_thread(load_credentials, config.data_dir)
         start = await asyncio.to_thread(begin_start, config.data_dir)
         host = await collect_facts(config)
+        hosts = await own_hosts(config)
         facts = NodeFacts(**{f.name: getattr(host, f.name) for f in fields(NodeFacts)})
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -278,6 +274,7 @@ async def run_node(
                     worker_factory=worker_factory,
                     tasks=tasks,
                     store=StateStore(config.data_dir),
+                    hosts=hosts,
                 )
                 try:
                     await node.serve()
@@ -287,6 +284,6 @@ async def run_node(
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(STOP_DEADLINE_SECONDS):
                             await node.close()
-                raise _StopRequested
+                raise _StopRequested  # noqa: TRY301  it ends the task group from inside
         except* _StopRequested:
             _log.info("node stopped")

@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING
 from macmesh.reasons import Reason
 from macmesh.v1 import lane_pb2, peer_pb2
 from macmesh_daemon.cluster import events
-from macmesh_daemon.cluster.messages import Deployment, Epoch, SetPeersRequest, WorkerReport, WorkerState
+from macmesh_daemon.cluster.messages import (
+    Deployment,
+    Epoch,
+    ModelRef,
+    SetPeersRequest,
+    WorkerReport,
+    WorkerState,
+)
 from macmesh_daemon.logs import get_logger
 from macmesh_daemon.node.call_errors import CallError, known_reason
 from macmesh_daemon.node.codec import from_proto, to_proto
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
     from macmesh_daemon.identity import NodeCredentials
@@ -108,7 +115,7 @@ class StageHost:
 
     async def run_request(
         self, request: peer_pb2.RunRequestRequest
-    ) -> AsyncIterator[peer_pb2.RunRequestResponse]:
+    ) -> AsyncGenerator[peer_pb2.RunRequestResponse, None]:
         """Run a request on the hosted head and yield its tokens; leaving early cancels it.
 
         Raises:
@@ -119,16 +126,14 @@ class StageHost:
         hosted.requests[request.request_id] = queue
         ended = False
         try:
-            await self._send(
-                hosted, lane_pb2.WorkerCommand(submit=lane_pb2.SubmitRequest(request=request))
-            )
+            await self._send(hosted, lane_pb2.WorkerCommand(submit=lane_pb2.SubmitRequest(request=request)))
             while not ended:
                 # The wait is bounded by the worker: it fails a request whose step passes the deadline,
                 # and the end of its process fails every request.
                 item = await queue.get()
                 if item is None:
                     raise CallError(
-                Reason.WORKER_FAILED,
+                        Reason.WORKER_FAILED,
                         "the head worker ended while it served the request; try again once the plan is ready",
                     )
                 if isinstance(item, CallError):
@@ -153,9 +158,7 @@ class StageHost:
                 "this node is not the head of the epoch that the request names; the plan has changed, try again",
             )
         if not hosted.ready:
-            raise CallError(
-                Reason.NOT_READY, "the model is still loading; try again shortly"
-            )
+            raise CallError(Reason.NOT_READY, "the model is still loading; try again shortly")
         if request.request_id in hosted.requests:
             raise CallError(
                 Reason.INVALID_ARGUMENT,
@@ -169,7 +172,9 @@ class StageHost:
                 await hosted.worker.send(command)
         except (OSError, TimeoutError) as error:
             # The end of the process is reported by its event stream; here it is only noted.
-            _log.warning("worker did not take command", command=command.WhichOneof("command"), error=str(error))
+            _log.warning(
+                "worker did not take command", command=command.WhichOneof("command"), error=str(error)
+            )
 
     async def _run(self, hosted: _Hosted, deployment: Deployment) -> None:
         failure = ""
@@ -202,7 +207,7 @@ class StageHost:
         self._notify(events.WorkerStopped(epoch=hosted.epoch))
 
     async def _start_message(self, hosted: _Hosted, deployment: Deployment) -> lane_pb2.StartStage:
-        model = deployment.model
+        model = deployment.model or ModelRef()
         path = await asyncio.to_thread(self._resolve_path, model.model_id, model.path, model.digest)
         return lane_pb2.StartStage(
             epoch=to_proto(hosted.epoch),
@@ -231,9 +236,7 @@ class StageHost:
                 hosted.last_pong = event.pong
 
     @staticmethod
-    def _deliver(
-        hosted: _Hosted, request_id: str, item: peer_pb2.RunRequestResponse | CallError
-    ) -> None:
+    def _deliver(hosted: _Hosted, request_id: str, item: peer_pb2.RunRequestResponse | CallError) -> None:
         queue = hosted.requests.get(request_id)
         if queue is not None:
             queue.put_nowait(item)

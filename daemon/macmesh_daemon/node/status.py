@@ -9,9 +9,10 @@ from macmesh.v1 import cluster_pb2
 from macmesh_daemon.node.codec import to_proto
 
 if TYPE_CHECKING:
-    from macmesh_daemon.cluster.view import ClusterView
     from macmesh_daemon.cluster.messages import Deployment, Member, Stage
+    from macmesh_daemon.cluster.view import ClusterView
     from macmesh_daemon.node.runtime import Node
+
 
 def status_of(node: Node) -> cluster_pb2.GetStatusResponse:
     """The status that this node gives to clients."""
@@ -59,12 +60,15 @@ def health_of(view: ClusterView) -> tuple[str, ...]:
     """What the cluster's state gives a person to know or do, worst first."""
     lines: list[str] = []
     if view.document is None:
-        lines.append("this node belongs to no cluster document yet: waiting for the founder or for enough nodes")
+        lines.append(
+            "this node belongs to no cluster document yet: waiting for the founder or for enough nodes"
+        )
     elif not view.coordinator_node_id:
         lines.append("no coordinator: an election is under way, or too few voters can be reached")
     elif not view.has_quorum:
         lines.append("no quorum: the running plan goes on serving, but nothing can be changed")
-    names = {m.node_id: m.facts.hostname for m in view.document.members} if view.document else {}
+    members = view.document.members if view.document else ()
+    names = {m.node_id: m.facts.hostname for m in members if m.facts}
     for peer, liveness in sorted(view.liveness.items()):
         if liveness in {"dead", "suspect", "incompatible"}:
             lines.append(f"node {peer[:8]} ({names.get(peer, 'unknown')}) is {liveness}")
@@ -84,9 +88,7 @@ def _deployment(view: ClusterView) -> Deployment | None:
     return plan.deployments[0] if plan and plan.deployments else None
 
 
-def _node_status(
-    view: ClusterView, member: Member, deployment: Deployment | None
-) -> cluster_pb2.NodeStatus:
+def _node_status(view: ClusterView, member: Member, deployment: Deployment | None) -> cluster_pb2.NodeStatus:
     stage = _stage_of(member.node_id, deployment)
     report = view.workers.get(member.node_id)
     status = cluster_pb2.NodeStatus(

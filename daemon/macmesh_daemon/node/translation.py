@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from macmesh_daemon.cluster.messages import Member
-    from macmesh_placement import Placement, Refusal
     from macmesh_placement import Ledger as PlacementLedger
+    from macmesh_placement import Placement, Refusal
 
 #: The tensor lane of this version; plaintext, so it never leaves the machine.
 TRANSPORT = "ring"

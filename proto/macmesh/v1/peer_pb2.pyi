@@ -74,6 +74,7 @@ class HelloRequest(_message.Message):
     ADDRESSES_FIELD_NUMBER: _builtins.int
     FACTS_FIELD_NUMBER: _builtins.int
     DISCOVERY_FIELD_NUMBER: _builtins.int
+    HAS_CLUSTER_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Wire protocol version."""
     cluster: _builtins.str
@@ -84,6 +85,8 @@ class HelloRequest(_message.Message):
     """Drawn at random at each start; tells a cloned node from a restarted one."""
     discovery: _builtins.str
     """How the caller found the callee."""
+    has_cluster: _builtins.bool
+    """Whether the caller already belongs to a cluster document with members."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """host:port addresses that the caller listens on."""
@@ -102,10 +105,11 @@ class HelloRequest(_message.Message):
         addresses: _abc.Iterable[_builtins.str] | None = ...,
         facts: _types_pb2.NodeFacts | None = ...,
         discovery: _builtins.str = ...,
+        has_cluster: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "boot_nonce", b"boot_nonce", "cluster", b"cluster", "discovery", b"discovery", "facts", b"facts", "incarnation", b"incarnation", "protocol_version", b"protocol_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "boot_nonce", b"boot_nonce", "cluster", b"cluster", "discovery", b"discovery", "facts", b"facts", "has_cluster", b"has_cluster", "incarnation", b"incarnation", "protocol_version", b"protocol_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Model folders: what they hold, where they lie, their tokenizers."""

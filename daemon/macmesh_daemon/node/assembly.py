@@ -1,0 +1,61 @@
+"""From tokens to the text that a client may see. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from macmesh.v1 import inference_pb2
+from macmesh_daemon.models.tokenizer import StopMatcher
+
+if TYPE_CHECKING:
+    from macmesh.v1 import peer_pb2
+    from macmesh_daemon.models.tokenizer import ModelTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one token adds: text that is certain now, the token itself, and the end where it is reached."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    finish_reason: inference_pb2.FinishReason = inference_pb2.FINISH_REASON_UNSPECIFIED
+
+    @property
+    def worth_sending(self) -> bool:
+        """Whether a client learns anything from it."""
+        return bool(self.text or self.token_ids or self.finish_reason)
+
+
+class TextAssembler:
+    """Turns a request's tokens into text, holds back what may become a stop text, and sees the end.
+
+    An end-of-sequence token is delivered as a token, but not as text.
+    """
+
+    def __init__(self, tokenizer: ModelTokenizer, *, stops: tuple[str, ...], end_ids: frozenset[int]) -> None:
+        self._detokenizer = tokenizer.detokenizer()
+        self._stops = StopMatcher(stops)
+        self._end_ids = end_ids
+
+    def take(self, token: peer_pb2.RunRequestResponse) -> Piece:
+        """One token of the head, in order; where it carries the end, that is told too."""
+        ended_by_model = token.token_id in self._end_ids
+        text, stopped = ("", False)
+        if not ended_by_model:
+            text, stopped = self._stops.push(self._detokenizer.add(token.token_id))
+        finish = token.finish_reason
+        if stopped:
+            finish = inference_pb2.FINISH_REASON_STOP
+        elif finish:
+            text += self._rest()
+        return Piece(text, (token.token_id,), (token.logprob,), finish)
+
+    def take_end(self, token: peer_pb2.RunRequestResponse) -> Piece:
+        """A message of the head that brings no new token."""
+        return Piece(self._rest() if token.finish_reason else "", finish_reason=token.finish_reason)
+
+    def _rest(self) -> str:
+        text, stopped = self._stops.push(self._detokenizer.flush())
+        return text if stopped else text + self._stops.flush()

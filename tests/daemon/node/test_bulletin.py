@@ -1,0 +1,48 @@
+"""The bulletin board: every watcher sees what happens after it came, in order, and nobody is ever blocked."""
+
+import asyncio
+from contextlib import aclosing
+
+from macmesh_daemon.node.bulletin import WATCHER_BACKLOG, Bulletin, BulletinBoard
+
+
+def _bulletin(number: int) -> Bulletin:
+    return Bulletin(float(number), "plan committed", {"number": number})
+
+
+async def test_watchers_see_what_comes_after_them_in_order() -> None:
+    board = BulletinBoard()
+    board.post(_bulletin(0))
+    async with aclosing(board.watch()) as first:
+        pending = asyncio.ensure_future(anext(first))
+        await asyncio.sleep(0)
+        board.post(_bulletin(1))
+        board.post(_bulletin(2))
+
+        assert (await pending).facts["number"] == 1
+        assert (await anext(first)).facts["number"] == 2
+
+
+async def test_a_watcher_that_falls_behind_is_told_how_much_it_lost() -> None:
+    board = BulletinBoard()
+    async with aclosing(board.watch()) as watcher:
+        pending = asyncio.ensure_future(anext(watcher))
+        await asyncio.sleep(0)
+        for number in range(WATCHER_BACKLOG + 3):
+            board.post(_bulletin(number))
+        told = await pending
+
+        assert (told.event, told.facts["count"]) == ("events lost", 3)
+        assert (await anext(watcher)).facts["number"] == 3
+
+
+def test_the_latest_are_kept_within_bounds() -> None:
+    board = BulletinBoard(keep=2)
+    for number in range(5):
+        board.post(_bulletin(number))
+
+    assert [b.facts["number"] for b in board.latest()] == [3, 4]
+
+
+def test_facts_are_stable_json() -> None:
+    assert Bulletin(0.0, "x", {"b": 1, "a": "é"}).facts_json() == '{"a":"\\u00e9","b":1}'
