@@ -34,19 +34,28 @@ def socket_path(data_folder: Path, uid: int | None = None) -> Path:
     The daemon makes that folder with mode 0700 and refuses one that another user owns.
 
     Args:
-        data_folder: Absolute folder; it need not exist.
+        data_folder: The daemon's folder; it need not exist.
         uid: User id for the short folder; the caller's own by default.
     """
     path = data_folder / SOCKET_NAME
     if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH_BYTES:
         return path
-    digest = hashlib.sha256(os.fsencode(data_folder)).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(data_folder.absolute())).hexdigest()[:16]
     return Path("/tmp") / f"macmesh-{os.getuid() if uid is None else uid}" / f"{digest}.sock"  # noqa: S108  the short, per-user folder
 
 
 def default_socket_path(
     environ: Mapping[str, str] = os.environ, platform: str = sys.platform, uid: int | None = None
 ) -> Path:
-    """Where the user's daemon listens: ``MACMESH_SOCKET``, or the socket of the default data folder."""
-    chosen = environ.get("MACMESH_SOCKET", "").strip()
-    return Path(chosen) if chosen else socket_path(default_data_folder(environ, platform), uid)
+    """Where the user's daemon listens.
+
+    The first of: ``MACMESH_SOCKET``; ``MACMESH_SOCKET_PATH`` and the socket in ``MACMESH_DATA_DIR``, which the
+    daemon reads too; the socket in the default data folder.
+    """
+    for variable in ("MACMESH_SOCKET", "MACMESH_SOCKET_PATH"):
+        chosen = environ.get(variable, "").strip()
+        if chosen:
+            return Path(chosen).expanduser()
+    data_folder = environ.get("MACMESH_DATA_DIR", "").strip()
+    folder = Path(data_folder).expanduser() if data_folder else default_data_folder(environ, platform)
+    return socket_path(folder, uid)

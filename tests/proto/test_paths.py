@@ -41,6 +41,9 @@ def test_the_data_folder_is_platformdirs(monkeypatch: pytest.MonkeyPatch) -> Non
             "/home/ann/.local/share/macmesh/macmeshd.sock",
         ),
         ({"HOME": "/home/ann", "MACMESH_SOCKET": "/run/m.sock"}, "linux", "/run/m.sock"),
+        ({"MACMESH_SOCKET_PATH": "/run/p.sock", "MACMESH_DATA_DIR": "/d"}, "linux", "/run/p.sock"),
+        ({"MACMESH_SOCKET": "/run/m.sock", "MACMESH_SOCKET_PATH": "/run/p.sock"}, "linux", "/run/m.sock"),
+        ({"HOME": "/home/ann", "MACMESH_DATA_DIR": "/d"}, "darwin", "/d/macmeshd.sock"),
     ],
 )
 def test_default_socket_path(environ: dict[str, str], platform: str, expected: str) -> None:
