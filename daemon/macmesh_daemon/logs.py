@@ -50,6 +50,24 @@ def configure(
     """
     out = stream if stream is not None else sys.stderr
     number = logging.getLevelNamesMapping()[level.upper()]
+    shared, renderers = _configure_structlog(number, log_format, node_id, out)
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(number, logging.WARNING))
+    for name in _SILENCED_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _configure_structlog(
+    number: int, log_format: LogFormat, node_id: str | None, out: TextIO
+) -> tuple[list[Processor], list[Processor]]:
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -69,26 +87,18 @@ def configure(
         # Module-level loggers must follow a later call of configure.
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(out)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(max(number, logging.WARNING))
-    for name in _SILENCED_LIBRARIES:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return shared, renderers
 
 
 def get_logger(**values: Any) -> FilteringBoundLogger:
-    """Return a logger with ``values`` bound to it.
+    """Return a logger with ``values`` bound to it. Before ``configure`` it writes warnings only, to stderr.
 
     The event is a short constant lower-case phrase; everything that varies is a key::
 
         log = get_logger(part="discovery")
         log.info("candidate found", peer=node_id, source="mdns")
     """
+    if not structlog.is_configured():
+        # structlog's own default writes to stdout, which belongs to data.
+        _configure_structlog(logging.WARNING, "auto", None, sys.stderr)
     return cast("FilteringBoundLogger", structlog.get_logger(**values))
