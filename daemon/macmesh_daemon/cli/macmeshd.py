@@ -15,7 +15,7 @@ from macmesh_daemon.identity import IdentityError
 from macmesh_daemon.logs import configure, get_logger
 from macmesh_daemon.node.errors import NodeError
 from macmesh_daemon.node.runtime import run_node
-from macmesh_daemon.supervisor import worker_factory
+from macmesh_daemon.supervisor.process import WorkerProcess
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -79,12 +79,18 @@ async def _run(config: Config, ready_fd: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
+    def new_worker() -> WorkerProcess:
+        return WorkerProcess(
+            hang_deadline_seconds=2 * config.step_deadline_seconds,
+            on_log_line=lambda line: get_logger(part="worker").info("worker wrote", line=line),
+        )
+
     def tell_ready() -> None:
         if ready_fd is not None:
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
 
-    await run_node(config, stop=stop, worker_factory=worker_factory, on_ready=tell_ready)
+    await run_node(config, stop=stop, worker_factory=new_worker, on_ready=tell_ready)
 
 
 if __name__ == "__main__":

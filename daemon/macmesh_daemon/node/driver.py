@@ -147,7 +147,7 @@ class CoreDriver:
 
     def _announce(self, effect: fx.Announce) -> None:
         facts = dict(effect.facts)
-        _log.info(effect.event, term=self._machine.view.term, **facts)
+        _log.info(effect.event, **{"term": self._machine.view.term, **facts})
         self._board.post(Bulletin(time.time(), effect.event, facts))  # wall time: for people only
 
     async def _send(self, effect: fx.Send) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from macmesh.reasons import Reason
@@ -53,9 +54,7 @@ async def follow_load(
     while True:
         known = told
         try:
-            view = await driver.wait_until(
-                lambda v, known=known: _progress(v, epoch) not in {None, known}, limit
-            )
+            view = await driver.wait_until(partial(_news, epoch, known), limit)
         except TimeoutError:
             raise CallError(
                 Reason.NOT_READY,

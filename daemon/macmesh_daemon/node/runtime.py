@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import secrets
-from dataclasses import fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from macmesh.v1 import peer_pb2
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from macmesh_daemon.config import Config
     from macmesh_daemon.identity import NodeCredentials, Start
-    from macmesh_daemon.supervisor import WorkerFactory
+    from macmesh_daemon.supervisor.interface import WorkerFactory
 
 _log = get_logger(part="node")
 
@@ -262,7 +262,7 @@ async def run_node(
         start = await asyncio.to_thread(begin_start, config.data_dir)
         host = await collect_facts(config)
         hosts = await own_hosts(config)
-        facts = NodeFacts(**{f.name: getattr(host, f.name) for f in fields(NodeFacts)})
+        facts = NodeFacts(**asdict(host.facts))
         try:
             async with asyncio.TaskGroup() as tasks:
                 node = Node(
@@ -270,7 +270,7 @@ async def run_node(
                     credentials=credentials,
                     start=start,
                     facts=facts,
-                    health=lambda: tuple(host.health),
+                    health=lambda: host.problems,
                     worker_factory=worker_factory,
                     tasks=tasks,
                     store=StateStore(config.data_dir),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from macmesh_daemon.identity import NodeCredentials
-    from macmesh_daemon.supervisor import Worker, WorkerFactory
+    from macmesh_daemon.supervisor.interface import Worker, WorkerFactory
 
 _log = get_logger(part="stage host")
 

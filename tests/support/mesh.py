@@ -1,0 +1,156 @@
+"""Several real nodes in one process: real sockets and mutual TLS, fake workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from macmesh import AsyncClient
+from macmesh_daemon.config import Config
+from macmesh_daemon.demo.nodes import free_ports
+from macmesh_daemon.identity import init_cluster, load_credentials, provision_node
+from macmesh_daemon.node.runtime import run_node
+from macmesh_daemon.supervisor.testing import FakeWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+    from macmesh_daemon.cluster.messages import WorkerReport
+    from macmesh.v1.cluster_pb2 import GetStatusResponse
+
+LOOPBACK = "127.0.0.1"
+DEADLINE_SECONDS = 30.0
+
+
+@dataclass(eq=False)
+class MeshNode:
+    """One node of a mesh: its configuration, its workers, and its task while it runs."""
+
+    config: Config
+    node_id: str
+    workers: list[FakeWorker] = field(default_factory=list)
+    make_worker: Callable[[], FakeWorker] = FakeWorker
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+    def new_worker(self) -> FakeWorker:
+        worker = self.make_worker()
+        self.workers.append(worker)
+        return worker
+
+    async def start(self) -> None:
+        """Run the node; returns once its doors are open."""
+        self.stop = asyncio.Event()
+        ready = asyncio.Event()
+        self.task = asyncio.create_task(
+            run_node(self.config, stop=self.stop, worker_factory=self.new_worker, on_ready=ready.set),
+            name=f"node {self.node_id[:8]}",
+        )
+        waiting = asyncio.create_task(ready.wait())
+        done, _ = await asyncio.wait(
+            {self.task, waiting}, timeout=DEADLINE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
+        if waiting not in done:
+            waiting.cancel()
+            await self.task
+
+    async def end(self) -> None:
+        """Stop the node in order."""
+        if self.task is not None:
+            self.stop.set()
+            task, self.task = self.task, None
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await task
+
+    async def crash(self) -> None:
+        """End the node as a killed process would: nothing is said to anybody."""
+        if self.task is not None:
+            task, self.task = self.task, None
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def client(self) -> AsyncClient:
+        """A client of this node."""
+        return AsyncClient(f"unix://{self.config.resolved_socket_path()}")
+
+    async def status(self) -> GetStatusResponse:
+        """The status that this node gives."""
+        async with self.client() as client:
+            return await client.status()
+
+
+class Mesh:
+    """Some nodes of one cluster that find each other by static seeds."""
+
+    def __init__(self, folder: Path, count: int, **settings: object) -> None:
+        ports = free_ports(count)
+        folders = [folder / f"n{i}" for i in range(count)]
+        ca = init_cluster(folders[0])
+        self.nodes: list[MeshNode] = []
+        for index, (port, data_dir) in enumerate(zip(ports, folders, strict=True)):
+            node_id = provision_node(data_dir, ca) if index else load_credentials(data_dir).node_id
+            values: dict[str, object] = {
+                "data_dir": data_dir,
+                "socket_path": data_dir / "s",
+                "listen_host": LOOPBACK,
+                "listen_port": port,
+                "mdns": False,
+                "seeds": tuple(f"{LOOPBACK}:{other}" for other in ports if other != port),
+                "bandwidth_probe": False,
+                "bootstrap_expect": count,
+                "usable_bytes": 200_000_000,
+                "runtime_reserve_bytes": 1_000_000,
+                **settings,
+            }
+            self.nodes.append(MeshNode(config=Config(**values), node_id=node_id))  # type: ignore[arg-type]
+
+    async def __aenter__(self) -> Self:
+        async with asyncio.TaskGroup() as tasks:
+            for node in self.nodes:
+                tasks.create_task(node.start())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for node in self.nodes:
+            await node.end()
+
+    async def until(
+        self, node: MeshNode, condition: Callable[[GetStatusResponse], bool], what: str
+    ) -> GetStatusResponse:
+        """The first status of the node that satisfies the condition."""
+        last: GetStatusResponse | None = None
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS), node.client() as client:
+                async for update in client.watch():
+                    if not hasattr(update, "facts_json") and not hasattr(update, "facts"):
+                        last = update  # type: ignore[assignment]
+                        if condition(last):  # type: ignore[arg-type]
+                            return last  # type: ignore[return-value]
+        except TimeoutError:
+            pass
+        raise AssertionError(f"never {what}; last status: {last}")
+
+    async def formed(self) -> GetStatusResponse:
+        """Wait until the last node knows a coordinator and all members."""
+        count = len(self.nodes)
+        return await self.until(
+            self.nodes[-1],
+            lambda s: bool(s.coordinator_node_id) and s.has_quorum and len(s.document.members) == count,
+            "formed",
+        )
+
+    def coordinator(self, status: GetStatusResponse) -> MeshNode:
+        """The node that coordinates, by a status."""
+        return next(n for n in self.nodes if n.node_id == status.coordinator_node_id)
+
+
+def states(status: GetStatusResponse) -> list[WorkerReport]:
+    """The workers' reports of a status."""
+    return [n.worker for n in status.nodes if n.HasField("worker")]
