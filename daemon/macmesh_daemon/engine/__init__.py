@@ -1,0 +1,1 @@
+"""The inference engine: what runs under mlx."""
