@@ -1,0 +1,151 @@
+"""Profiles a model folder: mlx-lm builds the model lazily, and costs are read off shapes."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from mlx.nn.layers.base import Module
+from mlx_lm.models.cache import make_prompt_cache
+
+from macmesh_daemon.engine.profile_build import build
+from macmesh_daemon.engine.profile_caches import (
+    CHECK_STEPS,
+    RECURRENT_CHECK_STEPS,
+    check,
+    members,
+    piece_of,
+)
+from macmesh_daemon.engine.profile_cuts import cut_points
+from macmesh_daemon.engine.profile_trace import AttentionCall, LayerTrace, Trace, layers_of, trace_step
+from macmesh_daemon.engine.profile_weights import layer_weights, outer_weights
+from macmesh_daemon.models.errors import LocalArchitectureError
+from macmesh_daemon.models.folder import ModelFolder
+from macmesh_placement import AttentionFacts, CachePiece, LayerProfile, ModelProfile
+
+#: Tokens of the traced step: more than one, so that the paths of prefill are taken.
+_PROBE_TOKENS = 3
+
+#: Head sizes for which Metal fuses the attention of a prefill step (keys and values of one size).
+_FUSED_HEAD_DIMS = {64, 72, 80, 96, 128}
+
+
+def profile_folder(folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelProfile:
+    """Profiles a folder.
+
+    Args:
+        folder: The folder; without weights, sizes come from its config.
+        lengths: Steps with which the cache costs are checked; empty takes the default.
+
+    Raises:
+        LocalArchitectureError: mlx-lm lacks the architecture, or its caches cannot be costed.
+        LocalModelFolderError: Config and weights do not make a model.
+    """
+    return profile_model(build(folder), folder, lengths)
+
+
+def profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelProfile:
+    """Profiles a model that is already built, lazily or not; raises as `profile_folder`."""
+    layers = layers_of(model)
+    if not layers:
+        raise LocalArchitectureError(f"{folder.model_type} names no layers, so that nothing can be placed")
+    caches = make_prompt_cache(model)
+    trace = _traced(model, caches, folder)
+    flat = [member for cache in caches for member in members(cache)]
+    pieces = [piece_of(cache) for cache in flat]
+    recurrent = any(piece is not None and piece.kind == "constant" for piece in pieces)
+    check(model, pieces, tuple(lengths) or (RECURRENT_CHECK_STEPS if recurrent else CHECK_STEPS))
+
+    owned: set[int] = set()
+    profiles = []
+    for layer, seen in zip(layers, trace.layers, strict=True):
+        own = [id(member) for cache in seen.caches for member in members(cache)]
+        fresh = [key for key in own if key not in owned]
+        owned.update(fresh)
+        found = tuple(
+            piece for cache, piece in zip(flat, pieces, strict=True) if piece and id(cache) in fresh
+        )
+        profiles.append(_layer_profile(layer, seen, trace, found, folder))
+    outer = outer_weights(model)
+    cuts, reason = cut_points(model, trace.layers)
+    first = trace.layers[0]
+    return ModelProfile(
+        model_id=folder.model_id,
+        model_type=folder.model_type,
+        digest=folder.digest,
+        layers=tuple(profiles),
+        embedding_bytes=outer.embedding_bytes,
+        norm_bytes=outer.norm_bytes,
+        head_bytes=0 if trace.head_is_tied else outer.head_bytes,
+        tied=trace.head_is_tied,
+        shared_bytes=outer.shared_bytes + (outer.head_bytes if trace.head_is_tied else 0),
+        outer_parameter_count=outer.array_count,
+        hidden_size=first.input_bytes // first.input_item_bytes // _PROBE_TOKENS,
+        vocab_size=outer.vocab_size,
+        activation_bytes=first.input_item_bytes,
+        position_limit=folder.position_limit,
+        cut_points=cuts,
+        cut_reason=reason,
+        head_caches=tuple(
+            piece for cache, piece in zip(flat, pieces, strict=True) if piece and id(cache) not in owned
+        ),
+        weights_source="headers" if folder.weight_files else "config",
+        mlx_lm_version=version("mlx-lm"),
+    )
+
+
+def _traced(model: Module, caches: list[Any], folder: ModelFolder) -> Trace:
+    try:
+        trace = trace_step(model, caches, _PROBE_TOKENS)
+    except Exception as problem:
+        raise LocalArchitectureError(
+            f"mlx-lm cannot run a step of {folder.model_type}: {type(problem).__name__}: {problem}"
+        ) from problem
+    if not trace.layers[0].input_item_bytes:
+        raise LocalArchitectureError(
+            f"the first layer of {folder.model_type} is never called, so that nothing can be placed"
+        )
+    return trace
+
+
+def _layer_profile(
+    layer: Module, seen: LayerTrace, trace: Trace, pieces: tuple[CachePiece, ...], folder: ModelFolder
+) -> LayerProfile:
+    weights = layer_weights(layer, trace.experts)
+    return LayerProfile(
+        weight_bytes=weights.size_bytes,
+        active_weight_bytes=weights.active_bytes,
+        active_parameters=weights.active_parameters,
+        parameter_count=weights.array_count,
+        activation_bytes_per_token=-(-(seen.output_bytes + seen.input_bytes) // _PROBE_TOKENS),
+        caches=pieces,
+        attention=_attention(seen, pieces, folder),
+    )
+
+
+def _attention(
+    seen: LayerTrace, pieces: tuple[CachePiece, ...], folder: ModelFolder
+) -> AttentionFacts | None:
+    windows = [piece.window_tokens for piece in pieces if piece.kind != "constant"]
+    window = (
+        max((size for size in windows if size is not None), default=None) if None not in windows else None
+    )
+    if seen.attention:
+        worst = max(seen.attention, key=lambda call: (not _fused(call), call.query_heads))
+        return AttentionFacts(
+            query_heads=worst.query_heads,
+            fused=_fused(worst),
+            score_bytes=worst.score_bytes,
+            mask_heads=max(call.mask_heads for call in seen.attention),
+            window_tokens=window,
+        )
+    if not windows:
+        return None
+    # Attention in the model's own code: it materialises scores, in float32 at worst, for all heads of the
+    # config.
+    text = folder.config.get("text_config") or folder.config
+    heads = text.get("num_attention_heads") or text.get("n_head") or text.get("n_heads") or 1
+    return AttentionFacts(query_heads=int(heads), fused=False, score_bytes=4, window_tokens=window)
+
+
+def _fused(call: AttentionCall) -> bool:
+    return call.query_dim == call.value_dim and call.query_dim in _FUSED_HEAD_DIMS
