@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from macmesh import AsyncClient
+from macmesh import AsyncClient, ClusterEvent
 from macmesh_daemon.config import Config
 from macmesh_daemon.demo.nodes import free_ports
 from macmesh_daemon.identity import init_cluster, load_credentials, provision_node
@@ -129,10 +129,11 @@ class Mesh:
         try:
             async with asyncio.timeout(DEADLINE_SECONDS), node.client() as client:
                 async for update in client.watch():
-                    if not hasattr(update, "facts_json") and not hasattr(update, "facts"):
-                        last = update  # type: ignore[assignment]
-                        if condition(last):  # type: ignore[arg-type]
-                            return last  # type: ignore[return-value]
+                    if isinstance(update, ClusterEvent):
+                        continue
+                    last = update
+                    if condition(update):
+                        return update
         except TimeoutError:
             pass
         raise AssertionError(f"never {what}; last status: {last}")

@@ -1,1 +1,4 @@
-"""Model folders: what they hold, where they lie, their tokenizers."""
+"""Model folders on this machine: finding them, reading their headers, profiling them. No mlx.
+
+The errors are listed in `macmesh_daemon.models.errors`.
+"""
