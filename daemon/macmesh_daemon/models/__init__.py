@@ -2,3 +2,24 @@
 
 The errors are listed in `macmesh_daemon.models.errors`.
 """
+
+from macmesh_daemon.models.errors import (
+    LocalArchitectureError,
+    LocalModelError,
+    LocalModelFolderError,
+    LocalModelNotFoundError,
+    LocalProfileProcessError,
+    ModelError,
+)
+from macmesh_daemon.models.folder import ModelFolder, resolve
+
+__all__ = [
+    "LocalArchitectureError",
+    "LocalModelError",
+    "LocalModelFolderError",
+    "LocalModelNotFoundError",
+    "LocalProfileProcessError",
+    "ModelError",
+    "ModelFolder",
+    "resolve",
+]

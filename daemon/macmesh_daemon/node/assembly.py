@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from macmesh.v1 import inference_pb2
-from macmesh_daemon.models.tokenizer import StopMatcher
+from macmesh_daemon.models.stop_matcher import StopMatcher
 
 if TYPE_CHECKING:
     from macmesh.v1 import peer_pb2
@@ -20,7 +20,7 @@ class Piece:
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    finish_reason: inference_pb2.FinishReason = inference_pb2.FINISH_REASON_UNSPECIFIED
+    finish_reason: inference_pb2.FinishReason.ValueType = inference_pb2.FINISH_REASON_UNSPECIFIED
 
     @property
     def worth_sending(self) -> bool:
@@ -35,7 +35,7 @@ class TextAssembler:
     """
 
     def __init__(self, tokenizer: ModelTokenizer, *, stops: tuple[str, ...], end_ids: frozenset[int]) -> None:
-        self._detokenizer = tokenizer.detokenizer()
+        self._detokenizer = tokenizer.stream_detokenizer()
         self._stops = StopMatcher(stops)
         self._end_ids = end_ids
 
@@ -44,7 +44,8 @@ class TextAssembler:
         ended_by_model = token.token_id in self._end_ids
         text, stopped = ("", False)
         if not ended_by_model:
-            text, stopped = self._stops.push(self._detokenizer.add(token.token_id))
+            result = self._stops.push(self._detokenizer.add(token.token_id))
+            text, stopped = result.text, result.stopped
         finish = token.finish_reason
         if stopped:
             finish = inference_pb2.FINISH_REASON_STOP
@@ -57,5 +58,5 @@ class TextAssembler:
         return Piece(self._rest() if token.finish_reason else "", finish_reason=token.finish_reason)
 
     def _rest(self) -> str:
-        text, stopped = self._stops.push(self._detokenizer.flush())
-        return text if stopped else text + self._stops.flush()
+        result = self._stops.push(self._detokenizer.flush())
+        return result.text if result.stopped else result.text + self._stops.flush()

@@ -13,8 +13,14 @@ from macmesh.v1 import peer_pb2
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.messages import ModelRef, WantedModel
 from macmesh_daemon.logs import get_logger
-from macmesh_daemon.models import LocalModelError, LocalModelNotFoundError, resolve
-from macmesh_daemon.models.profiler import ProfileError, profile_model
+from macmesh_daemon.models import (
+    LocalArchitectureError,
+    LocalModelError,
+    LocalModelNotFoundError,
+    LocalProfileProcessError,
+    resolve,
+)
+from macmesh_daemon.models.profiler import profile_model
 from macmesh_daemon.node.call_errors import CallError, from_rpc_error
 from macmesh_daemon.node.codec import from_proto
 from macmesh_daemon.node.translation import capacities, deployment_of, reason_of_refusal
@@ -37,6 +43,11 @@ _log = get_logger(part="planning")
 
 #: A 1T-parameter config profiles in seconds; a slow disk with thousands of headers takes longer.
 PROFILE_DEADLINE_SECONDS = 120.0
+_REASONS: dict[type[LocalModelError], Reason] = {
+    LocalModelNotFoundError: Reason.MODEL_NOT_FOUND,
+    LocalArchitectureError: Reason.UNSUPPORTED_ARCHITECTURE,
+    LocalProfileProcessError: Reason.INTERNAL,
+}
 
 
 class Planning:
@@ -80,12 +91,8 @@ class Planning:
                     folder, self._config.data_dir / "profiles", deadline_seconds=PROFILE_DEADLINE_SECONDS
                 )
                 self._profiles[folder.digest] = profile
-        except LocalModelNotFoundError as error:
-            raise CallError(Reason.MODEL_NOT_FOUND, str(error), {"model": model_id}) from error
         except LocalModelError as error:
-            raise CallError(Reason.MODEL_BROKEN, str(error), {"model": model_id}) from error
-        except ProfileError as error:
-            reason = Reason(error.reason) if error.reason in Reason.__members__ else Reason.MODEL_BROKEN
+            reason = _REASONS.get(type(error), Reason.MODEL_BROKEN)
             raise CallError(reason, str(error), {"model": model_id}) from error
         return ModelRef(model_id=model_id, path=str(folder.path), digest=folder.digest), profile
 

@@ -13,7 +13,8 @@ import grpc
 from macmesh.reasons import Reason
 from macmesh.v1 import inference_pb2, peer_pb2
 from macmesh_daemon.models import LocalModelError
-from macmesh_daemon.models.tokenizer import LocalTokenizerError, ModelTokenizer
+from macmesh_daemon.models.tokenizer import ModelTokenizer
+from macmesh_daemon.models.tokenizer_errors import LocalTokenizerError, TokenizerError
 from macmesh_daemon.node.assembly import TextAssembler
 from macmesh_daemon.node.call_errors import CallError, from_rpc_error
 from macmesh_daemon.node.codec import to_proto
@@ -199,6 +200,10 @@ def _prepare(
     sampling = inference_pb2.SamplingParameters()
     sampling.CopyFrom(request.sampling)
     _check_sampling(sampling)
+    if "" in request.stop:
+        raise CallError(
+            Reason.INVALID_ARGUMENT, "a stop text is empty: it would stop before anything", {"field": "stop"}
+        )
     if not sampling.HasField("seed"):
         sampling.seed = secrets.randbits(_SEED_BITS)
     stop_ids = frozenset() if request.ignore_eos else frozenset(tokenizer.eos_token_ids)
@@ -229,7 +234,7 @@ def _prompt_ids(request: inference_pb2.GenerateRequest, tokenizer: ModelTokenize
                     "the request has no prompt: set text, chat or tokens",
                     {"field": "prompt"},
                 )
-    except LocalTokenizerError as error:
+    except TokenizerError as error:
         raise CallError(Reason.INVALID_ARGUMENT, str(error), {"field": "prompt"}) from error
     if not ids:
         raise CallError(
