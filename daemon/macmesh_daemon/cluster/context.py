@@ -22,8 +22,8 @@ class Context:
     """Durable state, time, and effects of one node.
 
     A node talks to itself as to any other: a request to itself goes into `inbox` and never leaves the
-    machine, and so does the reply. Effects are in the order in which they were decided, so whatever follows from a
-    `Persist` stands behind it.
+    machine, and so does the reply. Effects are in the order in which they were decided, so whatever follows
+    from a `Persist` stands behind it.
     """
 
     def __init__(
