@@ -7,7 +7,6 @@ import grpc
 from macmesh._targets import Target, unix_failure
 from macmesh.errors import LocalDeadlineError, MacmeshError, RemoteError, RemoteUnavailableError, remote_error
 from macmesh.reasons import Reason
-from macmesh.wire_errors import read_failure
 
 
 def translate(error: grpc.RpcError, target: Target, call: str, timeout_seconds: float | None) -> MacmeshError:
@@ -19,6 +18,8 @@ def translate(error: grpc.RpcError, target: Target, call: str, timeout_seconds: 
         call: Name of the RPC, for the message.
         timeout_seconds: The deadline that the call was given, if any.
     """
+    from macmesh.wire_errors import read_failure  # noqa: PLC0415  only failures need google.rpc's messages
+
     facts: Any = error  # grpc.RpcError is a bare marker; both of its real classes have these methods
     code: grpc.StatusCode = facts.code() or grpc.StatusCode.UNKNOWN
     details: str = facts.details() or ""

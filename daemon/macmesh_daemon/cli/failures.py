@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.output import print_json, printable, talk
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
 
@@ -25,9 +25,7 @@ class CommandError(Exception):
         exit_code: See `macmesh_daemon.cli.exit_codes`.
     """
 
-    def __init__(
-        self, message: str, *, reason: str = "FAILED", exit_code: int = exit_codes.FAILED
-    ) -> None:
+    def __init__(self, message: str, *, reason: str = "FAILED", exit_code: int = exit_codes.FAILED) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason

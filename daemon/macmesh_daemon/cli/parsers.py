@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: What ``add_subparsers`` returns; argparse has no public name for it.
-Subparsers = argparse._SubParsersAction  # type: ignore[type-arg]  # noqa: SLF001
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  as said
 
 
 def add_command(
@@ -50,7 +50,9 @@ def add_command(
     shared.add_argument("--no-color", action="store_true", help="no colours (also: NO_COLOR, TERM=dumb)")
     if daemon:
         shared.add_argument(
-            "--socket", metavar="PATH", help="socket of the daemon (default: MACMESH_SOCKET, or the user's own)"
+            "--socket",
+            metavar="PATH",
+            help="socket of the daemon (default: MACMESH_SOCKET, or the user's own)",
         )
     return parser
 

@@ -105,7 +105,9 @@ def render_plan(
 
 def render_refusal(refusal: Refusal, names: Mapping[str, str], *, color: bool = False) -> str:
     """Why there is no plan, what is missing where, and the largest context that fits."""
-    head = f"# does not fit ({refusal.kind})" if refusal.kind == "does_not_fit" else f"# refused: {refusal.kind}"
+    head = (
+        f"# does not fit ({refusal.kind})" if refusal.kind == "does_not_fit" else f"# refused: {refusal.kind}"
+    )
     lines = [f"{RED}{head}{RESET}" if color else head, printable(refusal.message)]
     if refusal.deficits:
         columns = (

@@ -77,9 +77,7 @@ def render_status(
         tone = _COLOR_OF_STATE.get(state.split()[0].rstrip(":"), YELLOW)
         if color and tone:
             colors[index, _STATE_COLUMN] = tone
-    table = render_table(
-        _COLUMNS, rows, width=width, colors=colors, header_color=BOLD if color else ""
-    )
+    table = render_table(_COLUMNS, rows, width=width, colors=colors, header_color=BOLD if color else "")
     return "\n".join([lines[0], *health, *lines[1:], table])
 
 
@@ -104,7 +102,11 @@ def _summary(status: cluster_pb2.GetStatusResponse) -> list[str]:
     alive = sum(node.liveness == "alive" for node in status.nodes)
     names = {node.member.node_id: node.member.facts.hostname for node in status.nodes}
     leader = status.coordinator_node_id
-    who = f"coordinator {leader[:SHORT_ID]} {printable(names.get(leader, ''))}".rstrip() if leader else "no coordinator"
+    who = (
+        f"coordinator {leader[:SHORT_ID]} {printable(names.get(leader, ''))}".rstrip()
+        if leader
+        else "no coordinator"
+    )
     cluster = [
         f"cluster {status.cluster or _NOTHING}",
         f"term {status.term}",

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.failures import CommandError
 from macmesh_daemon.cli.output import print_data, print_json, talk
-from macmesh_daemon.cli.parsers import Subparsers, add_command, add_group
+from macmesh_daemon.cli.parsers import add_command, add_group
 
 if TYPE_CHECKING:
     import argparse
+
+    from macmesh_daemon.cli.parsers import Subparsers
 
 _EXAMPLES = """
 daemonctl cluster init                       make this machine the first node of a new cluster
@@ -68,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
             },
         )
     else:
-        print_data(f"cluster {node.cluster_prefix}: this node is {node.node_id[:8]}, its files lie in {folder}")
+        print_data(
+            f"cluster {node.cluster_prefix}: this node is {node.node_id[:8]}, its files lie in {folder}"
+        )
         talk("start it with `macmeshd`, or at every boot with `daemonctl service install`")
     return exit_codes.OK

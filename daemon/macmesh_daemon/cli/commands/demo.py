@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from macmesh_daemon.cli.parsers import Subparsers, add_command, amount, positive
+from macmesh_daemon.cli.parsers import add_command, amount, positive
 
 if TYPE_CHECKING:
     import argparse
+
+    from macmesh_daemon.cli.parsers import Subparsers
 
 _EXAMPLES = """
 daemonctl demo               three daemons find each other, elect, plan, load and generate
@@ -27,7 +29,9 @@ def add_parser(subparsers: Subparsers) -> None:
         daemon=False,
     )
     parser.add_argument("--nodes", type=positive, default=3, metavar="N", help="daemons to start (default 3)")
-    parser.add_argument("--tokens", type=positive, default=48, metavar="N", help="tokens to generate (default 48)")
+    parser.add_argument(
+        "--tokens", type=positive, default=48, metavar="N", help="tokens to generate (default 48)"
+    )
     parser.add_argument("--model", metavar="FOLDER", help="a model folder instead of the shipped small model")
     parser.add_argument("--no-mdns", action="store_true", help="find each other by static seeds only")
     parser.add_argument("--keep", action="store_true", help="leave the folder with logs and state behind")

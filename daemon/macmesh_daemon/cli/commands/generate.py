@@ -11,12 +11,13 @@ from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import connect
 from macmesh_daemon.cli.failures import CommandError
 from macmesh_daemon.cli.output import print_data, print_json, talk
-from macmesh_daemon.cli.parsers import Subparsers, add_command, amount, natural, share
+from macmesh_daemon.cli.parsers import add_command, amount, natural, share
 
 if TYPE_CHECKING:
     import argparse
 
     from macmesh import GenerateChunk, GenerateOptions, Generation
+    from macmesh_daemon.cli.parsers import Subparsers
 
 _EXAMPLES = """
 daemonctl generate "Once upon a time" --max-tokens 100             continue a text
@@ -47,12 +48,16 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--min-p", type=share, default=0.0, metavar="P", help="only tokens of this share of the likeliest"
     )
-    parser.add_argument("--seed", type=natural, metavar="N", help="seed of the random numbers (default: drawn)")
+    parser.add_argument(
+        "--seed", type=natural, metavar="N", help="seed of the random numbers (default: drawn)"
+    )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the model's own end")
-    parser.add_argument("--tokens", action="store_true", help="print token ids, one per line, instead of text")
+    parser.add_argument(
+        "--tokens", action="store_true", help="print token ids, one per line, instead of text"
+    )
     parser.add_argument(
         "--timeout", type=amount, metavar="SECONDS", help="longest time for the whole (default: none)"
     )

@@ -9,12 +9,13 @@ from macmesh_daemon.cli import exit_codes, units
 from macmesh_daemon.cli.commands.plan import model_argument
 from macmesh_daemon.cli.connect import connect
 from macmesh_daemon.cli.output import print_data, print_json, talk
-from macmesh_daemon.cli.parsers import Subparsers, add_command, add_demand, amount
+from macmesh_daemon.cli.parsers import add_command, add_demand, amount
 
 if TYPE_CHECKING:
     import argparse
 
     from macmesh import LoadProgress
+    from macmesh_daemon.cli.parsers import Subparsers
 
 _EXAMPLES = """
 daemonctl load ~/models/Qwen3-4B --context 32768     serve it, at a context that is guaranteed to fit
@@ -61,7 +62,13 @@ def run(args: argparse.Namespace) -> int:
         context = plan.context_tokens if plan else args.context
         print_json(
             args,
-            {"ready": True, "model_id": model, "epoch": last.epoch, "context_tokens": context, "stages": stages},
+            {
+                "ready": True,
+                "model_id": model,
+                "epoch": last.epoch,
+                "context_tokens": context,
+                "stages": stages,
+            },
         )
     else:
         print_data(f"ready: {model}, epoch {last.epoch}")

@@ -11,12 +11,13 @@ from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import connect
 from macmesh_daemon.cli.failures import CommandError
 from macmesh_daemon.cli.output import print_data, print_json, terminal_width, wants_color
-from macmesh_daemon.cli.parsers import Subparsers, add_command, add_demand
+from macmesh_daemon.cli.parsers import add_command, add_demand
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
+    from macmesh_daemon.cli.parsers import Subparsers
     from macmesh_placement import Placement, Refusal
 
 _EXAMPLES = """
@@ -52,13 +53,15 @@ def run(args: argparse.Namespace) -> int:
         result, names = plan_offline(args)
     else:
         result, names = _ask_daemon(args)
+    from macmesh_placement import Placement  # noqa: PLC0415  loaded above
+
     if args.json:
         print_json(args, {**result.to_json(), "names": dict(names)})
     else:
         from macmesh_daemon.cli.plan_view import render_plan, render_refusal  # noqa: PLC0415  as above
 
         color = wants_color(args, sys.stdout)
-        if result.feasible:
+        if isinstance(result, Placement):
             width = terminal_width(sys.stdout)
             print_data(render_plan(result, names, width, color=color, ledger=args.ledger))
         else:

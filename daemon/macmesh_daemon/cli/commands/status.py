@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import connect
 from macmesh_daemon.cli.output import print_data, print_json, terminal_width, wants_color
-from macmesh_daemon.cli.parsers import Subparsers, add_command, amount
+from macmesh_daemon.cli.parsers import add_command, amount
 
 if TYPE_CHECKING:
     import argparse
+
+    from macmesh_daemon.cli.parsers import Subparsers
 
 _EXAMPLES = """
 daemonctl status                            one line per node, health on top
@@ -29,7 +31,11 @@ def add_parser(subparsers: Subparsers) -> None:
         run=run,
     )
     parser.add_argument(
-        "--timeout", type=amount, default=5.0, metavar="SECONDS", help="longest wait for the daemon (default 5)"
+        "--timeout",
+        type=amount,
+        default=5.0,
+        metavar="SECONDS",
+        help="longest wait for the daemon (default 5)",
     )
 
 

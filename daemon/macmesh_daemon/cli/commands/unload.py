@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import connect
 from macmesh_daemon.cli.output import print_data, print_json
-from macmesh_daemon.cli.parsers import Subparsers, add_command
+from macmesh_daemon.cli.parsers import add_command
 
 if TYPE_CHECKING:
     import argparse
+
+    from macmesh_daemon.cli.parsers import Subparsers
 
 _EXAMPLES = """
 daemonctl unload       stop every stage and free its memory

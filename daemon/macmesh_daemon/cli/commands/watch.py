@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import connect
 from macmesh_daemon.cli.output import print_data, print_json, printable
-from macmesh_daemon.cli.parsers import Subparsers, add_command, positive
+from macmesh_daemon.cli.parsers import add_command, positive
 
 if TYPE_CHECKING:
     import argparse
 
     from macmesh import ClusterEvent, ClusterStatus
+    from macmesh_daemon.cli.parsers import Subparsers
 
 _EXAMPLES = """
 daemonctl watch               one line per decision, until Ctrl-C
@@ -66,7 +67,9 @@ def _as_line(update: ClusterStatus | ClusterEvent) -> str:
     if isinstance(update, Message):
         alive = sum(node.liveness == "alive" for node in update.nodes)
         quorum = "quorum" if update.has_quorum else "NO QUORUM"
-        return f"# {update.serving_state} · term {update.term} · {alive} of {len(update.nodes)} alive · {quorum}"
+        return (
+            f"# {update.serving_state} · term {update.term} · {alive} of {len(update.nodes)} alive · {quorum}"
+        )
     facts = "  ".join(f"{key}={_plain(value)}" for key, value in update.facts.items())
     clock = update.time.astimezone().strftime("%H:%M:%S")
     return printable(f"{clock} {update.event}  {facts}").rstrip()

@@ -1,0 +1,93 @@
+"""The status table against golden files; `UPDATE_GOLDEN=1` rewrites them, then read the diff."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from macmesh.testing import scenes
+from macmesh.v1 import cluster_pb2
+from macmesh_daemon.cli.status_view import bandwidth, node_state, render_status
+
+GOLDEN = Path(__file__).parent / "golden"
+SCENES = ("idle", "loading", "ready", "degraded", "no_quorum", "refused")
+
+
+def check_golden(name: str, text: str) -> None:
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text + "\n")
+    assert text + "\n" == path.read_text()
+
+
+def scene(name: str) -> cluster_pb2.GetStatusResponse:
+    made: cluster_pb2.GetStatusResponse = getattr(scenes, name)()
+    return made
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_golden(name: str) -> None:
+    check_golden(f"status-{name}", render_status(scene(name)))
+
+
+@pytest.mark.parametrize("name", ["ready", "no_quorum"])
+def test_golden_in_color(name: str) -> None:
+    text = render_status(scene(name), color=True)
+    check_golden(f"status-{name}-color", text.replace("\x1b", "<ESC>"))
+    assert re.sub(r"\x1b\[\d+m", "", text) == render_status(scene(name))
+
+
+def test_golden_narrow() -> None:
+    check_golden("status-ready-narrow", render_status(scenes.ready(), 120))
+
+
+@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("width", [None, 200, 128, 40])
+def test_one_line_per_node_whatever_the_width(name: str, width: int | None) -> None:
+    status = scene(name)
+    lines = render_status(status, width).splitlines()
+    assert sum(not line.startswith("#") for line in lines) == 1 + len(status.nodes)
+    table = [line for line in lines if not line.startswith("#")]
+    for line, node in zip(table[1:], status.nodes, strict=True):
+        assert line.startswith(node.member.node_id[:8])
+    if width is not None and width >= 128:
+        assert all(len(line) <= width for line in lines if not line.startswith("# !"))
+
+
+def test_a_hostile_hostname_cannot_move_the_cursor() -> None:
+    status = scenes.ready()
+    status.nodes[1].member.facts.hostname = "ev\x1b[2Jil\nname"
+    status.health.append("bad\x07line")
+    text = render_status(status)
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "ev?[2Jil?name" in text
+
+
+def test_an_empty_cluster_renders() -> None:
+    text = render_status(cluster_pb2.GetStatusResponse())
+    assert text.splitlines()[0].startswith("# unknown")
+    assert "no coordinator" in text
+
+
+def test_bandwidth() -> None:
+    assert bandwidth(0, 0) == "-"
+    assert bandwidth(0, 410) == "?/410 GB/s"
+    assert bandwidth(32.4, 0) == "32 GB/s"
+    assert bandwidth(612.5, 819) == "612/819 GB/s"
+
+
+def test_node_states() -> None:
+    def states(name: str) -> list[str]:
+        return [node_state(node) for node in scene(name).nodes]
+
+    assert states("idle") == ["idle", "idle", "idle"]
+    assert states("loading") == ["loading 25%", "loading 50%", "loaded"]
+    assert states("degraded") == ["ready", "ready", "dead"]
+    failed = scenes.degraded().nodes[2]
+    failed.liveness = "alive"
+    assert node_state(failed) == "failed: heartbeat lost"
+    failed.ClearField("worker")
+    assert node_state(failed) == "waiting"
