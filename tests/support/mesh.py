@@ -103,7 +103,7 @@ class Mesh:
                 "seeds": tuple(f"{LOOPBACK}:{other}" for other in ports if other != port),
                 "bandwidth_probe": False,
                 "bootstrap_expect": count,
-                "usable_bytes": 200_000_000,
+                "usable_bytes": 400_000_000,
                 "runtime_reserve_bytes": 1_000_000,
                 **settings,
             }
