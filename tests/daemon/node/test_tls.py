@@ -159,9 +159,7 @@ async def test_a_prober_says_when_the_peer_speaks_no_tls(nodes: dict[str, NodeCr
             await tls.probe_node_id("127.0.0.1", port, nodes["a"], deadline_seconds=DEADLINE_SECONDS)
 
 
-async def test_a_prober_says_when_its_own_key_is_gone(
-    nodes: dict[str, NodeCredentials], tmp_path: Path
-) -> None:
+async def test_a_prober_says_when_its_own_key_is_gone(tmp_path: Path) -> None:
     ca = create_cluster_ca()
     provision_node(tmp_path, ca)
     credentials = load_credentials(tmp_path)
