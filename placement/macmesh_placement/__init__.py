@@ -7,6 +7,7 @@ in `macmesh_placement.errors`.
 
 from macmesh_placement.cachecost import CachePiece
 from macmesh_placement.capacity import NodeCapacity, cluster_from_json
+from macmesh_placement.caps import UsableRange, usable_for_stage_count
 from macmesh_placement.errors import (
     LocalClusterError,
     LocalPlacementError,
@@ -51,9 +52,11 @@ __all__ = [
     "Reserves",
     "StageDemand",
     "StagePlacement",
+    "UsableRange",
     "all_cut_points",
     "cluster_from_json",
     "plan",
     "result_from_json",
     "stage_ledger",
+    "usable_for_stage_count",
 ]

@@ -27,6 +27,7 @@ class AttentionFacts:
         score_bytes: Bytes of one score.
         mask_heads: Heads of an additive mask that the model's own code materialises for every (token, key)
             pair, as multi-head latent attention does; 0 where the mask is causal or shared.
+        mask_bytes: Bytes per (token, key) pair of a shared mask; 0 where the mask is only named causal.
         window_tokens: Most keys that the cache keeps for it between steps; None where all are.
     """
 
@@ -34,10 +35,11 @@ class AttentionFacts:
     fused: bool
     score_bytes: int
     mask_heads: int = 0
+    mask_bytes: int = 0
     window_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("query_heads", "score_bytes", "mask_heads"):
+        for name in ("query_heads", "score_bytes", "mask_heads", "mask_bytes"):
             require_integer(getattr(self, name), f"attention {name}", LocalProfileError)
         if self.window_tokens is not None:
             require_integer(self.window_tokens, "attention window_tokens", LocalProfileError, minimum=1)
@@ -45,15 +47,14 @@ class AttentionFacts:
     def scratch_bytes(self, context_tokens: int, chunk_tokens: int, *, fused_kernel: bool) -> int:
         """Bytes of scores and masks that one prefill step of ``chunk_tokens`` materialises.
 
-        Unfused attention holds the scores and their softmax at once: twice L times S per head. A mask is one
-        byte per pair.
+        Unfused attention holds the scores and their softmax at once: twice L times S per head.
         """
         chunk = min(chunk_tokens, context_tokens)
         keys = context_tokens
         if self.window_tokens is not None:
             keys = min(keys, self.window_tokens - 1 + chunk)
         heads = self.mask_heads + (0 if self.fused and fused_kernel else 2 * self.query_heads)
-        return chunk * keys * (1 + heads * self.score_bytes)
+        return chunk * keys * (self.mask_bytes + heads * self.score_bytes)
 
     def to_json(self) -> dict[str, Any]:
         """The facts as a JSON object."""
@@ -69,6 +70,7 @@ class AttentionFacts:
             fused=reader.flag("fused"),
             score_bytes=reader.integer("score_bytes"),
             mask_heads=reader.integer("mask_heads", default=0),
+            mask_bytes=reader.integer("mask_bytes", default=0),
             window_tokens=reader.optional_integer("window_tokens", minimum=1),
         )
 

@@ -47,6 +47,7 @@ def layer(rng: Random) -> LayerProfile:
         fused=rng.random() < 0.5,
         score_bytes=2,
         mask_heads=rng.randint(0, 1),
+        mask_bytes=rng.randint(0, 1),
         window_tokens=rng.choice((None, rng.randint(1, 100))),
     )
     return LayerProfile(

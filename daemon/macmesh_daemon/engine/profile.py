@@ -1,6 +1,6 @@
 """Profiles a model folder: mlx-lm builds the model lazily, and costs are read off shapes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -80,7 +80,7 @@ def profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int] = (
         shared_bytes=outer.shared_bytes + (outer.head_bytes if trace.head_is_tied else 0),
         outer_parameter_count=outer.array_count,
         hidden_size=first.input_bytes // first.input_item_bytes // _PROBE_TOKENS,
-        vocab_size=outer.vocab_size,
+        vocab_size=outer.vocab_size or _text_config(folder).get("vocab_size", 0),
         activation_bytes=first.input_item_bytes,
         position_limit=folder.position_limit,
         cut_points=cuts,
@@ -136,15 +136,24 @@ def _attention(
             fused=_fused(worst),
             score_bytes=worst.score_bytes,
             mask_heads=max(call.mask_heads for call in seen.attention),
+            # A window's mask is an array once the prompt is longer than the window.
+            mask_bytes=max([int(window is not None), *(call.mask_bytes for call in seen.attention)]),
             window_tokens=window,
         )
     if not windows:
         return None
     # Attention in the model's own code: it materialises scores, in float32 at worst, for all heads of the
     # config.
-    text = folder.config.get("text_config") or folder.config
+    text = _text_config(folder)
     heads = text.get("num_attention_heads") or text.get("n_head") or text.get("n_heads") or 1
-    return AttentionFacts(query_heads=int(heads), fused=False, score_bytes=4, window_tokens=window)
+    return AttentionFacts(
+        query_heads=int(heads), fused=False, score_bytes=4, mask_bytes=1, window_tokens=window
+    )
+
+
+def _text_config(folder: ModelFolder) -> Mapping[str, Any]:
+    text: Mapping[str, Any] = folder.config.get("text_config") or folder.config
+    return text
 
 
 def _fused(call: AttentionCall) -> bool:

@@ -54,7 +54,7 @@ def build(folder: ModelFolder) -> Module:
 def _require_architecture(folder: ModelFolder) -> None:
     try:
         mlx_lm_utils._get_classes(dict(folder.config))  # noqa: SLF001  the loader's own lookup
-    except ValueError as problem:
+    except (ValueError, SystemExit) as problem:  # olmo's module exits where an optional package is missing
         raise LocalArchitectureError(
             f"the installed mlx-lm has no architecture {folder.model_type!r}"
         ) from problem

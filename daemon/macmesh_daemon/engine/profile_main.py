@@ -14,6 +14,7 @@ from pathlib import Path
 
 from macmesh_daemon.models.errors import LocalArchitectureError, ModelError
 from macmesh_daemon.models.folder import read_folder
+from macmesh_placement import LocalProfileError
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -32,12 +33,20 @@ def main(arguments: list[str] | None = None) -> int:
 
         with redirect_stdout(sys.stderr):
             profile = profile_folder(folder, options.lengths)
+    except LocalProfileError as problem:
+        return _fail(
+            LocalArchitectureError(f"{options.folder} has a shape that a profile cannot tell: {problem}")
+        )
     except ModelError as problem:
-        json.dump({"error": {"reason": problem.reason, "message": str(problem)}}, sys.stderr)
-        sys.stderr.write("\n")
-        return EXIT_UNSUPPORTED if isinstance(problem, LocalArchitectureError) else EXIT_FAILED
+        return _fail(problem)
     sys.stdout.write(profile.to_json_text())
     return EXIT_OK
+
+
+def _fail(problem: ModelError) -> int:
+    json.dump({"error": {"reason": problem.reason, "message": str(problem)}}, sys.stderr)
+    sys.stderr.write("\n")
+    return EXIT_UNSUPPORTED if isinstance(problem, LocalArchitectureError) else EXIT_FAILED
 
 
 def _lengths(text: str) -> list[int]:

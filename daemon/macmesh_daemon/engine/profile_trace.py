@@ -32,6 +32,7 @@ class AttentionCall:
     value_dim: int
     score_bytes: int
     mask_heads: int
+    mask_bytes: int
 
 
 @dataclass(slots=True)
@@ -166,9 +167,12 @@ def _watched_attention(trace: Trace) -> Iterator[None]:
     def attention(q: mx.array, k: mx.array, v: mx.array, **kwargs: Any) -> mx.array:
         mask = kwargs.get("mask")
         heads = mask.shape[-3] if isinstance(mask, mx.array) and mask.ndim > 2 else 1  # noqa: PLR2004  [.., H, L, S]
+        shared = mask.itemsize if isinstance(mask, mx.array) and heads == 1 else 0
         if trace.current is not None:
             trace.current.attention.append(
-                AttentionCall(q.shape[1], q.shape[-1], v.shape[-1], q.itemsize, heads if heads > 1 else 0)
+                AttentionCall(
+                    q.shape[1], q.shape[-1], v.shape[-1], q.itemsize, heads if heads > 1 else 0, shared
+                )
             )
         return original(q, k, v, **kwargs)
 

@@ -23,6 +23,7 @@ _POSITION_FIELDS = (
     "max_seq_len",
     "seq_length",
     "n_ctx",
+    "max_context_length",
     "model_max_length",
 )
 
