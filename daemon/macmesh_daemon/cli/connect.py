@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import argparse
 
     from macmesh import Client
+    from macmesh_daemon.config import Config
 
 #: Each of them says where the socket is, before any configuration file.
 _VARIABLES = ("MACMESH_SOCKET", "MACMESH_SOCKET_PATH", "MACMESH_DATA_DIR")
@@ -38,10 +39,24 @@ def _configured_socket() -> Path | None:
     places = [Path(named).expanduser()] if named else [folder / "config.toml", _xdg_config() / "config.toml"]
     if not any(place.is_file() for place in places):
         return None
-    from macmesh_daemon.config import ConfigError, load_config  # noqa: PLC0415  slow, and rarely needed
+    return settings().resolved_socket_path()
 
+
+def settings(data_dir: str | None = None) -> Config:
+    """The daemon's configuration, as a command needs it.
+
+    Args:
+        data_dir: Goes before what is configured.
+
+    Raises:
+        CommandError: The configuration is wrong.
+    """
+    from macmesh_daemon.config import ConfigError, load_config  # noqa: PLC0415  slow, and few commands need it
+
+    # The client's own variable: no setting of the daemon has this name.
+    env = {name: value for name, value in os.environ.items() if name != "MACMESH_SOCKET"}
     try:
-        return load_config().resolved_socket_path()
+        return load_config({"data_dir": data_dir}, env=env)
     except ConfigError as error:
         raise CommandError(str(error), reason="BAD_CONFIGURATION", exit_code=exit_codes.USAGE) from error
 

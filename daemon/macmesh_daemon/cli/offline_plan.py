@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from macmesh_daemon.cli import exit_codes
+from macmesh_daemon.cli.connect import settings
 from macmesh_daemon.cli.failures import CommandError
 from macmesh_placement import (
     LocalPlacementError,
@@ -71,19 +72,14 @@ def _profile(model: str) -> ModelProfile:
 
 
 async def _profile_folder(model: str) -> ModelProfile:
-    from macmesh_daemon.config import ConfigError, load_config  # noqa: PLC0415  a profile file needs none of it
-    from macmesh_daemon.models import LocalModelError, resolve  # noqa: PLC0415  as above
-    from macmesh_daemon.models.profiler import ProfileError, profile_model  # noqa: PLC0415  as above
+    from macmesh_daemon.models import LocalModelError, resolve  # noqa: PLC0415  a profile file needs none of it
+    from macmesh_daemon.models.profiler import profile_model  # noqa: PLC0415  as above
 
+    config = settings()
     try:
-        config = load_config()
         folder = await asyncio.to_thread(resolve, model, config.models_folders)
         return await profile_model(
             folder, config.data_dir / "profiles", deadline_seconds=_PROFILE_DEADLINE_SECONDS
         )
-    except ConfigError as error:
-        raise CommandError(str(error), reason="BAD_CONFIGURATION", exit_code=exit_codes.USAGE) from error
-    except ProfileError as error:
-        raise CommandError(str(error), reason=error.reason) from error
     except LocalModelError as error:
-        raise CommandError(str(error), reason="MODEL_NOT_FOUND") from error
+        raise CommandError(str(error), reason=error.reason) from error

@@ -124,7 +124,7 @@ def _row(node: cluster_pb2.NodeStatus, state: str, *, answers: bool) -> list[str
     return [
         name + ("*" if answers else ""),
         node.role or _NOTHING,
-        printable(facts.chip) or _NOTHING,
+        printable(facts.chip.removeprefix("Apple ")) or _NOTHING,
         units.ram(facts.ram_bytes) if facts.ram_bytes else _NOTHING,
         units.size(facts.usable_bytes) if facts.usable_bytes else _NOTHING,
         bandwidth(facts.bandwidth_gb_per_s, facts.table_bandwidth_gb_per_s),

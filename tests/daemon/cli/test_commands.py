@@ -32,7 +32,7 @@ def test_status_as_json(run: Run, daemon: ThreadedFakeDaemon) -> None:
     outcome = run("status", "--json")
     assert outcome.code == 4
     value = outcome.json
-    assert list(value)[0] == "format"
+    assert next(iter(value)) == "format"
     assert value["format"] == "daemonctl-status/1"
     assert value["serving_state"] == "degraded"
     assert value["waiting_requests"] == 0  # fields that are zero are there too
@@ -75,7 +75,8 @@ def test_a_configuration_file_may_move_the_socket(
 
 
 def test_generate_streams_text(run: Run, daemon: ThreadedFakeDaemon) -> None:
-    argv = ["--max-tokens", "4", "--temperature", "0.7", "--top-p", "0.9", "--top-k", "40", "--min-p", "0.1", "--seed", "5", "--stop", "END"]
+    sampling = "--temperature 0.7 --top-p 0.9 --top-k 40 --min-p 0.1 --seed 5"
+    argv = ["--max-tokens", "4", "--stop", "END", *sampling.split(" ")]
     outcome = run("generate", "tell me", *argv)
     assert (outcome.code, outcome.out) == (0, "Once upon a time\n")
     assert outcome.err == "4 tokens (length), first after 0.25 s, then 6.0 tokens/s\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from macmesh_daemon.cli import exit_codes
+from macmesh_daemon.cli.connect import settings
 from macmesh_daemon.cli.failures import CommandError
 from macmesh_daemon.cli.output import print_data, print_json, talk
 from macmesh_daemon.cli.parsers import add_command, add_group
@@ -39,7 +40,6 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the cluster's CA and this node's certificate."""
-    from macmesh_daemon.config import ConfigError, load_config  # noqa: PLC0415  --help does without
     from macmesh_daemon.identity import (  # noqa: PLC0415  loads cryptography
         IdentityError,
         LocalClusterExistsError,
@@ -47,10 +47,7 @@ def run(args: argparse.Namespace) -> int:
         load_credentials,
     )
 
-    try:
-        folder = load_config({"data_dir": args.data_dir}).data_dir
-    except ConfigError as error:
-        raise CommandError(str(error), reason="BAD_CONFIGURATION", exit_code=exit_codes.USAGE) from error
+    folder = settings(args.data_dir).data_dir
     try:
         ca = init_cluster(folder)
         node = load_credentials(folder)
