@@ -21,8 +21,8 @@ from macmesh_daemon.models import resolve
 from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.models.profiler import profile_model
 from macmesh_daemon.models.tokenizer import ModelTokenizer
-from macmesh_daemon.supervisor.reference import run_reference
 from macmesh_daemon.node.translation import reserves
+from macmesh_daemon.supervisor.reference import run_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
