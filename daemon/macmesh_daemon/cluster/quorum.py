@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .messages import ClusterDocument, Member, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
 
 def weights(document: ClusterDocument) -> dict[str, int]:
@@ -29,7 +29,11 @@ def weights(document: ClusterDocument) -> dict[str, int]:
 
 def is_quorum(document: ClusterDocument, node_ids: "Collection[str]") -> bool:
     """Whether these nodes outweigh half of the voters. Nobody is a quorum of a document without voters."""
-    votes = weights(document)
+    return outweighs(weights(document), node_ids)
+
+
+def outweighs(votes: "Mapping[str, int]", node_ids: "Collection[str]") -> bool:
+    """Whether these nodes hold more than half of the votes."""
     return 2 * sum(vote for node_id, vote in votes.items() if node_id in node_ids) > sum(votes.values())
 
 
