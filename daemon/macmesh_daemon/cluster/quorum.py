@@ -80,6 +80,8 @@ def next_weight_change(  # noqa: PLR0911  one rule, one return
     """
     policy = document.policy or Policy()
     voters = [member for member in document.members if member.voter]
+    if policy.tie_breaker_votes and all(m.node_id != policy.tie_breaker_node_id for m in voters):
+        return _set_tie_breaker(document, policy.tie_breaker_node_id, 0)
     bench = [m for m in document.members if not m.voter and m.node_id in electable and m.node_id in alive]
     bench.sort(key=_is_portable)
     if bench and len(voters) < max_voters:
