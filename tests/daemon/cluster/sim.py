@@ -350,7 +350,36 @@ class World:
     def ready(self) -> bool:
         """Whether the nodes agree and the committed plan serves."""
         leader = self.coordinator()
-        return leader is not None and leader.up.view.serving_state == "ready" and self.agreed()
+        if leader is None or not self.agreed():
+            return False
+        coordinator = leader.up._coordinator
+        return coordinator is not None and coordinator.serving_state == "ready"
+
+    def insist(self, wanted: WantedModel | None, limit_seconds: float = 30) -> fx.ChangeDone:
+        """Ask until a coordinator has done it, as a client would."""
+        asked: list[tuple[SimNode, int, int]] = []
+
+        def is_done() -> bool:
+            leader = self.coordinator()
+            if leader is None:
+                return False
+            if asked:
+                node, boots, change_id = asked[-1]
+                mine = [o for o in node.outcomes if o.change_id == change_id]
+                if mine and isinstance(mine[-1], fx.ChangeDone):
+                    return True
+                if (
+                    node is leader
+                    and node.boots == boots
+                    and not any(isinstance(o, fx.ChangeRejected) for o in mine)
+                ):
+                    return False
+            asked.append((leader, leader.boots, self.load(wanted, leader)))
+            return False
+
+        self.run_until(is_done, limit_seconds)
+        node, _, change_id = asked[-1]
+        return next(o for o in node.outcomes if o.change_id == change_id and isinstance(o, fx.ChangeDone))
 
     def start(self, wanted: WantedModel | None = None) -> None:
         """Run until the cluster stands, and with a model until it serves."""
