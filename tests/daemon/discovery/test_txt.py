@@ -100,7 +100,7 @@ def test_a_record_that_contradicts_its_name_or_format_is_nobodys(change: dict[st
 )
 def test_a_display_value_that_does_not_fit_is_left_out(key: str, value: str, field: str) -> None:
     found = decode_txt(raw(encode_txt(NODE, HINTS) | {key: value}), NODE)
-    assert found == replace(HINTS, **{field: 0})  # type: ignore[arg-type]  any of them
+    assert found == replace(HINTS, **{field: 0})  # type: ignore[arg-type]  # one of them
 
 
 @pytest.mark.parametrize("wrong", [{"host_id": "x" * 500}, {"cluster_prefix": "nonsense"}, {"host_id": "G"}])
