@@ -49,7 +49,10 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NodeCredentials
 @asynccontextmanager
 async def serving(credentials: NodeCredentials, host: str = "127.0.0.1") -> AsyncIterator[int]:
     server = grpc.aio.server(options=tls.server_options())
-    peer_pb2_grpc.add_PeerServiceServicer_to_server(HelloServicer(), server)
+    peer_pb2_grpc.add_PeerServiceServicer_to_server(
+        HelloServicer(),  # type: ignore[abstract]  # the other calls answer UNIMPLEMENTED
+        server,
+    )
     port = server.add_secure_port(f"{host}:0", tls.server_credentials(credentials))
     await server.start()
     try:
