@@ -1,6 +1,7 @@
 """Random models and clusters of a size that can be tried exhaustively, drawn from a seed."""
 
 from random import Random
+from typing import TYPE_CHECKING
 
 from macmesh_placement import (
     AttentionFacts,
@@ -11,7 +12,9 @@ from macmesh_placement import (
     PlanRequest,
     Reserves,
 )
-from macmesh_placement.cachecost import CacheKind
+
+if TYPE_CHECKING:
+    from macmesh_placement.cachecost import CacheKind
 
 KIB = 1024
 
