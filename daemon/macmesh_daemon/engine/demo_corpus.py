@@ -1,4 +1,4 @@
-"""The text that the demo model learns: questions about macmesh with their answers, in the words of its documentation.
+"""The text that the demo model learns: questions and answers in the words of the documentation.
 
 It ships as package data, so the model can be made again from an installed package.
 """

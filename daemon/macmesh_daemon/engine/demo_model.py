@@ -1,8 +1,9 @@
 """Make the demo model: a small, real Qwen3 that learned the documentation of macmesh.
 
-`python -m macmesh_daemon.engine.demo_model FOLDER [--steps N] [--seed S]` writes a folder in Hugging Face format that
-unmodified mlx-lm loads. The folder that ships with the package (`macmesh_daemon.models.demo`) was made with the defaults.
-Equal arguments give equal files on one machine; another processor may round differently.
+`python -m macmesh_daemon.engine.demo_model FOLDER [--steps N] [--seed S]` writes a folder in Hugging Face
+format that unmodified mlx-lm loads. The folder that ships with the package (`macmesh_daemon.models.demo`) was
+made with the defaults. Equal arguments give equal files on one machine; another processor may round
+differently.
 """
 
 import argparse
@@ -30,7 +31,8 @@ from macmesh_daemon.engine.demo_tokenizer import (
 )
 from macmesh_daemon.engine.demo_trainer import Array, Ids, Qwen3Trainer
 
-#: Layers outweigh the embedding (12 x 0.2 MB against 0.2 MB), so the planner's natural answer for three nodes is three stages.
+#: Layers outweigh the embedding (12 x 0.2 MB against 0.2 MB), so the planner's natural answer for three nodes
+#: is three stages.
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "attention_bias": False,
@@ -55,7 +57,6 @@ CONFIG: dict[str, Any] = {
     "use_cache": True,
     "vocab_size": 1024,
 }
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,9 @@ def make_demo_model(folder: Path, recipe: Recipe | None = None, *, report_every_
     return loss
 
 
-def _train(tokenizer: Tokenizer, passages: Sequence[Passage], recipe: Recipe, report_every_steps: int) -> tuple[Qwen3Trainer, float]:
+def _train(
+    tokenizer: Tokenizer, passages: Sequence[Passage], recipe: Recipe, report_every_steps: int
+) -> tuple[Qwen3Trainer, float]:
     trainer = Qwen3Trainer(CONFIG, recipe.seed)
     recent: list[float] = []
     batches = _batches(tokenizer, passages, recipe)
@@ -123,8 +126,8 @@ def _batches(
 ) -> Iterator[tuple[Ids, Ids, Array]]:
     """Inputs, targets and mask, each of shape (batch, window), without end.
 
-    Every window starts where a passage starts, as it will when the model is used, and holds whole passages; only one that
-    is longer than a window is cut.
+    Every window starts where a passage starts, as it will when the model is used, and holds whole passages;
+    only one that is longer than a window is cut.
     """
     order = random.Random(recipe.seed)  # noqa: S311  reproducible on purpose
     windows: list[list[int]] = []
@@ -133,7 +136,9 @@ def _batches(
             texts = [chat_text(order.choice(_phrasings(p.question)), p.answer) for p in passages]
             texts += [f"{p.answer}{END_OF_TEXT}" for p in passages]
             order.shuffle(texts)
-            windows += _pack([encoding.ids for encoding in tokenizer.encode_batch(texts)], recipe.window_tokens + 1)
+            windows += _pack(
+                [encoding.ids for encoding in tokenizer.encode_batch(texts)], recipe.window_tokens + 1
+            )
         batch, windows = windows[: recipe.batch], windows[recipe.batch :]
         longest = max(len(ids) for ids in batch)
         padded = np.array([ids + [0] * (longest - len(ids)) for ids in batch])
@@ -169,7 +174,7 @@ def _save_configs(folder: Path) -> None:
 
 
 def _save_weights(trained: Mapping[str, Array], folder: Path) -> None:
-    """Two shards in bfloat16: embedding and the lower half of the layers, then the upper half and the norm."""
+    """Two shards in bfloat16: the embedding and the lower layers, then the upper layers and the norm."""
     weights = {name: mx.array(array).astype(mx.bfloat16) for name, array in trained.items()}
     half = CONFIG["num_hidden_layers"] // 2
     names: tuple[list[str], list[str]] = ([], [])
@@ -200,7 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.steps < 0:
         parser.error("--steps must not be negative")
-    loss = make_demo_model(options.folder, Recipe(steps=options.steps, seed=options.seed), report_every_steps=50)
+    loss = make_demo_model(
+        options.folder, Recipe(steps=options.steps, seed=options.seed), report_every_steps=50
+    )
     size_bytes = sum(file.stat().st_size for file in options.folder.iterdir())
     print(json.dumps({"folder": str(options.folder), "loss": round(loss, 4), "size_bytes": size_bytes}))  # noqa: T201  output of a command
     return 0

@@ -4,7 +4,17 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 START_OF_TURN = "<|im_start|>"
@@ -12,7 +22,8 @@ END_OF_TURN = "<|im_end|>"
 #: Ids 0, 1 and 2, in this order.
 SPECIAL_TOKENS = (END_OF_TEXT, START_OF_TURN, END_OF_TURN)
 
-# How Qwen tokenizers cut text before merging: contractions, words with one leading mark, single digits, punctuation, spaces.
+# How Qwen tokenizers cut text before merging: contractions, words with one leading mark, single digits,
+# punctuation, spaces.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -82,6 +93,5 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context_tokens: int) -> N
 
 def chat_text(question: str, answer: str) -> str:
     """One finished exchange, as `CHAT_TEMPLATE` renders it."""
-    return (
-        f"{START_OF_TURN}user\n{question}{END_OF_TURN}\n{START_OF_TURN}assistant\n{answer}{END_OF_TURN}\n{END_OF_TEXT}"
-    )
+    turns = (("user", question), ("assistant", answer))
+    return "".join(f"{START_OF_TURN}{role}\n{text}{END_OF_TURN}\n" for role, text in turns) + END_OF_TEXT

@@ -1,7 +1,8 @@
 """Train a small Qwen3 with numpy: the forward pass, its gradient and AdamW, in float32.
 
-MLX's CPU backend multiplies matrices at a few GFLOP/s, so training through it takes hours where no GPU is; numpy takes minutes.
-The formulas are those of mlx_lm.models.qwen3, and a test holds loss and gradients to MLX's automatic differentiation.
+MLX's CPU backend multiplies matrices at a few GFLOP/s, so training through it takes hours where no GPU is;
+numpy takes minutes. The formulas are those of mlx_lm.models.qwen3, and a test holds loss and gradients to
+MLX's automatic differentiation.
 """
 
 import math
@@ -35,7 +36,9 @@ class Qwen3Trainer:
         self._eps: float = config["rms_norm_eps"]
         shapes = _shapes(config)
         size = sum(math.prod(shape) for shape in shapes.values())
-        self._flat, self._flat_gradient, self._mean, self._square = (np.zeros(size, np.float32) for _ in range(4))
+        self._flat, self._flat_gradient, self._mean, self._square = (
+            np.zeros(size, np.float32) for _ in range(4)
+        )
         self.weights = _views(self._flat, shapes)
         self.gradients = _views(self._flat_gradient, shapes)
         self._steps = 0
@@ -93,7 +96,9 @@ class Qwen3Trainer:
         loss = float((((log_sum - chosen)[..., 0]) * mask).sum() / count)
 
         d_logits = np.exp(logits - log_sum)
-        np.put_along_axis(d_logits, targets[..., None], np.take_along_axis(d_logits, targets[..., None], -1) - 1, -1)
+        np.put_along_axis(
+            d_logits, targets[..., None], np.take_along_axis(d_logits, targets[..., None], -1) - 1, -1
+        )
         d_logits *= (mask / count)[..., None]
         gradients["model.embed_tokens.weight"] += _outer(d_logits, normed)
         d_hidden, gradients["model.norm.weight"][:] = _rms_norm_backward(d_logits @ embedding, norm)
@@ -111,7 +116,14 @@ class Qwen3Trainer:
         up = normed @ weights[prefix + "mlp.up_proj.weight"].T
         sigmoid = 1 / (1 + np.exp(-gate))
         inner = gate * sigmoid * up
-        return hidden + inner @ weights[prefix + "mlp.down_proj.weight"].T, (norm, normed, gate, up, sigmoid, inner)
+        return hidden + inner @ weights[prefix + "mlp.down_proj.weight"].T, (
+            norm,
+            normed,
+            gate,
+            up,
+            sigmoid,
+            inner,
+        )
 
     def _mlp_backward(self, prefix: str, d_out: Array, tape: Any) -> Array:
         norm, normed, gate, up, sigmoid, inner = tape
@@ -122,8 +134,12 @@ class Qwen3Trainer:
         d_gate = d_inner * up * sigmoid * (1 + gate * (1 - sigmoid))
         gradients[prefix + "mlp.up_proj.weight"][:] = _outer(d_up, normed)
         gradients[prefix + "mlp.gate_proj.weight"][:] = _outer(d_gate, normed)
-        d_normed = d_up @ weights[prefix + "mlp.up_proj.weight"] + d_gate @ weights[prefix + "mlp.gate_proj.weight"]
-        d_hidden, gradients[prefix + "post_attention_layernorm.weight"][:] = _rms_norm_backward(d_normed, norm)
+        d_normed = (
+            d_up @ weights[prefix + "mlp.up_proj.weight"] + d_gate @ weights[prefix + "mlp.gate_proj.weight"]
+        )
+        d_hidden, gradients[prefix + "post_attention_layernorm.weight"][:] = _rms_norm_backward(
+            d_normed, norm
+        )
         return d_out + d_hidden
 
     def _attention(self, prefix: str, hidden: Array, rope: "_Rope") -> tuple[Array, Any]:
@@ -149,7 +165,9 @@ class Qwen3Trainer:
         weights, gradients = self.weights, self.gradients
         batch, time, _ = d_out.shape
         gradients[prefix + "self_attn.o_proj.weight"][:] = _outer(d_out, mixed)
-        d_mixed = _split_heads(d_out @ weights[prefix + "self_attn.o_proj.weight"], self._heads).reshape(query.shape)
+        d_mixed = _split_heads(d_out @ weights[prefix + "self_attn.o_proj.weight"], self._heads).reshape(
+            query.shape
+        )
         d_value = (shares.swapaxes(-1, -2) @ d_mixed).sum(2)
         d_shares = d_mixed @ value.swapaxes(-1, -2)
         d_scores = shares * (d_shares - (d_shares * shares).sum(-1, keepdims=True))
@@ -178,7 +196,7 @@ class Qwen3Trainer:
 
 @dataclass(frozen=True, slots=True, init=False)
 class _Rope:
-    """Rotary position embedding, halves paired as in mlx's `traditional=False`, and the causal mask of the same length."""
+    """Rotary position embedding, halves paired as in mlx's `traditional=False`, and the causal mask."""
 
     cosine: Array
     sine: Array
@@ -192,11 +210,15 @@ class _Rope:
 
     def turn(self, x: Array) -> Array:
         first, second = np.split(x, 2, -1)
-        return np.concatenate([first * self.cosine - second * self.sine, second * self.cosine + first * self.sine], -1)
+        return np.concatenate(
+            [first * self.cosine - second * self.sine, second * self.cosine + first * self.sine], -1
+        )
 
     def turn_back(self, x: Array) -> Array:
         first, second = np.split(x, 2, -1)
-        return np.concatenate([first * self.cosine + second * self.sine, second * self.cosine - first * self.sine], -1)
+        return np.concatenate(
+            [first * self.cosine + second * self.sine, second * self.cosine - first * self.sine], -1
+        )
 
 
 def _rms_norm(x: Array, weight: Array, eps: float) -> tuple[Array, tuple[Array, Array, Array]]:
