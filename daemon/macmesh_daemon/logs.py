@@ -6,13 +6,12 @@ elsewhere. Records of libraries that use the standard ``logging`` take the same 
 
 import logging
 import sys
-from typing import Any, Literal, TextIO, cast
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-LogLevel = Literal["debug", "info", "warning", "error"]
-LogFormat = Literal["auto", "pretty", "json"]
+from macmesh_daemon.config import LogFormat, LogLevel
 
 # Its warnings quote packets of strangers; what matters of mDNS becomes a health line of ours.
 _SILENCED_LIBRARIES = ("zeroconf",)

@@ -48,7 +48,7 @@ def usable_for_stage_count(
     below = min(needs[:-1], default=2 * needs[0])
     if needs[-1] >= below:
         raise LocalPlanRequestError(
-            f"{stage_count} stages of {profile.model_id} need {needs[-1]:,} bytes each, and fewer stages need "
+            f"{stage_count} stages of {profile.model_id} need {needs[-1]:,} bytes each, and fewer need "
             f"no more than {below:,}: no cap forces {stage_count}. Lower the reserves, or raise the context"
         )
     return UsableRange(needs[-1], below)

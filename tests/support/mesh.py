@@ -4,26 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import shutil
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from macmesh import AsyncClient, ClusterEvent
 from macmesh_daemon.config import Config
 from macmesh_daemon.demo.nodes import free_ports
 from macmesh_daemon.identity import init_cluster, load_credentials, provision_node
+from macmesh_daemon.models import resolve
+from macmesh_daemon.models.demo import demo_model_folder
+from macmesh_daemon.models.profiler import profile_model
 from macmesh_daemon.node.runtime import run_node
 from macmesh_daemon.supervisor.testing import FakeWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from types import TracebackType
 
-    from macmesh_daemon.cluster.messages import WorkerReport
     from macmesh.v1.cluster_pb2 import GetStatusResponse
+    from macmesh.v1.peer_pb2 import WorkerReport
+    from macmesh_placement import ModelProfile
 
 LOOPBACK = "127.0.0.1"
 DEADLINE_SECONDS = 30.0
+RESERVE_BYTES = 1_000_000
+
+
+@functools.cache
+def demo_profile_cache() -> Path:
+    """One folder for all tests of this process: the demo model is profiled once."""
+    return Path(tempfile.mkdtemp(prefix="macmesh-test-profiles-"))
+
+
+async def profile_demo_model() -> ModelProfile:
+    """The demo model's profile."""
+    folder = await asyncio.to_thread(resolve, str(demo_model_folder()), ())
+    return await profile_model(folder, demo_profile_cache(), deadline_seconds=30)
 
 
 @dataclass(eq=False)
@@ -103,13 +123,16 @@ class Mesh:
                 "seeds": tuple(f"{LOOPBACK}:{other}" for other in ports if other != port),
                 "bandwidth_probe": False,
                 "bootstrap_expect": count,
-                "usable_bytes": 200_000_000,
-                "runtime_reserve_bytes": 1_000_000,
+                "usable_bytes": 400_000_000,
+                "runtime_reserve_bytes": RESERVE_BYTES,
                 **settings,
             }
             self.nodes.append(MeshNode(config=Config(**values), node_id=node_id))  # type: ignore[arg-type]
 
     async def __aenter__(self) -> Self:
+        await profile_demo_model()
+        for node in self.nodes:
+            shutil.copytree(demo_profile_cache(), node.config.data_dir / "profiles")
         async with asyncio.TaskGroup() as tasks:
             for node in self.nodes:
                 tasks.create_task(node.start())

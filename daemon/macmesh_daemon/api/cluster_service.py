@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from macmesh_daemon.node.bulletin import Bulletin
     from macmesh_daemon.node.runtime import Node
 
-#: Events after which a watcher wants the whole status again.
-_STATUS_EVERY_SECONDS = 1.0
+#: How often a watcher's status is compared with what it was told last.
+STATUS_INTERVAL_SECONDS = 0.5
 
 
 class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
@@ -42,24 +42,26 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
     async def WatchCluster(
         self, request: cluster_pb2.WatchClusterRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[cluster_pb2.WatchClusterResponse]:
-        """The status, then every decision, and the status again at most once a second after a change."""
+        """The status, then every decision, and the status again when it has changed, at most twice a second."""
         del request, context
         loop = asyncio.get_running_loop()
         bulletins = self._node.board.watch()
         following = asyncio.ensure_future(anext(bulletins))
+        told = status_of(self._node)
         try:
-            yield cluster_pb2.WatchClusterResponse(status=status_of(self._node))
-            told_at, owed = loop.time(), False
+            yield cluster_pb2.WatchClusterResponse(status=told)
+            look_at = loop.time() + STATUS_INTERVAL_SECONDS
             while True:
-                wait = max(0.0, told_at + _STATUS_EVERY_SECONDS - loop.time()) if owed else None
-                done, _ = await asyncio.wait({following}, timeout=wait)
+                done, _ = await asyncio.wait({following}, timeout=max(0.0, look_at - loop.time()))
                 if done:
                     yield cluster_pb2.WatchClusterResponse(event=_event(following.result()))
                     following = asyncio.ensure_future(anext(bulletins))
-                    owed = True
-                if owed and loop.time() >= told_at + _STATUS_EVERY_SECONDS:
-                    yield cluster_pb2.WatchClusterResponse(status=status_of(self._node))
-                    told_at, owed = loop.time(), False
+                if loop.time() >= look_at:
+                    look_at = loop.time() + STATUS_INTERVAL_SECONDS
+                    status = status_of(self._node)
+                    if _lasting(status) != _lasting(told):
+                        yield cluster_pb2.WatchClusterResponse(status=status)
+                        told = status
         finally:
             following.cancel()
             await asyncio.wait({following})
@@ -102,6 +104,15 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         except CallError as error:
             await abort(context, error)
         return cluster_pb2.UnloadModelResponse(epoch=to_proto(epoch))
+
+
+def _lasting(status: cluster_pb2.GetStatusResponse) -> bytes:
+    """The status without the round trips, which differ at every heartbeat."""
+    kept = cluster_pb2.GetStatusResponse()
+    kept.CopyFrom(status)
+    for node in kept.nodes:
+        node.ClearField("heartbeat_ms")
+    return kept.SerializeToString(deterministic=True)
 
 
 def _event(bulletin: Bulletin) -> cluster_pb2.ClusterEvent:

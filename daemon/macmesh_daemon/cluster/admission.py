@@ -52,13 +52,14 @@ def with_news(
     """
 
     def renewed(member: Member) -> Member:
+        told = facts.get(member.node_id, member.facts)
         known = addresses.get(member.node_id, ())
-        moved = known and set(known) != set(member.addresses)
-        return dataclasses.replace(
-            member,
-            addresses=known if moved else member.addresses,
-            facts=facts.get(member.node_id, member.facts),
-        )
+        moved = known and known != member.addresses and set(known) != set(member.addresses)
+        if not moved and told == member.facts:
+            return member
+        return dataclasses.replace(member, addresses=known if moved else member.addresses, facts=told)
 
     members = tuple(renewed(member) for member in document.members)
-    return document if members == document.members else dataclasses.replace(document, members=members)
+    if all(new is old for new, old in zip(members, document.members, strict=True)):
+        return document
+    return dataclasses.replace(document, members=members)

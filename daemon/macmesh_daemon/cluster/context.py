@@ -49,6 +49,7 @@ class Context:
         self.key_source = key_source
         self.now = now
         self.health_score = 0
+        self.step_number = 0
         self.inbox: deque[RequestReceived | ResponseReceived] = deque()
         self._effects: list[Effect] = []
         self._own_request_id = 0
@@ -56,6 +57,7 @@ class Context:
     def begin(self, now: float) -> None:
         """Start a step. Time that seems to go back stands still."""
         self.now = max(now, self.now)
+        self.step_number += 1
 
     def take_effects(self) -> "list[Effect]":
         """Give the effects decided since the last call."""

@@ -27,7 +27,7 @@ from .messages import (
     WorkerReport,
 )
 from .planning import PlanMaker
-from .quorum import is_quorum, next_weight_change
+from .quorum import next_weight_change, outweighs, weights
 from .rollout import Rollout
 from .tracker import MemberTrack, liveness
 
@@ -83,6 +83,9 @@ class Coordinator:
         self._told_status: object = None
         self._joins = JoinBatch(context.settings)
         self._verdicts: dict[str, Liveness] = {}
+        self._judged: dict[str, Liveness] = {}
+        self._judged_in_step = context.step_number
+        self._is_touched = True
         self._plan_seq = 0
         self.tracks: dict[str, MemberTrack] = {}
         self.changes = OpenChange(context)
@@ -123,17 +126,26 @@ class Coordinator:
     def has_lease(self) -> bool:
         """Whether a quorum has followed within the lease, counted from when their heartbeats were sent."""
         oldest = self._context.now - self._context.settings.lease_seconds
-        following = {
-            node_id
-            for node_id, track in self.tracks.items()
-            if track.lease_at is not None and track.lease_at >= oldest
-        }
-        return is_quorum(self.document, following | {self._context.node_id})
+        following = {self._context.node_id}
+        for node_id in self._votes:
+            lease_at = self.tracks[node_id].lease_at
+            if lease_at is not None and lease_at >= oldest:
+                following.add(node_id)
+        return outweighs(self._votes, following)
 
     def liveness(self, node_id: str) -> "Liveness":
         """The verdict on a member."""
         if node_id == self._context.node_id:
             return "alive"
+        if self._judged_in_step != self._context.step_number:
+            self._judged_in_step = self._context.step_number
+            self._judged = {}
+        verdict = self._judged.get(node_id)
+        if verdict is None:
+            verdict = self._judged[node_id] = self._judge(node_id)
+        return verdict
+
+    def _judge(self, node_id: str) -> "Liveness":
         track = self.tracks.get(node_id)
         if track is None:
             return "unknown"
@@ -198,12 +210,17 @@ class Coordinator:
             return
         if (response.generation, response.term) != self._context.state.ballot:
             return  # an answer to a heartbeat of an earlier term, whose rounds were counted anew since
-        nonce = track.status.boot_nonce if track.status else response.boot_nonce
-        if track.on_answer(response, round_trip_ms, self._context.now) and nonce != response.boot_nonce:
-            self._context.announce("member restarted", node_id=peer)
+        before = track.status
+        if track.on_answer(response, round_trip_ms, self._context.now):
+            self._judged.pop(peer, None)
+            if before is None or dataclasses.replace(before, round=response.round) != response:
+                self.touch()
+            if before is not None and before.boot_nonce != response.boot_nonce:
+                self._context.announce("member restarted", node_id=peer)
 
     def on_response(self, peer: str, response: PrepareResponse | CommitResponse | SetPeersResponse) -> None:
         """Take in an answer about a plan."""
+        self.touch()
         if isinstance(response, PrepareResponse):
             self.planning.on_prepare_response(peer, response)
         self.rollout.on_answer(peer, response)
@@ -215,11 +232,22 @@ class Coordinator:
             if track is not None and request.term == self._context.state.term:
                 track.forget_round(request.round)
             return
+        self.touch()
         self.planning.on_request_failed(peer, request)
         self.rollout.on_request_failed(peer, request)
 
+    def touch(self) -> None:
+        """Let the next `advance` look at everything: something other than the time has changed."""
+        self._is_touched = True
+
     def advance(self) -> None:
-        """Do whatever the present state calls for. Called after every event; twice does no harm."""
+        """Do whatever the present state calls for. Called after every event; twice does no harm.
+
+        Most events are answers to heartbeats without news; those cost nothing here until the next beat.
+        """
+        if not self._is_touched and self._context.now < self._next_beat:
+            return
+        self._is_touched = False
         self._excuse_silence()
         self._watch_members()
         progress = True
@@ -241,6 +269,7 @@ class Coordinator:
         if starved > 0:
             for track in self.tracks.values():
                 track.excuse(starved)
+            self._judged = {}
 
     def _watch_members(self) -> None:
         """Announce verdicts that changed."""
@@ -256,8 +285,8 @@ class Coordinator:
         document = self.document
         if self.is_settled:
             return False
-        holders = {node_id for node_id, track in self.tracks.items() if track.stored == document.version}
-        if not is_quorum(document, holders | {self._context.node_id}):
+        holders = {node_id for node_id in self._votes if self.tracks[node_id].stored == document.version}
+        if not outweighs(self._votes, holders | {self._context.node_id}):
             return False
         before = self._replica.committed
         self._replica.learn_commit(document.version)
@@ -345,8 +374,9 @@ class Coordinator:
         return changed
 
     def _follow_members(self) -> None:
-        """Track exactly the members of the newest version."""
+        """Track exactly the members of the newest version, and count its votes."""
         now = self._context.now
+        self._votes = weights(self.document)
         self.tracks = {
             member.node_id: self.tracks.get(member.node_id) or MemberTrack(since=now)
             for member in self.document.members

@@ -119,6 +119,8 @@ class ClusterMachine:
         if self._coordinator is not None and not self._coordinator.has_lease():
             self._election.step_down("no quorum answered within the lease")
         self._handle(event)
+        if self._coordinator is not None and not isinstance(event, Tick | ResponseReceived | RequestFailed):
+            self._coordinator.touch()
         self._found()
         self._election.tick()
         while True:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .messages import ClusterDocument, Member, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
 
 def weights(document: ClusterDocument) -> dict[str, int]:
@@ -29,7 +29,11 @@ def weights(document: ClusterDocument) -> dict[str, int]:
 
 def is_quorum(document: ClusterDocument, node_ids: "Collection[str]") -> bool:
     """Whether these nodes outweigh half of the voters. Nobody is a quorum of a document without voters."""
-    votes = weights(document)
+    return outweighs(weights(document), node_ids)
+
+
+def outweighs(votes: "Mapping[str, int]", node_ids: "Collection[str]") -> bool:
+    """Whether these nodes hold more than half of the votes."""
     return 2 * sum(vote for node_id, vote in votes.items() if node_id in node_ids) > sum(votes.values())
 
 
@@ -76,6 +80,8 @@ def next_weight_change(  # noqa: PLR0911  one rule, one return
     """
     policy = document.policy or Policy()
     voters = [member for member in document.members if member.voter]
+    if policy.tie_breaker_votes and all(m.node_id != policy.tie_breaker_node_id for m in voters):
+        return _set_tie_breaker(document, policy.tie_breaker_node_id, 0)
     bench = [m for m in document.members if not m.voter and m.node_id in electable and m.node_id in alive]
     bench.sort(key=_is_portable)
     if bench and len(voters) < max_voters:

@@ -6,7 +6,7 @@ from macmesh_daemon.config.errors import (
     LocalConfigKeyError,
     LocalConfigValueError,
 )
-from macmesh_daemon.config.fields import Config, FieldDoc, field_docs
+from macmesh_daemon.config.fields import Config, FieldDoc, LogFormat, LogLevel, field_docs
 from macmesh_daemon.config.load import (
     add_arguments,
     flags_from,
@@ -24,6 +24,8 @@ __all__ = [
     "LocalConfigFileError",
     "LocalConfigKeyError",
     "LocalConfigValueError",
+    "LogFormat",
+    "LogLevel",
     "add_arguments",
     "field_docs",
     "flags_from",

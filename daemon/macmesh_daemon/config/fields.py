@@ -4,10 +4,13 @@ import hashlib
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 
-from macmesh_daemon.logs import LogFormat, LogLevel
+# Not taken from the logging module: importing that costs the command line a tenth of a second.
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "pretty", "json"]
 
 _GIB = 1 << 30
 # sockaddr_un.sun_path holds 104 bytes on macOS, the terminating zero included.

@@ -21,8 +21,8 @@ from macmesh_daemon.models import resolve
 from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.models.profiler import profile_model
 from macmesh_daemon.models.tokenizer import ModelTokenizer
+from macmesh_daemon.node.translation import reserves
 from macmesh_daemon.supervisor.reference import run_reference
-from macmesh_placement import Reserves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,8 +109,9 @@ async def _run(options: DemoOptions, talk: Talk, folder: Path) -> DemoReport:
     model_folder = options.model_folder or demo_model_folder()
     profile = await _profile(model_folder, folder)
     context_tokens = options.context_tokens or profile.position_limit or 0
-    reserves = Reserves(runtime_reserve_bytes=RUNTIME_RESERVE_BYTES)
-    usable_bytes = await asyncio.to_thread(usable_bytes_for, profile, options.nodes, context_tokens, reserves)
+    usable_bytes = await asyncio.to_thread(
+        usable_bytes_for, profile, options.nodes, context_tokens, reserves(RUNTIME_RESERVE_BYTES)
+    )
     talk.say(
         f"model: {profile.layer_count} layers of {profile.model_type}, context {context_tokens}; "
         f"each daemon may use {usable_bytes / 1e6:.1f} MB, which needs {options.nodes} nodes"

@@ -66,7 +66,7 @@ def choose_interfaces(available: Iterable[InterfaceAddress], wanted: Sequence[st
     """
     usable = sorted(
         (item for item in set(available) if (_is_wanted(item, wanted) if wanted else _is_default(item))),
-        key=lambda item: (item.interface, ipaddress.ip_address(item.address)),
+        key=lambda item: (item.interface, item.is_ipv4, ipaddress.ip_address(item.address).packed),
     )
     ipv4 = tuple(item for item in usable if item.is_ipv4)
     return InterfaceChoice(ipv4 or tuple(item for item in usable if not item.is_ipv4))

@@ -139,7 +139,6 @@ class MdnsDiscovery(Discovery):
             async with asyncio.timeout(_OPEN_DEADLINE_SECONDS):
                 await session.open(choice, self._advertisement, self._seen)
             self._schedule.started(self._clock.now(), choice)
-            self._clear_problem("session")
             _log.info("mdns announced", addresses=choice.texts, port=self._advertisement.port)
             async with asyncio.TaskGroup() as group:
                 for number in range(_RESOLVERS):
@@ -169,6 +168,9 @@ class MdnsDiscovery(Discovery):
                     await session.announce(self._advertisement)
                 if Action.BROWSE in actions:
                     session.browse()
+            if actions:
+                # Not as soon as it is open: what opens and then fails has not recovered.
+                self._clear_problem("session")
 
     def _check_heard(self, session: MdnsSession) -> None:
         # At least one tick has passed since the announcement was sent, whose echo takes microseconds.
@@ -199,8 +201,12 @@ class MdnsDiscovery(Discovery):
         while True:
             instance = await self._pending.get()
             self._queued.discard(instance)
-            async with asyncio.timeout(_ACTION_DEADLINE_SECONDS):
-                service = await session.resolve(instance)
+            try:
+                async with asyncio.timeout(_ACTION_DEADLINE_SECONDS):
+                    service = await session.resolve(instance)
+            except Exception as error:  # noqa: BLE001  one stranger's records must not end the session
+                _log.debug("mdns service not resolved", error=type(error).__name__)
+                continue
             candidate = self._judge(instance, service) if service is not None else None
             if candidate is None:
                 continue

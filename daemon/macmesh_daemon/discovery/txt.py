@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from macmesh_daemon.discovery.base import Hints, LocalAdvertisementError
 from macmesh_daemon.identity import is_node_id
@@ -23,8 +24,10 @@ _STATES = frozenset({"up", "leaving"})
 def encode_txt(node_id: str, hints: Hints) -> dict[str, str]:
     """Return the TXT keys and values that advertise a node.
 
+    The chip's name is cut to 40 printable ASCII characters and the bandwidth rounded to a tenth.
+
     Raises:
-        LocalAdvertisementError: A value does not fit, or all together pass 400 bytes.
+        LocalAdvertisementError: Peers would not read a value as it is meant, or all together pass 400 bytes.
     """
     properties = {
         "v": str(hints.protocol_version),
@@ -43,8 +46,13 @@ def encode_txt(node_id: str, hints: Hints) -> dict[str, str]:
     if size > MAX_TXT_BYTES:
         raise LocalAdvertisementError(f"the TXT record takes {size} bytes, more than {MAX_TXT_BYTES}")
     encoded: dict[bytes, bytes | None] = {key.encode(): value.encode() for key, value in properties.items()}
-    if decode_txt(encoded, node_id) is None:
-        raise LocalAdvertisementError(f"peers would not accept this TXT record: {properties}")
+    meant = replace(
+        hints,
+        chip=properties["chip"],
+        bandwidth_gb_per_s=round(hints.bandwidth_gb_per_s, 1),
+    )
+    if decode_txt(encoded, node_id) != meant:
+        raise LocalAdvertisementError(f"peers would not read this TXT record as it is meant: {properties}")
     return properties
 
 

@@ -20,7 +20,7 @@ from macmesh_daemon.files import exclusive
 from macmesh_daemon.hostinfo.probe import BandwidthRecord, read_record, write_record
 
 # Far beyond any cache, small beside any machine that holds a model.
-_ARRAY_BYTES = 256 << 20
+_ARRAY_BYTES = 128 << 20
 # Of two arrays together, at most an eighth of the free memory.
 _FREE_MEMORY_DIVISOR = 16
 _MAX_THREADS = 8

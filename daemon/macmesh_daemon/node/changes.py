@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from typing import TYPE_CHECKING
 
 import grpc
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Profiling a large model, planning and the prepare round, with room; loading comes after it.
 DECISION_DEADLINE_SECONDS = 120.0
+#: What of a refusal travels as metadata; the whole is in the status.
+_REFUSAL_FACTS = ("context_tokens", "position_limit", "largest_context_tokens", "bytes_to_add", "binding")
 
 
 class ChangeDesk:
@@ -42,8 +45,9 @@ class ChangeDesk:
         if isinstance(effect, fx.ChangeDone):
             future.set_result(effect.epoch)
             return
-        metadata = {"refusal": effect.refusal_json} if effect.refusal_json else {}
-        future.set_exception(CallError(known_reason(effect.reason), effect.message, metadata))
+        future.set_exception(
+            CallError(known_reason(effect.reason), *_explain(effect.message, effect.refusal_json))
+        )
 
     async def load(self, wanted: WantedModel) -> Epoch:
         """Serve the model; returns the epoch of the plan once it is committed.
@@ -114,6 +118,15 @@ class ChangeDesk:
             return _epoch(await stub.ProposeChange(request, timeout=DECISION_DEADLINE_SECONDS))
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+
+
+def _explain(message: str, refusal_json: str) -> tuple[str, dict[str, object]]:
+    """The planner's own words and figures where it refused, the core's otherwise."""
+    if not refusal_json:
+        return message, {}
+    refusal = json.loads(refusal_json)
+    facts = {name: refusal[name] for name in _REFUSAL_FACTS if refusal.get(name) is not None}
+    return str(refusal.get("message") or message), facts
 
 
 def _epoch(response: peer_pb2.ProposeChangeResponse) -> Epoch:

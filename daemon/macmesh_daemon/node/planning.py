@@ -23,8 +23,8 @@ from macmesh_daemon.models import (
 from macmesh_daemon.models.profiler import profile_model
 from macmesh_daemon.node.call_errors import CallError, from_rpc_error
 from macmesh_daemon.node.codec import from_proto
-from macmesh_daemon.node.translation import capacities, deployment_of, reason_of_refusal
-from macmesh_placement import ModelProfile, Objective, PlanRequest, Refusal, Reserves, plan
+from macmesh_daemon.node.translation import capacities, deployment_of, reason_of_refusal, reserves
+from macmesh_placement import ModelProfile, Objective, PlanRequest, Refusal, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -216,7 +216,7 @@ class Planning:
             prefill_chunk_tokens=self._config.prefill_chunk_tokens,
             objective=_checked_objective(wanted.objective),
             stage_count=wanted.stage_count,
-            reserves=Reserves(runtime_reserve_bytes=self._config.runtime_reserve_bytes),
+            reserves=reserves(self._config.runtime_reserve_bytes),
         )
         return await asyncio.to_thread(plan, request)
 

@@ -21,6 +21,7 @@ from macmesh_daemon.cluster.messages import (
 from macmesh_daemon.logs import get_logger
 from macmesh_daemon.node.call_errors import CallError, known_reason
 from macmesh_daemon.node.codec import from_proto, to_proto
+from macmesh_daemon.supervisor.closing import LOST_REASON
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -244,4 +245,4 @@ class StageHost:
 
 def request_error(reason: str, message: str) -> CallError:
     """The error of a request that a worker refused or lost."""
-    return CallError(known_reason(reason), message)
+    return CallError(Reason.WORKER_FAILED if reason == LOST_REASON else known_reason(reason), message)

@@ -101,7 +101,7 @@ def _node_status(view: ClusterView, member: Member, deployment: Deployment | Non
     if stage is not None and deployment is not None and stage.ledger is not None:
         entries = {entry.name: entry.size_bytes for entry in stage.ledger.entries}
         status.stage.CopyFrom(to_proto(stage))
-        status.weights_bytes = entries.get("weights", 0)
+        status.weights_bytes = sum(entries.get(name, 0) for name in ("weights", "embedding", "head"))
         status.cache_bytes = entries.get("cache", 0)
         status.headroom_bytes = stage.ledger.headroom_bytes
         status.link = deployment.transport

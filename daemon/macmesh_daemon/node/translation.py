@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from macmesh.reasons import Reason
 from macmesh_daemon.cluster.messages import Deployment, Ledger, LedgerEntry, ModelRef, Stage
-from macmesh_placement import NodeCapacity
+from macmesh_placement import NodeCapacity, Reserves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: The tensor lane of this version; plaintext, so it never leaves the machine.
 TRANSPORT = "ring"
 SYNC_MODE = "safe"
+
+#: The stock ring lane sends from the arrays and receives into arrays, which the scratch terms count already.
+TRANSPORT_POOL_BYTES = 0
 
 _REASONS = {
     "does_not_fit": Reason.DOES_NOT_FIT,
@@ -52,7 +55,7 @@ def _capacity(member: Member) -> NodeCapacity:
     return NodeCapacity(
         node_id=member.node_id,
         host_id=facts.host_id,
-        name=facts.hostname,
+        name=f"{facts.hostname}/{member.node_id[:8]}",
         ram_bytes=facts.ram_bytes,
         usable_bytes=facts.usable_bytes,
         bandwidth_gb_per_s=facts.bandwidth_gb_per_s or facts.table_bandwidth_gb_per_s,
@@ -92,6 +95,11 @@ def _ledger(ledger: PlacementLedger) -> Ledger:
         usable_bytes=ledger.usable_bytes,
         headroom_bytes=ledger.headroom_bytes,
     )
+
+
+def reserves(runtime_reserve_bytes: int) -> Reserves:
+    """The ledger's terms that no profile knows, for this version's transport."""
+    return Reserves(runtime_reserve_bytes=runtime_reserve_bytes, transport_pool_bytes=TRANSPORT_POOL_BYTES)
 
 
 def reason_of_refusal(refusal: Refusal) -> Reason:

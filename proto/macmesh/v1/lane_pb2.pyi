@@ -370,6 +370,7 @@ class LaneMessage(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    OPEN_TENSOR_LANE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch of the sender. A worker of another epoch drops the connection."""
@@ -384,7 +385,7 @@ class LaneMessage(_message.Message):
 
     @_builtins.property
     def result(self) -> Global___StepResult:
-        """From the tail to the head: what was sampled."""
+        """From the tail to the head: a step is done."""
 
     @_builtins.property
     def release(self) -> Global___ReleaseSlot:
@@ -393,6 +394,10 @@ class LaneMessage(_message.Message):
     @_builtins.property
     def failed(self) -> Global___StageFailed:
         """A stage could not do a step; the plan's workers end."""
+
+    @_builtins.property
+    def open_tensor_lane(self) -> Global___OpenTensorLane:
+        """Down the pipeline: the sender opens its tensor lane now, and so should the receiver."""
 
     def __init__(
         self,
@@ -403,16 +408,34 @@ class LaneMessage(_message.Message):
         result: Global___StepResult | None = ...,
         release: Global___ReleaseSlot | None = ...,
         failed: Global___StageFailed | None = ...,
+        open_tensor_lane: Global___OpenTensorLane | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failed", b"failed", "hello", b"hello", "message", b"message", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failed", b"failed", "hello", b"hello", "message", b"message", "open_tensor_lane", b"open_tensor_lane", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failed", b"failed", "hello", b"hello", "message", b"message", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failed", b"failed", "hello", b"hello", "message", b"message", "open_tensor_lane", b"open_tensor_lane", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "step", "result", "release", "failed"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "step", "result", "release", "failed", "open_tensor_lane"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___LaneMessage: _TypeAlias = LaneMessage  # noqa: Y015
+
+@_typing.final
+class OpenTensorLane(_message.Message):
+    """OpenTensorLane makes the stages open their tensor lanes in order, head first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenTensorLane: _TypeAlias = OpenTensorLane  # noqa: Y015
 
 @_typing.final
 class LaneHello(_message.Message):
@@ -512,7 +535,7 @@ Global___StepHeader: _TypeAlias = StepHeader  # noqa: Y015
 
 @_typing.final
 class StepResult(_message.Message):
-    """StepResult is a sampled token."""
+    """StepResult says that the tail has done a step, in the order of the steps, and what was sampled."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -520,6 +543,7 @@ class StepResult(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
+    HAS_TOKEN_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step."""
     request_id: _builtins.str
@@ -528,6 +552,8 @@ class StepResult(_message.Message):
     """The token."""
     logprob: _builtins.float
     """Natural logarithm of its probability."""
+    has_token: _builtins.bool
+    """False for a step that does not sample."""
     def __init__(
         self,
         *,
@@ -535,10 +561,11 @@ class StepResult(_message.Message):
         request_id: _builtins.str = ...,
         token_id: _builtins.int = ...,
         logprob: _builtins.float = ...,
+        has_token: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "request_id", b"request_id", "step", b"step", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_token", b"has_token", "logprob", b"logprob", "request_id", b"request_id", "step", b"step", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -125,8 +125,13 @@ class Checker:
             self._must(old.voted_for in {"", new.voted_for}, node, "it voted twice in a term")
         self._must(new.document_version >= old.document_version, node, "its document went back")
         self._must(new.commit_version >= old.commit_version, node, "its commit went back")
-        for name, before, after in (("promise", old.promised, new.promised), ("active", old.active, new.active)):
-            self._must(before is None or (after is not None and after >= before), node, f"its {name} went back")
+        for name, before, after in (
+            ("promise", old.promised, new.promised),
+            ("active", old.active, new.active),
+        ):
+            self._must(
+                before is None or (after is not None and after >= before), node, f"its {name} went back"
+            )
         if new.active is not None:
             self._must(new.promised is not None and new.active <= new.promised, node, "active above promised")
         for plan in (new.promised_plan, new.active_plan, new.document.plan if new.document else None):
@@ -147,7 +152,9 @@ class Checker:
             document = machine._replica.committed
             assert document is not None
             self._must(document.version == version, node, "it committed what it has not stored")
-            self._must(version > self.last_committed, node, f"{version} after {self.last_committed} was committed")
+            self._must(
+                version > self.last_committed, node, f"{version} after {self.last_committed} was committed"
+            )
             before = self.committed.get(self.last_committed)
             if before is not None and before.plan is not None and before.plan.epoch is not None:
                 kept = document.plan is not None and document.plan.epoch is not None
@@ -343,7 +350,36 @@ class World:
     def ready(self) -> bool:
         """Whether the nodes agree and the committed plan serves."""
         leader = self.coordinator()
-        return leader is not None and leader.up.view.serving_state == "ready" and self.agreed()
+        if leader is None or not self.agreed():
+            return False
+        coordinator = leader.up._coordinator
+        return coordinator is not None and coordinator.serving_state == "ready"
+
+    def insist(self, wanted: WantedModel | None, limit_seconds: float = 30) -> fx.ChangeDone:
+        """Ask until a coordinator has done it, as a client would."""
+        asked: list[tuple[SimNode, int, int]] = []
+
+        def is_done() -> bool:
+            leader = self.coordinator()
+            if leader is None:
+                return False
+            if asked:
+                node, boots, change_id = asked[-1]
+                mine = [o for o in node.outcomes if o.change_id == change_id]
+                if mine and isinstance(mine[-1], fx.ChangeDone):
+                    return True
+                if (
+                    node is leader
+                    and node.boots == boots
+                    and not any(isinstance(o, fx.ChangeRejected) for o in mine)
+                ):
+                    return False
+            asked.append((leader, leader.boots, self.load(wanted, leader)))
+            return False
+
+        self.run_until(is_done, limit_seconds)
+        node, _, change_id = asked[-1]
+        return next(o for o in node.outcomes if o.change_id == change_id and isinstance(o, fx.ChangeDone))
 
     def start(self, wanted: WantedModel | None = None) -> None:
         """Run until the cluster stands, and with a model until it serves."""
@@ -368,7 +404,9 @@ class World:
         machine = node.machine
         effects = machine.step(event, self.now)
         survive = len(effects)
-        last_persist = max((i for i, effect in enumerate(effects) if isinstance(effect, fx.Persist)), default=-1)
+        last_persist = max(
+            (i for i, effect in enumerate(effects) if isinstance(effect, fx.Persist)), default=-1
+        )
         if last_persist < 0:
             self.checker.on_step(node, machine)
         if self.faults.crash_in_step and self.rng.random() < self.faults.crash_in_step:

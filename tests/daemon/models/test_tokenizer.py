@@ -6,7 +6,11 @@ from typing import Any
 import pytest
 from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.models.tokenizer import ModelTokenizer
-from macmesh_daemon.models.tokenizer_errors import LocalChatTemplateError, LocalTokenizerError, RemoteMessagesError
+from macmesh_daemon.models.tokenizer_errors import (
+    LocalChatTemplateError,
+    LocalTokenizerError,
+    RemoteMessagesError,
+)
 from tokenizer_files import write_sentencepiece_like
 
 TEXTS = [
@@ -79,7 +83,9 @@ def test_missing_tokenizer_says_what_to_do(tmp_path: Path) -> None:
         ModelTokenizer.from_folder(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"]
+)
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
 def test_broken_file_is_named(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
@@ -100,7 +106,9 @@ def test_broken_file_is_named(folder: Path, name: str, content: bytes) -> None:
         (..., ..., None, set()),
     ],
 )
-def test_end_tokens_in_every_form(folder: Path, config: Any, generation: Any, named: Any, expected: set[int]) -> None:
+def test_end_tokens_in_every_form(
+    folder: Path, config: Any, generation: Any, named: Any, expected: set[int]
+) -> None:
     rewrite(folder / "config.json", eos_token_id=config)
     rewrite(folder / "generation_config.json", eos_token_id=generation)
     rewrite(folder / "tokenizer_config.json", eos_token=named)
@@ -129,7 +137,8 @@ def test_older_special_tokens_map_is_read(folder: Path) -> None:
 
 def test_token_known_to_the_config_only_is_added(folder: Path) -> None:
     rewrite(
-        folder / "tokenizer_config.json", added_tokens_decoder={"1024": {"content": "<|tool|>", "special": True}}
+        folder / "tokenizer_config.json",
+        added_tokens_decoder={"1024": {"content": "<|tool|>", "special": True}},
     )
     tokenizer = ModelTokenizer.from_folder(folder)
     assert tokenizer.encode("a<|tool|>b")[1] == 1024

@@ -6,7 +6,10 @@ import pytest
 from macmesh_daemon.models.chat_template import ChatTemplate
 from macmesh_daemon.models.tokenizer_errors import LocalChatTemplateError, RemoteMessagesError
 
-MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "<hi> & 'you'"}, {"role": "assistant", "content": "ok"}]
+MESSAGES: list[dict[str, Any]] = [
+    {"role": "user", "content": "<hi> & 'you'"},
+    {"role": "assistant", "content": "ok"},
+]
 
 
 def render(source: str, messages: list[dict[str, Any]] | None = None, **variables: Any) -> str:
@@ -34,7 +37,9 @@ USUAL = [
 
 
 @pytest.mark.parametrize("source", USUAL)
-@pytest.mark.parametrize("variables", [{}, {"tools": [{"name": "é", "x": [1, None]}], "enable_thinking": True}])
+@pytest.mark.parametrize(
+    "variables", [{}, {"tools": [{"name": "é", "x": [1, None]}], "enable_thinking": True}]
+)
 def test_usual_templates_render_as_in_transformers(source: str, variables: dict[str, Any]) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415  slow to import
 
@@ -113,7 +118,10 @@ def test_a_hostile_template_is_contained(source: str) -> None:
 
 
 def test_a_hostile_template_gives_no_look_inside() -> None:
-    assert render("{{ strftime_now.__code__ }}|{{ namespace.__init__ }}|{{ raise_exception.__globals__ }}") == "||"
+    assert (
+        render("{{ strftime_now.__code__ }}|{{ namespace.__init__ }}|{{ raise_exception.__globals__ }}")
+        == "||"
+    )
 
 
 def test_a_long_conversation_is_not_refused() -> None:

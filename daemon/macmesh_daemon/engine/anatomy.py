@@ -1,0 +1,185 @@
+"""Finds out which parameters and caches belong to which part of a model, by running it once lazily.
+
+MLX computes nothing until a result is evaluated, so a forward pass of a lazily loaded model reads no
+weights. It shows which modules outside the layers run before the first layer (the head needs them), which run
+after the last one (the tail needs them), and which caches every layer is called with. No architecture is
+known by name.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx_lm.models.cache import make_prompt_cache
+
+from macmesh_daemon.engine.errors import LocalUnsplittableError
+from macmesh_daemon.engine.unsplittable import unsplittable_reason
+
+TRACE_TOKENS = 2
+"""Two make a prompt; recurrent layers unroll every token in Python, so not more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Anatomy:
+    """What a stage must know of a model."""
+
+    architecture: str
+    """Name of the mlx-lm module that implements it."""
+    layer_count: int
+    layer_caches: tuple[tuple[int, ...], ...]
+    """For each layer the indices, in the list of caches, of those that it is called with."""
+    head_modules: frozenset[str]
+    """Paths of the modules outside the layers that the head needs."""
+    tail_modules: frozenset[str]
+    """Paths of the modules outside the layers that the tail needs."""
+    split_refusal: str
+    """Why the model cannot be cut; empty where it can."""
+
+
+def examine(model: Module) -> Anatomy:
+    """Runs the model once without computing anything; the model is left as it was."""
+    layers = list(model.layers)
+    trace = _Trace(model, layers)
+    caches = make_prompt_cache(model)
+    with contextlib.ExitStack() as stack:
+        for index, layer in enumerate(layers):
+            stack.enter_context(trace.layer(index, layer, caches))
+        for path, module in trace.outer.items():
+            stack.enter_context(trace.module(path, module))
+        model(mx.zeros((1, TRACE_TOKENS), mx.int32), cache=caches)
+    architecture = type(model).__module__.rpartition(".")[2]
+    # A module that holds parameters beside other modules may use them at any time; so may one never called.
+    vague = {
+        path
+        for path, module in trace.outer.items()
+        if has_children(module) or path not in trace.before | trace.after | trace.between
+    }
+    return Anatomy(
+        architecture=architecture,
+        layer_count=len(layers),
+        layer_caches=tuple(tuple(indices) for indices in trace.caches),
+        head_modules=frozenset(trace.before | vague),
+        tail_modules=frozenset(trace.after | vague),
+        split_refusal=trace.refusal(architecture),
+    )
+
+
+class _Trace:
+    def __init__(self, model: Module, layers: list[Module]) -> None:
+        self.outer = _modules_outside(model, layers)
+        self.calls = [0] * len(layers)
+        self.caches: list[list[int]] = [[] for _ in layers]
+        self.before: set[str] = set()
+        self.between: set[str] = set()
+        self.after: set[str] = set()
+        self.returns_more = False
+
+    @contextlib.contextmanager
+    def layer(self, index: int, layer: Module, caches: list[Any]) -> Iterator[None]:
+        numbers = {id(cache): number for number, cache in enumerate(caches)}
+
+        def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            self.calls[index] += 1
+            found = [numbers[id(value)] for value in (*args, *kwargs.values()) if id(value) in numbers]
+            self.caches[index].extend(found)
+            out = original(*args, **kwargs)
+            self.returns_more |= not isinstance(out, mx.array)
+            return out
+
+        with swapped(layer, {"__call__": call}):
+            yield
+
+    @contextlib.contextmanager
+    def module(self, path: str, module: Module) -> Iterator[None]:
+        def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if not any(self.calls):
+                self.before.add(path)
+            elif all(self.calls):
+                self.after.add(path)
+            else:
+                self.between.add(path)
+            return original(*args, **kwargs)
+
+        methods = {"__call__": call}
+        if hasattr(module, "as_linear"):
+            methods["as_linear"] = call
+        with swapped(module, methods):
+            yield
+
+    def refusal(self, architecture: str) -> str:
+        if reason := unsplittable_reason(architecture):
+            return reason
+        if counts := sorted({count for count in self.calls if count != 1}):
+            return f"its layers are called {counts[0]} times in one step, not once"
+        if self.between:
+            return f"it runs {', '.join(sorted(self.between)[:3])} between its layers"
+        if self.returns_more:
+            return "its layers return more than the hidden state"
+        return ""
+
+
+def modules_by_path(module: Any) -> dict[str, Module]:
+    """A module and all below it, by path."""
+    return dict(module.named_modules())
+
+
+def has_children(module: Any) -> bool:
+    """Whether a module contains others."""
+    return bool(module.children())
+
+
+def require_splittable(anatomy: Anatomy) -> None:
+    """Lets a model pass that can be cut.
+
+    Raises:
+        LocalUnsplittableError: it cannot; the message says why and what to do.
+    """
+    if anatomy.split_refusal:
+        raise LocalUnsplittableError(
+            f"{anatomy.architecture} cannot be cut into stages: {anatomy.split_refusal}; "
+            "load it with one stage, on a node that holds all of it"
+        )
+
+
+@contextlib.contextmanager
+def swapped(module: Module, methods: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    """Routes methods of one module through functions that get the original first."""
+    original_class = type(module)
+    swap_methods(module, methods)
+    try:
+        yield
+    finally:
+        module.__class__ = original_class
+
+
+def swap_methods(module: Module, methods: dict[str, Callable[..., Any]]) -> None:
+    """Routes methods of one module through functions that get the original first, for good.
+
+    Only the class of this object is swapped, for a subclass: all else that the model reads from it still
+    answers.
+    """
+    original_class = type(module)
+
+    def routed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        method = getattr(original_class, name)
+
+        def call(self: Module, *args: Any, **kwargs: Any) -> Any:
+            return function(lambda *a, **k: method(self, *a, **k), *args, **kwargs)
+
+        return call
+
+    body = {name: routed(name, function) for name, function in methods.items()}
+    module.__class__ = type(original_class.__name__, (original_class,), body)
+
+
+def _modules_outside(model: Module, layers: list[Module]) -> dict[str, Module]:
+    """Modules with parameters of their own that are in no layer, by path."""
+    inside = {id(module) for layer in layers for module in modules_by_path(layer).values()}
+    return {
+        path: module
+        for path, module in modules_by_path(model).items()
+        if id(module) not in inside and any(isinstance(value, mx.array) for value in module.values())
+    }

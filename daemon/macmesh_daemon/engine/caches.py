@@ -1,0 +1,110 @@
+"""The caches of one request on one stage."""
+
+import dataclasses
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from macmesh_daemon.engine.anatomy import Anatomy
+from macmesh_daemon.engine.errors import LocalStageError
+
+ALLOCATION_TOKENS = 256
+"""mlx-lm's caches grow in steps of so many tokens."""
+
+
+def round_up_tokens(tokens: int) -> int:
+    """Tokens that a cache of so many is allocated for."""
+    return -(-tokens // ALLOCATION_TOKENS) * ALLOCATION_TOKENS
+
+
+@dataclasses.dataclass
+class StageCaches:
+    """One request's caches on one stage; those of foreign layers hold nothing.
+
+    Preallocated: the first step allocates the whole reservation, later steps nothing.
+    """
+
+    entries: list[Any]
+    """mlx-lm's caches, in the order of `make_prompt_cache`."""
+    owned: tuple[int, ...]
+    """Indices of those that this stage's layers fill."""
+    reserve_tokens: int
+    """Tokens that were asked for."""
+    length: int = 0
+    """Tokens that have gone through so far."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the caches hold."""
+        return sum(array.nbytes for array in self._arrays(range(len(self.entries))))
+
+    def owned_arrays(self) -> list[mx.array]:
+        """Arrays of the caches that this stage fills, so that they can be evaluated."""
+        return self._arrays(self.owned)
+
+    def require_room(self, tokens: int) -> None:
+        """Lets a step pass that fits the reservation.
+
+        Raises:
+            LocalStageError: it would make the caches grow.
+        """
+        if self.length + tokens > self.reserve_tokens:
+            raise LocalStageError(
+                f"{tokens} tokens after {self.length} are more than the {self.reserve_tokens} reserved"
+            )
+
+    def _arrays(self, indices: Any) -> list[mx.array]:
+        return arrays_of([self.entries[index].state for index in indices])
+
+
+def arrays_of(tree: Any) -> list[mx.array]:
+    """All arrays in a tree of lists, tuples and dicts."""
+    leaves = cast("list[tuple[str, Any]]", tree_flatten(tree))
+    return [leaf for _, leaf in leaves if isinstance(leaf, mx.array)]
+
+
+def make_caches(model: Module, anatomy: Anatomy, layers: range, reserve_tokens: int) -> StageCaches:
+    """New caches for one request.
+
+    Args:
+        model: the model, whose own `make_cache` is used where it has one.
+        anatomy: which layer is called with which cache.
+        layers: the layers of this stage.
+        reserve_tokens: most tokens that will go through: the prompt and all that is generated.
+    """
+    entries = make_prompt_cache(model)
+    for entry in entries:
+        _allocate_at_once(entry, round_up_tokens(reserve_tokens))
+    owned = sorted({index for layer in layers for index in anatomy.layer_caches[layer]})
+    return StageCaches(entries, tuple(owned), reserve_tokens)
+
+
+def _allocate_at_once(entry: Any, tokens: int) -> None:
+    # A cache grows by its `step`; one as large as the reservation makes the first growth the only one. A
+    # smaller window stays as it is: RotatingKVCache takes the smaller of both.
+    for inner in getattr(entry, "caches", ()):
+        _allocate_at_once(inner, tokens)
+    if hasattr(entry, "step"):
+        entry.step = tokens
+
+
+def advance_ghost(entry: Any, tokens: int) -> None:
+    """Advances a foreign layer's cache without storing anything.
+
+    Masks and windows of the owned layers may be made from it. Keys and values of head size 0 go through the
+    cache's own code, so that its offset, ring index and window stay right.
+    """
+    if type(entry) is KVCache and entry.keys is not None:
+        # Same effect as below, without four array operations per foreign layer and step.
+        entry.offset += tokens
+    elif hasattr(entry, "caches"):
+        for inner in entry.caches:
+            advance_ghost(inner, tokens)
+    elif hasattr(entry, "update_and_fetch"):
+        nothing = mx.zeros((1, 1, tokens, 0))
+        entry.update_and_fetch(nothing, nothing)
+    elif hasattr(entry, "advance"):
+        entry.advance(tokens)

@@ -1,0 +1,88 @@
+"""What goes into the head's schedule and what comes out of it. Plain data."""
+
+import dataclasses
+import enum
+
+from macmesh_daemon.engine.sampling_parameters import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One tokenised request."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    """0 means up to the context."""
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    stop_tokens: frozenset[int] = frozenset()
+    """The first of these to be generated ends the request; it is still told."""
+
+
+class Finish(enum.Enum):
+    """Why a request ended well."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of one request, to be run by every stage in the order in which the head gives them out."""
+
+    number: int
+    """Counts from 1."""
+    request_id: str
+    slot: int
+    first: bool
+    """The slot's caches are made anew."""
+    reserve_tokens: int
+    """Tokens to reserve in the caches."""
+    offset: int
+    """Position of the first token."""
+    tokens: tuple[int, ...]
+    sample: bool
+    """The tail chooses a token after it."""
+    sampling: Sampling
+    sample_index: int
+    """Tokens generated before it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """A token, and on the last one why it is the last."""
+
+    request_id: str
+    index: int
+    token: int
+    logprob: float
+    finish: Finish | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cancelled:
+    """The end of a request that was cancelled."""
+
+    request_id: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A request that was not taken."""
+
+    request_id: str
+    reason: str
+    """UPPER_SNAKE, as in google.rpc.ErrorInfo."""
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """Every stage frees the slot's caches, after the steps given out so far."""
+
+    slot: int
+    request_id: str
+
+
+Effect = Generated | Cancelled | Refused | Release

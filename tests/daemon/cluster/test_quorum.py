@@ -1,0 +1,142 @@
+"""Quorums meet, within a document and across one change of it."""
+
+import itertools
+
+from daemon.cluster.sim import facts_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from macmesh_daemon.cluster.messages import ClusterDocument, Member, NodeFacts, Policy
+from macmesh_daemon.cluster.quorum import founding_document, is_quorum, next_weight_change, weights
+
+LAPTOP = NodeFacts(portable=True)
+
+
+def doc(
+    voters: str, others: str = "", *, tie: str = "", votes: int = 0, laptops: str = ""
+) -> ClusterDocument:
+    members = tuple(
+        Member(n, facts=LAPTOP if n in laptops else NodeFacts(), voter=n in voters) for n in voters + others
+    )
+    return ClusterDocument(1, 1, 1, members, policy=Policy(tie, votes))
+
+
+def quorums(document: ClusterDocument, names: str) -> list[frozenset[str]]:
+    subsets = (itertools.combinations(names, size) for size in range(len(names) + 1))
+    return [frozenset(s) for s in itertools.chain.from_iterable(subsets) if is_quorum(document, s)]
+
+
+def change(document: ClusterDocument, *, dead: str = "", max_voters: int = 7) -> ClusterDocument:
+    names = {m.node_id for m in document.members}
+    return next_weight_change(
+        document,
+        coordinator="a",
+        alive=names - set(dead),
+        dead=set(dead),
+        electable=names,
+        max_voters=max_voters,
+    )
+
+
+def settle(document: ClusterDocument, *, dead: str = "", max_voters: int = 7) -> ClusterDocument:
+    for _ in range(40):
+        changed = change(document, dead=dead, max_voters=max_voters)
+        if changed is document:
+            return document
+        document = changed
+    raise AssertionError("the voters never settle")
+
+
+def voters(document: ClusterDocument) -> str:
+    return "".join(sorted(m.node_id for m in document.members if m.voter))
+
+
+def test_two_nodes_the_tie_breaker_alone_is_a_quorum_the_other_is_not() -> None:
+    pair = doc("ab", tie="a", votes=1)
+
+    assert is_quorum(pair, {"a"})
+    assert not is_quorum(pair, {"b"})
+
+
+def test_half_is_no_quorum() -> None:
+    assert not is_quorum(doc("abcd"), {"a", "b"})
+    assert is_quorum(doc("abcd", tie="a", votes=1), {"a", "b"})
+    assert not is_quorum(doc("abcd", tie="a", votes=1), {"b", "c"})
+    assert not is_quorum(doc(""), set())
+
+
+def test_one_join_in_one_step_with_an_implied_tie_breaker_would_be_unsafe() -> None:
+    before, after = doc("ab", tie="a", votes=1), doc("abc")
+
+    assert any(not q & r for q in quorums(before, "abc") for r in quorums(after, "abc"))
+
+
+def test_voters_grow_to_an_odd_number_or_get_a_tie_breaker() -> None:
+    assert weights(settle(doc("a", "bc"))) == {"a": 1, "b": 1, "c": 1}
+    assert weights(settle(doc("a", "bcd", tie="a"))) == {"a": 2, "b": 1, "c": 1, "d": 1}
+    assert voters(settle(doc("a", "bcdefghij"))) == "abcdefg"
+
+
+def test_laptops_vote_last() -> None:
+    assert voters(settle(doc("a", "bcdefghij", laptops="bcd"))) == "aefghij"
+    assert voters(settle(doc("abcdefg", "hi", laptops="bc"))) == "adefghi"
+
+
+def test_a_dead_voter_is_replaced_where_somebody_can_take_over() -> None:
+    assert voters(settle(doc("abcdefg", "h"), dead="c")) == "abdefgh"
+    assert voters(settle(doc("abc"), dead="c")) == "abc"
+
+
+def test_a_dead_tie_breaker_hands_on_its_extra_vote() -> None:
+    assert weights(settle(doc("abcd", tie="b", votes=1), dead="b")) == {"a": 2, "b": 1, "c": 1, "d": 1}
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_every_step_keeps_quorums_meeting_and_the_steps_end(data: st.DataObject) -> None:
+    names = "abcdefghi"[: data.draw(st.integers(1, 9))]
+    voting = "a" + "".join(n for n in names[1:] if data.draw(st.booleans()))
+    document = doc(
+        voting,
+        "".join(n for n in names if n not in voting),
+        tie=data.draw(st.sampled_from(["", *names])),
+        votes=data.draw(st.integers(0, 1)),
+        laptops="".join(n for n in names if data.draw(st.booleans())),
+    )
+    for _ in range(40):
+        dead = "".join(n for n in names[1:] if data.draw(st.integers(0, 4)) == 0)
+        changed = change(document, dead=dead, max_voters=5)
+        before, after = weights(document), weights(changed)
+        moved = sum(abs(before.get(n, 0) - after.get(n, 0)) for n in names)
+        assert moved <= 1
+        assert "a" in after, "the coordinator keeps its vote"
+        document = changed
+        if data.draw(st.booleans()):
+            break
+    settled = settle(document, max_voters=5)
+    count = len([m for m in settled.members if m.voter])
+    assert count == min(5, len(names))
+    assert sum(weights(settled).values()) % 2 == 1
+
+
+@given(
+    st.lists(st.integers(0, 2), min_size=5, max_size=5),
+    st.integers(0, 4),
+    st.integers(0, 31),
+)
+def test_weights_one_unit_apart_have_meeting_quorums(votes: list[int], grown: int, one: int) -> None:
+    def is_heavy(subset: int, of: list[int]) -> bool:
+        return 2 * sum(v for i, v in enumerate(of) if subset >> i & 1) > sum(of)
+
+    other = [v + (i == grown) for i, v in enumerate(votes)]
+
+    assert not (is_heavy(one, votes) and is_heavy(31 - one, other)), "two quorums without a common voter"
+
+
+def test_the_founding_document_takes_seven_voters_the_founder_and_those_that_stay() -> None:
+    others = [Member(n, facts=LAPTOP if n in "bc" else facts_of(n), voter=n != "d") for n in "bcdefghij"]
+    founded = founding_document(Member("a", voter=True), others, 7)
+
+    assert voters(founded) == "aefghij"
+    assert [m.node_id for m in founded.members] == list("abcdefghij")
+    assert founded.policy == Policy("a", 0)
+    assert founding_document(Member("a", voter=True), others[:1], 7).policy == Policy("a", 1)

@@ -1,0 +1,93 @@
+import copy
+import json
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from macmesh_placement import LocalProfileError, ModelProfile
+from placement import drawn
+
+SEEDS = st.integers(0, 2**48)
+
+
+def _profile(seed: int) -> ModelProfile:
+    return drawn.profile(Random(seed))  # noqa: S311  drawn cases, no secrets
+
+
+@given(SEEDS)
+def test_json_gives_the_same_profile_back(seed: int) -> None:
+    profile = _profile(seed)
+    assert ModelProfile.from_json_text(profile.to_json_text()) == profile
+
+
+def test_equal_layers_are_written_once() -> None:
+    layer = _profile(1).layers[0]
+    profile = _with_layers(1, [layer] * 500)
+    value = profile.to_json()
+    assert [item["count"] for item in value["layers"]] == [500]
+    assert value["cut_points"] == "all"
+    assert ModelProfile.from_json(value) == profile
+
+
+def _with_layers(seed: int, layers: list[Any]) -> ModelProfile:
+    value = _profile(seed).to_json()
+    value["layers"] = [layer.to_json() for layer in layers]
+    value["cut_points"] = "all"
+    value["cut_reason"] = ""
+    return ModelProfile.from_json(value)
+
+
+def _paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    found = [at] if at else []
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        found += _paths(item, (*at, key))
+    return found
+
+
+@given(SEEDS, st.data())
+def test_any_damage_gives_a_profile_or_a_clear_error(seed: int, data: st.DataObject) -> None:
+    value = copy.deepcopy(_profile(seed).to_json())
+    path = data.draw(st.sampled_from(_paths(value)))
+    holder = value
+    for key in path[:-1]:
+        holder = holder[key]
+    if data.draw(st.booleans()):
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = data.draw(
+            st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=3) | st.just([]) | st.just({})
+        )
+    try:
+        ModelProfile.from_json_text(json.dumps(value))
+    except LocalProfileError as problem:
+        assert str(problem)  # noqa: PT017  either outcome is right
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"format": "macmesh-profile/9"}, "macmesh-profile/1"),
+        ({"layers": []}, "layers"),
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"embedding_bytes": -1}, "embedding_bytes"),
+        ({"vocab_size": 1.5}, "vocab_size"),
+        ({"position_limit": 0}, "position_limit"),
+        ({"cut_points": [0]}, "cut_points"),
+        ({"cut_points": ["1"]}, "cut_points"),
+        ({"unheard_of": 1}, "unheard_of"),
+    ],
+)
+def test_the_error_names_the_field(change: dict[str, object], named: str) -> None:
+    value = {**_profile(3).to_json(), **change}
+    with pytest.raises(LocalProfileError, match=named):
+        ModelProfile.from_json(value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "nonsense", '{"format": NaN}', "[" * 100_000])
+def test_what_is_no_profile_is_refused(text: str) -> None:
+    with pytest.raises(LocalProfileError):
+        ModelProfile.from_json_text(text)
