@@ -119,3 +119,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise LocalModelFilesError(f"{path} holds no JSON object")
     return content
+
+
+def vocabulary_tokens(folder: Path) -> int:
+    """Number of token ids that the model knows, or 0 where its config does not tell."""
+    config = _read_json(folder / "config.json")
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and isinstance(part.get("vocab_size"), int):
+            return int(part["vocab_size"])
+    return 0

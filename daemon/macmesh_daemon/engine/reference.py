@@ -1,0 +1,45 @@
+"""The reference that a pipeline is compared with: mlx-lm as it is installed, in this process alone.
+
+``python -m macmesh_daemon.engine.reference MODEL`` reads a job as JSON from stdin (``prompt``,
+``max_tokens``, ``prefill_step_size``) and prints the tokens and times as JSON. It uses nothing of this
+project.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+from mlx_lm.generate import generate_step
+from mlx_lm.utils import load_model
+
+
+def main() -> None:
+    """Runs one job."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="folder of the model")
+    options = parser.parse_args()
+    job = json.load(sys.stdin)
+    model, _ = load_model(options.model)
+    loaded = time.monotonic()
+    times, tokens = [], []
+    for token, _ in generate_step(
+        mx.array(job["prompt"]),
+        model,
+        max_tokens=job["max_tokens"],
+        prefill_step_size=job["prefill_step_size"],
+    ):
+        tokens.append(int(token))
+        times.append(time.monotonic())
+    result = {
+        "token_ids": tokens,
+        "first_token_seconds": times[0] - loaded,
+        "decode_seconds": times[-1] - times[0],
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

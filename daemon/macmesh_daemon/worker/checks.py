@@ -1,0 +1,36 @@
+"""Checks a start command before anything is done with it."""
+
+from macmesh.v1 import lane_pb2
+from macmesh_daemon.worker.errors import LocalStartError
+
+
+def check_start(start: lane_pb2.StartStage) -> None:
+    """Lets a start command pass that a worker can follow.
+
+    Raises:
+        LocalStartError: it makes no sense; the message names the field.
+    """
+    deployment = start.deployment
+    stages = deployment.stages
+    if not 0 <= start.stage_index < len(stages):
+        raise LocalStartError(f"stage_index is {start.stage_index} in a plan of {len(stages)} stages")
+    if deployment.context_tokens == 0 or deployment.slots == 0 or deployment.prefill_chunk_tokens == 0:
+        raise LocalStartError("context_tokens, slots and prefill_chunk_tokens must all be 1 or more")
+    expected = 0
+    for index, stage in enumerate(stages):
+        if stage.index != index or stage.first_layer != expected or stage.end_layer <= stage.first_layer:
+            raise LocalStartError(
+                f"stage {index} has layers {stage.first_layer} to {stage.end_layer}; layer {expected} should "
+                "be its first"
+            )
+        expected = stage.end_layer
+    if expected != deployment.layer_count:
+        raise LocalStartError(f"the stages end at layer {expected} of {deployment.layer_count}")
+    if not start.bind_host:
+        raise LocalStartError("bind_host is empty")
+    if start.step_deadline_seconds <= 0:
+        raise LocalStartError(f"step_deadline_seconds is {start.step_deadline_seconds:g}; it must be above 0")
+    if len(stages) > 1 and deployment.transport != "ring":
+        raise LocalStartError(
+            f"transport is {deployment.transport!r}; this version has 'ring' for more than one stage"
+        )

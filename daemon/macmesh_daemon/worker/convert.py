@@ -1,0 +1,61 @@
+"""Between the wire's messages and the head's plain data."""
+
+from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
+from macmesh_daemon.engine.requests import Cancelled, Finish, Generated, Refused, Request
+from macmesh_daemon.engine.sampling_parameters import Sampling
+
+FINISH_REASONS = {
+    Finish.STOP: inference_pb2.FINISH_REASON_STOP,
+    Finish.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
+    Finish.CANCELLED: inference_pb2.FINISH_REASON_CANCELLED,
+}
+
+
+def request_from_wire(message: peer_pb2.RunRequestRequest) -> Request:
+    """The request as the scheduler knows it."""
+    return Request(
+        request_id=message.request_id,
+        prompt=tuple(message.prompt_token_ids),
+        max_tokens=message.max_tokens,
+        sampling=sampling_from_wire(message.sampling),
+        stop_tokens=frozenset(message.stop_token_ids),
+    )
+
+
+def sampling_from_wire(message: inference_pb2.SamplingParameters) -> Sampling:
+    """How to sample."""
+    return Sampling(
+        temperature=message.temperature,
+        top_p=message.top_p,
+        top_k=message.top_k,
+        min_p=message.min_p,
+        seed=message.seed,
+    )
+
+
+def sampling_to_wire(sampling: Sampling) -> inference_pb2.SamplingParameters:
+    """How to sample, for the tail."""
+    return inference_pb2.SamplingParameters(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+    )
+
+
+def event_to_wire(effect: Generated | Cancelled | Refused) -> lane_pb2.WorkerEvent:
+    """What the daemon is told."""
+    match effect:
+        case Generated(request_id, index, token, logprob, finish):
+            response = peer_pb2.RunRequestResponse(
+                index=index, token_id=token, logprob=logprob, has_token=True
+            )
+            if finish is not None:
+                response.finish_reason = FINISH_REASONS[finish]
+        case Cancelled(request_id):
+            response = peer_pb2.RunRequestResponse(finish_reason=FINISH_REASONS[Finish.CANCELLED])
+        case Refused(request_id, reason, message):
+            failed = lane_pb2.RequestFailed(request_id=request_id, reason=reason, message=message)
+            return lane_pb2.WorkerEvent(failed=failed)
+    return lane_pb2.WorkerEvent(progress=lane_pb2.RequestProgress(request_id=request_id, response=response))

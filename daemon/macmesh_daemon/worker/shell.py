@@ -1,0 +1,263 @@
+"""The event loop of a worker: the daemon's socket, the life from start to end, every deadline on the way."""
+
+import asyncio
+import contextlib
+import faulthandler
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import structlog
+
+from macmesh.v1 import lane_pb2, peer_pb2
+from macmesh_daemon.supervisor.errors import RemoteFrameError
+from macmesh_daemon.supervisor.frames import encode_frame, read_frame
+from macmesh_daemon.worker.checks import check_start
+from macmesh_daemon.worker.control_lane import ControlLane
+from macmesh_daemon.worker.errors import LocalStartError, WorkerError
+from macmesh_daemon.worker.inference import InferenceThread, Milestones
+from macmesh_daemon.worker.loops import Outlets
+from macmesh_rdma.errors import TransportError
+from macmesh_rdma.lane import TensorLane
+from macmesh_rdma.ports import ReservedPort, require_loopback
+
+JOIN_DEADLINE_SECONDS = 30.0
+"""From the peers' addresses to all connections; the peers have loaded by then."""
+LEAVE_DEADLINE_SECONDS = 5.0
+"""For the last words. After that the process ends without them."""
+
+log = structlog.get_logger(__name__)
+
+
+class WorkerShell:
+    """Runs one stage from its start command to its end.
+
+    Args:
+        start: the first command.
+        reader: commands of the daemon.
+        writer: events for the daemon.
+    """
+
+    def __init__(
+        self, start: lane_pb2.StartStage, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._start = start
+        self._reader = reader
+        self._writer = writer
+        self._loop = asyncio.get_running_loop()
+        self._stages = len(start.deployment.stages)
+        self._loaded = asyncio.Event()
+        self._may_open = asyncio.Event()
+        self._end: asyncio.Future[str] = self._loop.create_future()
+        self._failed_stage = start.stage_index
+        self._progress = (0, 0)
+        self._control: ControlLane | None = None
+        self._control_address = ""
+        self._reserved: ReservedPort | None = None
+        self._began = time.monotonic()
+        self._inference = InferenceThread(start, self._outlets(), self._milestones())
+
+    async def run(self) -> NoReturn:
+        """Runs until the worker ends, and ends the process."""
+        self._report(peer_pb2.WORKER_STATE_STARTING)
+        async with asyncio.TaskGroup() as group:
+            try:
+                await self._begin(group)
+            except (WorkerError, TransportError) as error:
+                self._fail(str(error))
+            group.create_task(self._read_commands(group), name="commands")
+            await self._leave(await self._end)
+
+    async def _begin(self, group: asyncio.TaskGroup) -> None:
+        start = self._start
+        check_start(start)
+        os.environ["MLX_METAL_FAST_SYNCH"] = "1" if start.deployment.sync_mode == "fast" else "0"
+        if self._stages > 1:
+            self._control = ControlLane(
+                start, on_message=self._on_lane_message, on_lost=self._fail, on_stranger=_tell_stranger
+            )
+            self._control_address = await self._control.bind(group)
+            self._reserved = ReservedPort(require_loopback(start.bind_host))
+        stage = start.deployment.stages[start.stage_index]
+        log.info("stage starts", stage=start.stage_index, layers=f"{stage.first_layer}-{stage.end_layer - 1}")
+        self._inference.start()
+
+    async def _read_commands(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            try:
+                command = await read_frame(self._reader, lane_pb2.WorkerCommand)
+            except (OSError, RemoteFrameError):
+                command = None
+            if command is None:
+                # The daemon is gone: nobody to tell, nothing to save.
+                os._exit(2)
+            match command.WhichOneof("command"):
+                case "peers":
+                    group.create_task(self._join(command.peers), name="join")
+                case "submit":
+                    self._inference.put(command.submit)
+                case "cancel":
+                    self._inference.put(command.cancel)
+                case "ping":
+                    self._inference.put(command.ping)
+                case "stop":
+                    self._finish("")
+                case _:
+                    self._fail("the daemon sent a second start command")
+
+    async def _join(self, peers: peer_pb2.SetPeersRequest) -> None:
+        try:
+            async with asyncio.timeout(JOIN_DEADLINE_SECONDS):
+                await self._loaded.wait()
+                await self._join_lanes(peers)
+        except TimeoutError:
+            self._fail(f"not all stages were connected within {JOIN_DEADLINE_SECONDS:g} s")
+        except WorkerError as error:
+            self._fail(str(error))
+
+    async def _join_lanes(self, peers: peer_pb2.SetPeersRequest) -> None:
+        if self._control is None:
+            self._inference.open_lane(lambda: None)
+            return
+        if peers.epoch != self._start.epoch or not peers.epoch_key:
+            raise LocalStartError("the peers' addresses are of another epoch, or come without its key")
+        if sorted(peer.stage_index for peer in peers.peers) != list(range(self._stages)):
+            raise LocalStartError(f"addresses came for {len(peers.peers)} stages of {self._stages}")
+        await self._control.join(peers)
+        # In order, head first: a stage of the ring that finds nobody listening tries again only a second
+        # later.
+        if self._start.stage_index > 0:
+            await self._may_open.wait()
+        if self._start.stage_index < self._stages - 1:
+            self._control.send_down(self._control.encode(open_tensor_lane=lane_pb2.OpenTensorLane()))
+        addresses = [p.tensor_address for p in sorted(peers.peers, key=lambda p: p.stage_index)]
+        self._inference.open_lane(lambda: self._open_ring(addresses))
+
+    def _open_ring(self, addresses: list[str]) -> TensorLane:
+        """Runs on the inference thread."""
+        from macmesh_rdma.ring import open_ring  # noqa: PLC0415  imports mlx
+
+        if self._reserved is None:
+            raise LocalStartError("no port is reserved for the tensor lane")
+        return open_ring(
+            addresses,
+            self._start.stage_index,
+            self._reserved,
+            on_stall=self._soon(self._fail),
+            timeout_seconds=JOIN_DEADLINE_SECONDS,
+        )
+
+    def _on_lane_message(self, stage: int, message: lane_pb2.LaneMessage) -> None:
+        match message.WhichOneof("message"):
+            case "step":
+                self._inference.put(message.step)
+            case "result":
+                self._inference.put(message.result)
+            case "release":
+                self._inference.put(message.release)
+            case "open_tensor_lane":
+                self._may_open.set()
+            case "failed":
+                self._failed_stage = message.failed.stage_index
+                self._fail(message.failed.message)
+            case kind:
+                self._fail(f"stage {stage} sent {kind} after its hello")
+
+    def _fail(self, reason: str) -> None:
+        self._finish(reason or "no reason was given")
+
+    def _finish(self, reason: str) -> None:
+        if not self._end.done():
+            self._end.set_result(reason)
+
+    async def _leave(self, reason: str) -> NoReturn:
+        """Says the last words and ends the process; waits in native code may go on in other threads."""
+        faulthandler.dump_traceback_later(LEAVE_DEADLINE_SECONDS, exit=True, file=sys.stderr)
+        own = self._failed_stage == self._start.stage_index
+        if reason:
+            log.error("stage failed", stage=self._failed_stage, reason=reason)
+            text = reason if own else f"stage {self._failed_stage} failed: {reason}"
+            self._report(peer_pb2.WORKER_STATE_FAILED, error=text)
+        else:
+            log.info("stage stops", stage=self._start.stage_index)
+            self._report(peer_pb2.WORKER_STATE_STOPPED)
+        with contextlib.suppress(OSError):
+            await self._writer.drain()
+        if self._control is not None:
+            if reason:
+                await self._control.tell_failure(
+                    lane_pb2.StageFailed(stage_index=self._failed_stage, message=reason)
+                )
+            await self._control.close()
+        # Lets the transport write what it has left; a Unix socket with a reading daemon takes it at once.
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+        os._exit(1 if reason else 0)
+
+    def _outlets(self) -> Outlets:
+        return Outlets(
+            event=self._soon(self._tell),
+            header=lambda header: self._send_down_soon(step=header),
+            release=lambda release: self._send_down_soon(release=release),
+            result=lambda result: self._send_down_soon(result=result),
+        )
+
+    def _milestones(self) -> Milestones:
+        return Milestones(
+            progress=self._soon(self._on_progress),
+            loaded=self._soon(self._on_loaded),
+            ready=self._soon(self._on_ready),
+            failed=self._soon(self._fail),
+        )
+
+    def _soon(self, function: Callable[..., None]) -> Callable[..., None]:
+        """The function, to be called from other threads."""
+
+        def call(*args: Any) -> None:
+            self._loop.call_soon_threadsafe(function, *args)
+
+        return call
+
+    def _send_down_soon(self, **message: Any) -> None:
+        """Runs on the inference thread. From the tail, down is to the head."""
+        if self._control is not None:
+            self._loop.call_soon_threadsafe(self._control.send_down, self._control.encode(**message))
+
+    def _on_progress(self, loaded: int, total: int) -> None:
+        self._progress = (loaded, total)
+        self._report(peer_pb2.WORKER_STATE_LOADING)
+
+    def _on_loaded(self) -> None:
+        seconds = time.monotonic() - self._began
+        log.info("weights loaded", total_bytes=self._progress[1], seconds=round(seconds, 3))
+        self._report(peer_pb2.WORKER_STATE_LOADED)
+        self._loaded.set()
+
+    def _on_ready(self) -> None:
+        log.info("stage is ready", stage=self._start.stage_index)
+        self._report(peer_pb2.WORKER_STATE_READY)
+
+    def _report(self, state: peer_pb2.WorkerState.ValueType, error: str = "") -> None:
+        loaded, total = self._progress
+        report = peer_pb2.WorkerReport(
+            epoch=self._start.epoch,
+            stage_index=self._start.stage_index,
+            state=state,
+            loaded_bytes=loaded,
+            total_bytes=total,
+            control_address=self._control_address,
+            tensor_address=self._reserved.address if self._reserved is not None else "",
+            error=error,
+        )
+        self._tell(lane_pb2.WorkerEvent(report=report))
+
+    def _tell(self, event: lane_pb2.WorkerEvent) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(encode_frame(event))
+
+
+def _tell_stranger(reason: str) -> None:
+    log.warning("connection turned away", reason=reason)
