@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 from macmesh_daemon.cli.daemonctl import build_parser
@@ -51,7 +52,7 @@ def _leaves(words: str, parser: argparse.ArgumentParser) -> list[tuple[str, argp
 
 def _section(words: str, parser: argparse.ArgumentParser) -> str:
     summary, _, examples = (parser.description or "").partition("\n\nexamples:\n")
-    shell = "\n".join(line.removeprefix("  ") for line in examples.splitlines())
+    shell = "\n".join(_commented(line.strip()) for line in examples.splitlines())
     rows = [
         f"| `{_name(action)}` | {_help(action, parser)} |"
         for action in parser._actions  # noqa: SLF001  no public way
@@ -59,6 +60,11 @@ def _section(words: str, parser: argparse.ArgumentParser) -> str:
     ]
     table = "\n".join(["| argument | meaning |", "|---|---|", *rows])
     return f"## {words}\n\n{summary}\n\n```sh\n{shell}\n```\n\n{table}\n"
+
+
+def _commented(example: str) -> str:
+    """An example as the help has it, ``command    what it does``, with a ``#`` that a shell understands."""
+    return re.sub(r"(\s{2,})(?=\S)", r"\1# ", example, count=1)
 
 
 def _name(action: argparse.Action) -> str:

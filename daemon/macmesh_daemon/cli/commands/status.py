@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from macmesh_daemon.cli.parsers import Subparsers
 
 _EXAMPLES = """
-daemonctl status                            one line per node, health on top
-daemonctl status --json | jq .serving_state for programs
+daemonctl status                               one line per node, health on top
+daemonctl status --json | jq .serving_state    for programs
 """
 
 
