@@ -15,7 +15,9 @@ def write_sentencepiece_like(folder: Path) -> None:
     )
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(["the daemon elects a coordinator and the nodes make a plan " * 20], trainer)
+    tokenizer.train_from_iterator(
+        ["the daemon elects a coordinator and the nodes make a plan " * 20], trainer
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
     )
@@ -23,6 +25,11 @@ def write_sentencepiece_like(folder: Path) -> None:
     # Byte tokens are ordinary tokens in such a file.
     written["added_tokens"] = [token for token in written["added_tokens"] if token["id"] < 3]
     (folder / "tokenizer.json").write_text(json.dumps(written))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 2}))

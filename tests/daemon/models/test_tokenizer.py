@@ -4,9 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.models.tokenizer import ModelTokenizer
-from macmesh_daemon.models.tokenizer_errors import LocalChatTemplateError, LocalTokenizerError, RemoteMessagesError
+from macmesh_daemon.models.tokenizer_errors import (
+    LocalChatTemplateError,
+    LocalTokenizerError,
+    RemoteMessagesError,
+)
 from tokenizer_files import write_sentencepiece_like
 
 TEXTS = [
@@ -46,7 +51,7 @@ def rewrite(path: Path, **changes: Any) -> None:
 def reference(folder: Path) -> Any:
     from transformers import AutoTokenizer  # noqa: PLC0415  slow to import
 
-    return AutoTokenizer.from_pretrained(str(folder))  # type: ignore[no-untyped-call]
+    return AutoTokenizer.from_pretrained(str(folder))
 
 
 def test_demo_ids_equal_those_of_transformers(folder: Path) -> None:
@@ -79,7 +84,9 @@ def test_missing_tokenizer_says_what_to_do(tmp_path: Path) -> None:
         ModelTokenizer.from_folder(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"]
+)
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
 def test_broken_file_is_named(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
@@ -100,7 +107,9 @@ def test_broken_file_is_named(folder: Path, name: str, content: bytes) -> None:
         (..., ..., None, set()),
     ],
 )
-def test_end_tokens_in_every_form(folder: Path, config: Any, generation: Any, named: Any, expected: set[int]) -> None:
+def test_end_tokens_in_every_form(
+    folder: Path, config: Any, generation: Any, named: Any, expected: set[int]
+) -> None:
     rewrite(folder / "config.json", eos_token_id=config)
     rewrite(folder / "generation_config.json", eos_token_id=generation)
     rewrite(folder / "tokenizer_config.json", eos_token=named)
@@ -108,7 +117,7 @@ def test_end_tokens_in_every_form(folder: Path, config: Any, generation: Any, na
 
 
 def test_unknown_end_token_is_an_error(folder: Path) -> None:
-    rewrite(folder / "generation_config.json", eos_token_id="<|nothing|>")
+    rewrite(folder / "generation_config.json", eos_token_id="<|nothing|>")  # noqa: S106  a token of text
     with pytest.raises(LocalTokenizerError, match="nothing"):
         ModelTokenizer.from_folder(folder)
 
@@ -117,19 +126,20 @@ def test_end_tokens_equal_those_of_mlx_lm(folder: Path) -> None:
     from mlx_lm.utils import load_config, load_tokenizer  # noqa: PLC0415  slow to import
 
     config = load_config(folder)
-    expected = load_tokenizer(folder, eos_token_ids=config["eos_token_id"]).eos_token_ids
+    expected = load_tokenizer(folder, eos_token_ids=config["eos_token_id"]).eos_token_ids  # type: ignore[no-untyped-call]
     assert ModelTokenizer.from_folder(folder).eos_token_ids == expected
 
 
 def test_older_special_tokens_map_is_read(folder: Path) -> None:
     rewrite(folder / "tokenizer_config.json", eos_token=...)
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
-    assert ModelTokenizer.from_folder(folder).special_tokens["eos_token"] == "<|endoftext|>"
+    assert ModelTokenizer.from_folder(folder).special_tokens["eos_token"] == "<|endoftext|>"  # noqa: S105  a token of text
 
 
 def test_token_known_to_the_config_only_is_added(folder: Path) -> None:
     rewrite(
-        folder / "tokenizer_config.json", added_tokens_decoder={"1024": {"content": "<|tool|>", "special": True}}
+        folder / "tokenizer_config.json",
+        added_tokens_decoder={"1024": {"content": "<|tool|>", "special": True}},
     )
     tokenizer = ModelTokenizer.from_folder(folder)
     assert tokenizer.encode("a<|tool|>b")[1] == 1024

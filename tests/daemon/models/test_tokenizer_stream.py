@@ -1,8 +1,7 @@
-from pathlib import Path
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.models.detokenizer import ByteLevelDetokenizer, StreamDetokenizer, WindowDetokenizer
 from macmesh_daemon.models.stop_matcher import StopMatcher
@@ -17,7 +16,7 @@ def byte_level() -> ModelTokenizer:
 
 @pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> ModelTokenizer:
-    folder: Path = tmp_path_factory.mktemp("sentencepiece")
+    folder = tmp_path_factory.mktemp("sentencepiece")
     write_sentencepiece_like(folder)
     return ModelTokenizer.from_folder(folder)
 
@@ -43,7 +42,9 @@ def test_sentencepiece_pieces_add_up_to_the_decoding(sentencepiece: ModelTokeniz
 
 
 @given(text=st.text("the plan\né€中\N{GRINNING FACE}\N{ZERO WIDTH JOINER}", max_size=40))
-def test_no_piece_of_good_text_is_broken(byte_level: ModelTokenizer, sentencepiece: ModelTokenizer, text: str) -> None:
+def test_no_piece_of_good_text_is_broken(
+    byte_level: ModelTokenizer, sentencepiece: ModelTokenizer, text: str
+) -> None:
     for tokenizer in (byte_level, sentencepiece):
         ids = tokenizer.encode(text, add_special_tokens=False)
         streamed = pieces(tokenizer.stream_detokenizer(), ids)
@@ -63,7 +64,9 @@ def test_spaces_between_words_survive_the_window(sentencepiece: ModelTokenizer) 
     assert "".join(pieces(sentencepiece.stream_detokenizer(), ids)) == "the nodes elect a plan"
 
 
-def test_special_and_unknown_ids_add_nothing(byte_level: ModelTokenizer, sentencepiece: ModelTokenizer) -> None:
+def test_special_and_unknown_ids_add_nothing(
+    byte_level: ModelTokenizer, sentencepiece: ModelTokenizer
+) -> None:
     for tokenizer in (byte_level, sentencepiece):
         assert pieces(tokenizer.stream_detokenizer(), [0, 1, 2, 999_999]) == ["", "", "", "", ""]
 
