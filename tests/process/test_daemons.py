@@ -48,9 +48,7 @@ async def _cluster(folder: Path, count: int, *, needed: int) -> DemoCluster:
     return DemoCluster(folder, count, settings)
 
 
-async def _until(
-    client: AsyncClient, condition: Callable[[ClusterStatus], bool], what: str
-) -> ClusterStatus:
+async def _until(client: AsyncClient, condition: Callable[[ClusterStatus], bool], what: str) -> ClusterStatus:
     last: ClusterStatus | None = None
     try:
         async with asyncio.timeout(DEADLINE_SECONDS), aclosing(client.watch()) as updates:
@@ -137,7 +135,9 @@ async def test_processes_are_killed_and_the_cluster_recovers(tmp_path: Path) -> 
         assert await asyncio.to_thread(_gone, [orphan])
 
         async with first.client() as client:
-            await _until(client, lambda s: s.serving_state in {"refused", "degraded"} or bool(s.health), "told")
+            await _until(
+                client, lambda s: s.serving_state in {"refused", "degraded"} or bool(s.health), "told"
+            )
             await second.start()
             await second.ready(DEADLINE_SECONDS)
             await _until(client, lambda s: s.serving_state == "ready", "ready with the node back")
@@ -190,7 +190,9 @@ async def test_a_node_serves_on_without_mdns_and_bandwidth(tmp_path: Path) -> No
     async with DemoCluster(tmp_path / "c", 1, settings) as cluster:
         await _start(cluster)
         async with cluster.nodes[0].client() as client:
-            status = await _until(client, lambda s: s.has_quorum and any("mDNS" in h for h in s.health), "told")
+            status = await _until(
+                client, lambda s: s.has_quorum and any("mDNS" in h for h in s.health), "told"
+            )
             assert status.serving_state == "idle"
             await client.load(MODEL, context_tokens=CONTEXT_TOKENS)
             assert len(await _tokens(client)) == 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import faulthandler
+import json
 import os
 import signal
 import sys
@@ -73,6 +74,20 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     return found
 
 
+def forward_worker_line(line: str) -> None:
+    """Log what a worker wrote: its own events as they are, anything else as a line."""
+    log = get_logger(part="worker")
+    try:
+        values = json.loads(line)
+        event, level = str(values.pop("event")), str(values.pop("level", "info"))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        log.info("worker wrote", line=line)
+        return
+    values.pop("timestamp", None)
+    write = {"warning": log.warning, "error": log.error}.get(level, log.info)
+    write(event, **{str(key): value for key, value in values.items()})
+
+
 async def _run(config: Config, ready_fd: int | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -82,7 +97,7 @@ async def _run(config: Config, ready_fd: int | None) -> None:
     def new_worker() -> WorkerProcess:
         return WorkerProcess(
             hang_deadline_seconds=2 * config.step_deadline_seconds,
-            on_log_line=lambda line: get_logger(part="worker").info("worker wrote", line=line),
+            on_log_line=forward_worker_line,
         )
 
     def tell_ready() -> None:
@@ -90,7 +105,10 @@ async def _run(config: Config, ready_fd: int | None) -> None:
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
 
-    await run_node(config, stop=stop, worker_factory=new_worker, on_ready=tell_ready)
+    def name_logs(node_id: str) -> None:
+        configure(level=config.log_level, log_format=config.log_format, node_id=node_id)
+
+    await run_node(config, stop=stop, worker_factory=new_worker, on_identity=name_logs, on_ready=tell_ready)
 
 
 if __name__ == "__main__":

@@ -150,10 +150,14 @@ def _read_file(path: Path, *, required: bool) -> dict[str, Any]:
     return _known(values, where=str(path))
 
 
+# What these name is not a setting of the daemon: its file, and the socket that a client wants.
+_NOT_SETTINGS = frozenset({CONFIG_ENV, "MACMESH_SOCKET"})
+
+
 def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for variable, value in env.items():
-        if variable.startswith(ENV_PREFIX) and variable != CONFIG_ENV:
+        if variable.startswith(ENV_PREFIX) and variable not in _NOT_SETTINGS:
             found[variable.removeprefix(ENV_PREFIX).lower()] = value
     return _known(found, where="the environment", label=lambda name: ENV_PREFIX + name.upper())
 

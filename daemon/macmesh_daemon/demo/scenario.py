@@ -22,7 +22,7 @@ from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.models.profiler import profile_model
 from macmesh_daemon.models.tokenizer import ModelTokenizer
 from macmesh_daemon.node.translation import reserves
-from macmesh_daemon.supervisor.reference import run_reference
+from macmesh_daemon.supervisor.verify import run_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,7 +198,7 @@ def _discovered(status: ClusterStatus, seconds: float) -> str:
 
 def _discovery(status: ClusterStatus) -> str:
     """How the members were found; the founder found itself."""
-    found = {m.discovery for m in status.document.members if m.discovery}
+    found = {m.discovery for m in status.document.members} - {"", "self"}
     return "+".join(sorted(found)) or "none"
 
 
@@ -266,8 +266,8 @@ async def _compare(
     deployment = status.document.plan.deployments[0]
     reference = await run_reference(
         options.reference_folder or model_folder,
-        prompt_token_ids=tuple(tokenizer.encode(options.prompt)),
-        max_tokens=options.tokens,
+        tokenizer.encode(options.prompt),
+        options.tokens,
         prefill_chunk_tokens=deployment.prefill_chunk_tokens,
         deadline_seconds=REFERENCE_DEADLINE_SECONDS,
     )

@@ -18,7 +18,7 @@ from macmesh_daemon.cluster.machine import ClusterMachine
 from macmesh_daemon.cluster.messages import NodeFacts
 from macmesh_daemon.cluster.settings import ClusterSettings
 from macmesh_daemon.hostinfo import collect_facts
-from macmesh_daemon.identity import begin_start, load_credentials
+from macmesh_daemon.identity import begin_start, load_credentials, load_or_create_identity
 from macmesh_daemon.logs import get_logger
 from macmesh_daemon.node.bulletin import BulletinBoard
 from macmesh_daemon.node.candidates import CandidateDialer
@@ -247,9 +247,12 @@ async def run_node(
     *,
     stop: asyncio.Event,
     worker_factory: WorkerFactory,
+    on_identity: Callable[[str], None] = lambda _node_id: None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a node until `stop` is set; `on_ready` is called once both doors are open.
+
+    `on_identity` is called with the node id as soon as it is known.
 
     Raises:
         LocalDataFolderBusy: another daemon uses the data folder.
@@ -258,6 +261,10 @@ async def run_node(
         IdentityError: this machine belongs to no cluster yet, or its files are broken.
     """
     with DataFolderLock(config.data_dir):
+        identity = await asyncio.to_thread(load_or_create_identity, config.data_dir)
+        on_identity(identity.node_id)
+        if identity.replaced_node_id is not None:
+            _log.warning("identity replaced", replaced=identity.replaced_node_id)
         credentials = await asyncio.to_thread(load_credentials, config.data_dir)
         start = await asyncio.to_thread(begin_start, config.data_dir)
         host = await collect_facts(config)
