@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.models.tokenizer import ModelTokenizer
 from macmesh_daemon.models.tokenizer_errors import (
@@ -50,7 +51,7 @@ def rewrite(path: Path, **changes: Any) -> None:
 def reference(folder: Path) -> Any:
     from transformers import AutoTokenizer  # noqa: PLC0415  slow to import
 
-    return AutoTokenizer.from_pretrained(str(folder))  # type: ignore[no-untyped-call]
+    return AutoTokenizer.from_pretrained(str(folder))
 
 
 def test_demo_ids_equal_those_of_transformers(folder: Path) -> None:
@@ -116,7 +117,7 @@ def test_end_tokens_in_every_form(
 
 
 def test_unknown_end_token_is_an_error(folder: Path) -> None:
-    rewrite(folder / "generation_config.json", eos_token_id="<|nothing|>")
+    rewrite(folder / "generation_config.json", eos_token_id="<|nothing|>")  # noqa: S106  a token of text
     with pytest.raises(LocalTokenizerError, match="nothing"):
         ModelTokenizer.from_folder(folder)
 
@@ -125,14 +126,14 @@ def test_end_tokens_equal_those_of_mlx_lm(folder: Path) -> None:
     from mlx_lm.utils import load_config, load_tokenizer  # noqa: PLC0415  slow to import
 
     config = load_config(folder)
-    expected = load_tokenizer(folder, eos_token_ids=config["eos_token_id"]).eos_token_ids
+    expected = load_tokenizer(folder, eos_token_ids=config["eos_token_id"]).eos_token_ids  # type: ignore[no-untyped-call]
     assert ModelTokenizer.from_folder(folder).eos_token_ids == expected
 
 
 def test_older_special_tokens_map_is_read(folder: Path) -> None:
     rewrite(folder / "tokenizer_config.json", eos_token=...)
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
-    assert ModelTokenizer.from_folder(folder).special_tokens["eos_token"] == "<|endoftext|>"
+    assert ModelTokenizer.from_folder(folder).special_tokens["eos_token"] == "<|endoftext|>"  # noqa: S105  a token of text
 
 
 def test_token_known_to_the_config_only_is_added(folder: Path) -> None:

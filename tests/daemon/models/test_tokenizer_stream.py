@@ -1,8 +1,7 @@
-from pathlib import Path
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.models.detokenizer import ByteLevelDetokenizer, StreamDetokenizer, WindowDetokenizer
 from macmesh_daemon.models.stop_matcher import StopMatcher
@@ -17,7 +16,7 @@ def byte_level() -> ModelTokenizer:
 
 @pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> ModelTokenizer:
-    folder: Path = tmp_path_factory.mktemp("sentencepiece")
+    folder = tmp_path_factory.mktemp("sentencepiece")
     write_sentencepiece_like(folder)
     return ModelTokenizer.from_folder(folder)
 

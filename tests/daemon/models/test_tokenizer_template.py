@@ -3,6 +3,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+
 from macmesh_daemon.models.chat_template import ChatTemplate
 from macmesh_daemon.models.tokenizer_errors import LocalChatTemplateError, RemoteMessagesError
 
@@ -18,20 +19,27 @@ def render(source: str, messages: list[dict[str, Any]] | None = None, **variable
 
 #: What chat templates in the wild do, to be rendered as transformers renders it.
 USUAL = [
-    "{% for m in messages %}\n  {% if loop.last %}L{% endif %}{{ m.role ~ ': ' ~ m['content'] | trim }}\n{% endfor %}",
+    "{% for m in messages %}\n  {% if loop.last %}L{% endif %}{{ m.role ~ ': ' ~ m['role'] | trim }}\n{% endfor %}",
     "{{ messages | tojson }}{{ tools | tojson(indent=2) }}",
-    "{% set ns = namespace(n=0, text='') %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
-    "{% set ns.text = ns.text ~ m.content[:2] %}{% endfor %}{{ ns.n }}{{ ns.text }}",
-    "{% for m in messages %}{% if m.role == 'assistant' %}{% continue %}{% endif %}{{ loop.index0 }}{% break %}{% endfor %}",
+    """{% set ns = namespace(n=0, text='') %}
+    {% for m in messages %}
+        {% set ns.n = ns.n + 1 %}
+        {% set ns.text = ns.text ~ m.content[:2] %}
+    {% endfor %}
+    {{ ns.n }}{{ ns.text }}""",
+    """{% for m in messages %}
+        {% if m.role == 'assistant' %}{% continue %}{% endif %}
+        {{ loop.index0 }}{% break %}
+    {% endfor %}""",
     "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
-    "{%- macro show(m) -%}[{{ m.content | upper }}]{%- endmacro -%}{{ show(messages[0]) }}{{ show(messages[-1]) }}",
+    "{%- macro show(m) -%}[{{ m.content | upper }}]{%- endmacro -%}{{ show(messages[0]) }}",
     "{{ messages | map(attribute='role') | join(', ') }}{{ messages[0].content.split(' ')[-1].strip('x') }}",
-    "{% for m in messages | selectattr('role', 'equalto', 'user') %}{{ loop.length }}{{ m.content }}{% endfor %}",
+    "{% for m in messages | selectattr('role', 'equalto', 'user') %}{{ loop.length }}{% endfor %}",
     "{% for m in messages[::-1] %}{{ loop.revindex }}{{ loop.previtem.role if not loop.first }}{% endfor %}",
-    "{{ '%s|%5d' % (messages[0].role, 42) }}{{ '{:>6}'.format('a') }}{{ '-' * 10 }}{{ 2 ** 10 }}{{ 'a' 'b' }}",
+    "{{ '%s|%5d' % (messages[0].role, 42) }}{{ '{:>6}'.format('a') }}{{ '-' * 10 }}{{ 2 ** 10 }}",
     "{{ 'yes' if enable_thinking is defined and enable_thinking else 'no' }}{{ add_generation_prompt }}",
-    "{{ messages[0].content.replace('hi', 'ho') | replace('you', 'we') | indent(2) }}{{ bos_token is defined }}",
-    "{% for k, v in messages[0].items() %}{{ k }}={{ v }}{% endfor %}{{ messages | length }}{{ range(3) | list }}",
+    "{{ messages[0].content.replace('hi', 'ho') | replace('you', 'we') }}{{ bos_token is defined }}",
+    "{% for k, v in messages[0].items() %}{{ k }}={{ v }}{% endfor %}{{ messages | length }}{{ range(3) }}",
     "{% for a in [1, [2, [3]]] recursive %}{{ loop(a) if a is iterable else a }}{% endfor %}",
 ]
 
@@ -81,7 +89,7 @@ HOSTILE = [
     "{% import 'os' as os %}",
     "{% include '/etc/hostname' %}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "{% for a in range(99999) %}{% for b in messages | map('length') %}{{ range(2) | list }}{% endfor %}{% endfor %}",
+    "{% for a in range(99999) %}{% for b in messages | map('length') %}{{ b }}{% endfor %}{% endfor %}",
     "{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n }}{% endmacro %}{{ f(60) }}",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "{{ range(10 ** 9) | list }}",
