@@ -3,13 +3,15 @@
 Errors::
 
     FilesError
-    └── LocalFolderInUseError   another process of ours holds the folder
+    ├── LocalFolderInUseError       another process of ours holds the folder
+    └── LocalFolderNotPrivateError  others could write to a folder that must be ours alone
 """
 
 import contextlib
 import fcntl
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,27 @@ class FilesError(Exception):
 
 class LocalFolderInUseError(FilesError):
     """Another process holds the folder's lock."""
+
+
+class LocalFolderNotPrivateError(FilesError):
+    """Others could write to a folder that must be ours alone."""
+
+
+def make_private_folder(path: Path) -> None:
+    """Make ``path`` a folder that only this user can enter, or check that it is one.
+
+    For folders at a place that others can write to, such as ``/tmp``: somebody may have made it first.
+
+    Raises:
+        LocalFolderNotPrivateError: It is a link or a file, belongs to somebody else, or is open to others.
+        OSError: It cannot be made.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise LocalFolderNotPrivateError(
+            f"{path} is not a folder of this user alone (mode 0700): remove it, or configure another place"
+        )
 
 
 def _sync(descriptor: int) -> None:

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from macmesh_daemon.files import FolderLock, LocalFolderInUseError, write_durably
+from macmesh_daemon.files import (
+    FolderLock,
+    LocalFolderInUseError,
+    LocalFolderNotPrivateError,
+    make_private_folder,
+    write_durably,
+)
 
 
 def test_a_file_is_replaced_whole_with_its_mode(tmp_path: Path) -> None:
@@ -32,6 +38,27 @@ def test_a_failed_write_leaves_the_old_content_and_no_rest(
         write_durably(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_private_folder_is_ours_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "private"
+    make_private_folder(folder)
+    make_private_folder(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(LocalFolderNotPrivateError, match="link is not a folder of this user alone"):
+        make_private_folder(tmp_path / "link")
+    folder.chmod(0o755)
+    with pytest.raises(LocalFolderNotPrivateError):
+        make_private_folder(folder)
+    folder.chmod(0o700)
+
+
+def test_a_folder_of_somebody_else_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_private_folder(tmp_path / "folder")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(LocalFolderNotPrivateError):
+        make_private_folder(tmp_path / "folder")
 
 
 @pytest.mark.process

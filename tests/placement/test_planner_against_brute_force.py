@@ -24,7 +24,7 @@ def _assert_sound(request: PlanRequest, placement: Placement) -> None:
         assert stage.ledger.usable_bytes == node.usable_bytes
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(SEEDS)
 def test_optimal_sound_and_fewest_bytes_on_every_small_case(seed: int) -> None:
     request = drawn.request(seed)

@@ -61,3 +61,18 @@ def rename_architecture(folder: Path) -> None:
 def no_config(folder: Path) -> None:
     """Delete the configuration."""
     (folder / "config.json").unlink()
+
+
+def change_one_layer(folder: Path, layer: int) -> None:
+    """Negate one projection of one layer, leaving every header as it is."""
+    name = f"model.layers.{layer}.mlp.down_proj.weight"
+    index = json.loads((folder / "model.safetensors.index.json").read_text("utf-8"))
+    shard = folder / index["weight_map"][name]
+    data = bytearray(shard.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    entry = json.loads(data[8 : 8 + length])[name]
+    start, end = (8 + length + offset for offset in entry["data_offsets"])
+    width = {"BF16": 2, "F16": 2, "F32": 4}[entry["dtype"]]
+    for position in range(start + width - 1, end, width):
+        data[position] ^= 0x80  # the sign bit is in the last byte of a little-endian float
+    shard.write_bytes(data)

@@ -1,6 +1,7 @@
 """The settings of a node, each with its unit, default and reason."""
 
 import hashlib
+import ipaddress
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -93,7 +94,7 @@ class Config:
     listen_host: str = field(
         default="0.0.0.0",  # noqa: S104  peers are on the network; the port speaks mutual TLS only
         metadata=_doc(
-            "Address to listen on for peers and remote clients. `127.0.0.1` keeps it on this machine.",
+            "IP address to listen on for peers and remote clients. `127.0.0.1` keeps it on this machine.",
             reason=(
                 "peers are on the network, and nobody without a certificate of the cluster gets through the"
                 " handshake"
@@ -342,6 +343,13 @@ class Config:
         # The same for the daemon and every client of the user, whatever TMPDIR says: launchd sets none.
         digest = hashlib.sha256(os.fsencode(self.data_dir.absolute())).hexdigest()[:16]
         return Path(f"/tmp/macmesh-{os.getuid()}") / f"{digest}.sock"  # noqa: S108  its owner and mode are checked
+
+    def announced_addresses(self) -> tuple[str, ...]:
+        """Return the IP addresses to tell peers; empty means those of the interfaces that mDNS uses."""
+        if self.advertise_addresses:
+            return self.advertise_addresses
+        everywhere = ipaddress.ip_address(self.listen_host).is_unspecified
+        return () if everywhere else (self.listen_host,)
 
     def resolved_probe_cache_dir(self) -> Path:
         """Return the folder of the kept bandwidth measurement."""

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import ipaddress
 import os
 import tomllib
 import typing
@@ -183,12 +184,21 @@ def _convert(name: str, value: Any, *, where: str, textual: bool) -> Any:
         result = convert(value, kind, unit=doc.unit, textual=textual)
         if isinstance(result, int | float) and not isinstance(result, bool):
             _check_range(result, doc)
-        if name == "seeds":
-            for seed in result:
-                split_address(seed)
+        _check_addresses(name, result)
     except ValueError as error:
         raise LocalConfigValueError(f"{where}: {name}: {error}") from error
     return result
+
+
+def _check_addresses(name: str, value: Any) -> None:
+    if name == "seeds":
+        for seed in value:
+            split_address(seed)
+    elif name == "advertise_addresses":
+        for address in value:
+            ipaddress.ip_address(address)
+    elif name == "listen_host":
+        ipaddress.ip_address(value)
 
 
 def _check_range(value: float, doc: FieldDoc) -> None:

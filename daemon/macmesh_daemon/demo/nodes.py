@@ -173,14 +173,14 @@ class DemoCluster:
     def __init__(self, folder: Path, count: int, settings: NodeSettings) -> None:
         self.folder = folder
         self._count = count
-        self._settings = settings
+        self.settings = settings
         self.nodes: list[DemoNode] = []
 
     def prepare(self) -> None:
         """Make the folders, the cluster's CA, every node's certificate and configuration. Blocks."""
         folders = [self.folder / f"node{index + 1}" for index in range(self._count)]
         ca = init_cluster(folders[0])
-        ports = [0] * self._count if self._settings.mdns else free_ports(self._count)
+        ports = [0] * self._count if self.settings.mdns else free_ports(self._count)
         for index, folder in enumerate(folders):
             # The first folder was certified when it founded the cluster.
             node_id = provision_node(folder, ca) if index else load_credentials(folder).node_id
@@ -190,15 +190,15 @@ class DemoCluster:
                 "socket_path": str(folder / "macmeshd.sock"),
                 "listen_host": _LOOPBACK,
                 "listen_port": ports[index],
-                "mdns": self._settings.mdns,
+                "mdns": self.settings.mdns,
                 "mdns_interfaces": [_LOOPBACK],
-                "usable_bytes": self._settings.usable_bytes,
-                "runtime_reserve_bytes": self._settings.runtime_reserve_bytes,
-                "bootstrap_expect": self._settings.bootstrap_expect,
-                "probe_cache_dir": str(self._settings.probe_cache_dir),
+                "usable_bytes": self.settings.usable_bytes,
+                "runtime_reserve_bytes": self.settings.runtime_reserve_bytes,
+                "bootstrap_expect": self.settings.bootstrap_expect,
+                "probe_cache_dir": str(self.settings.probe_cache_dir),
                 "log_format": "json",
-                **({} if self._settings.mdns else {"seeds": seeds}),
-                **self._settings.extra,
+                **({} if self.settings.mdns else {"seeds": seeds}),
+                **self.settings.extra,
             }
             node = DemoNode(folder, node_id)
             node.config_path.write_text(toml_of(values), "utf-8")

@@ -5,8 +5,6 @@ crosses. That holds for nearly every architecture. The others carry more between
 here with what it carries, and runs whole until a stage of its own is written for it.
 """
 
-from typing import Any
-
 from mlx.nn.layers.base import Module
 
 from macmesh_daemon.engine.profile_trace import LayerTrace, layers_of
@@ -14,10 +12,15 @@ from macmesh_placement import all_cut_points
 
 _SHARED_KV = "later layers read the keys and values of earlier ones"
 
+_GEMMA = f"{_SHARED_KV}, and every layer reads an input made from the token embedding"
+
 _WHOLE = {
     "afm7": _SHARED_KV,
     "deepseek_v41": "layers share compressed keys and several hidden streams",
-    "gemma3n": f"{_SHARED_KV}, and every layer reads an input made from the token embedding",
+    "gemma3n": _GEMMA,
+    "gemma4": _GEMMA,
+    "gemma4_text": _GEMMA,
+    "hunyuan": "pairs of layers share keys and values",
     "iquestloopcoder": "the model calls parts of a layer, and the stack runs more than once in a step",
     "kimi_k3": "later layers read the hidden states of earlier blocks",
     "nanbeige": "the stack runs more than once in a step",
@@ -39,14 +42,4 @@ def cut_points(model: Module, seen: list[LayerTrace]) -> tuple[tuple[int, ...], 
         return (), _WHOLE[name]
     if any(layer.calls != 1 for layer in seen):
         return (), "some layers are not called exactly once in a step"
-    args: Any = getattr(getattr(model, "language_model", model), "args", None)
-    if name.startswith("gemma4") and (
-        getattr(args, "num_kv_shared_layers", None) or getattr(args, "hidden_size_per_layer_input", None)
-    ):
-        return (), _WHOLE["gemma3n"]
-    if name == "hunyuan" and getattr(args, "use_cla", False):
-        factor = int(args.cla_share_factor)
-        return tuple(
-            range(factor, count, factor)
-        ), f"keys and values are shared among groups of {factor} layers"
     return all_cut_points(count), ""

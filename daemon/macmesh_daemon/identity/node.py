@@ -15,6 +15,8 @@ KEY_FILE_NAME = "node.key"
 IDENTITY_FILE_NAME = "identity.json"
 REPLACED_FOLDER_PREFIX = "replaced-identity-"
 _FORMAT_VERSION = 1
+# Large, and the same on every machine.
+_MODELS_FOLDER_NAME = "models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,9 @@ def load_or_create_identity(data_dir: Path, *, machine: str | None = None) -> No
     """Return the identity kept in ``data_dir``, making one where there is none.
 
     A folder that was copied from another machine does not bring that machine's identity along: when the
-    hardware id beside the key differs from this machine's, everything in the folder (key, certificates,
-    cluster membership, votes) is put aside in ``replaced-identity-<old id>``, a new key is made, and
-    ``replaced_node_id`` says so. Where either id is unknown the key stays.
+    hardware id beside the key differs from this machine's, everything in the folder but ``models`` (key,
+    certificates, cluster membership, votes) is put aside in ``replaced-identity-<old id>``, a new key is
+    made, and ``replaced_node_id`` says so. Where either id is unknown the key stays.
 
     Args:
         data_dir: The daemon's folder; made, mode 0700, where missing.
@@ -113,8 +115,8 @@ def _put_aside(data_dir: Path, node_id: str) -> None:
     # The key last: until it is gone, a crash leaves a folder that is put aside again.
     entries = sorted(data_dir.iterdir(), key=lambda path: path.name == KEY_FILE_NAME)
     for path in entries:
-        keep = path.name.startswith(REPLACED_FOLDER_PREFIX) or path.suffix == ".lock"
-        if not keep and path.name != IDENTITY_FILE_NAME and path.is_file():
+        stays = path.name.startswith(REPLACED_FOLDER_PREFIX) or path.suffix == ".lock"
+        if not stays and path.name not in {IDENTITY_FILE_NAME, _MODELS_FOLDER_NAME}:
             path.replace(target / path.name)
 
 

@@ -69,6 +69,12 @@ def test_the_user_file_is_found_in_its_place_and_by_variable(
         ("mdns = 'yes'", LocalConfigValueError, ["mdns", "true or false"]),
         ("seeds = 'a:1'", LocalConfigValueError, ["seeds", "list"]),
         ("seeds = ['a']", LocalConfigValueError, ["seeds", "host:port"]),
+        ("listen_host = 'mac.local'", LocalConfigValueError, ["listen_host", "IPv4 or IPv6"]),
+        (
+            "advertise_addresses = ['10.0.0.1:1']",
+            LocalConfigValueError,
+            ["advertise_addresses", "10.0.0.1:1"],
+        ),
         ("log_level = 'loud'", LocalConfigValueError, ["log_level", "debug, info"]),
         ("usable_bytes = '12 parsecs'", LocalConfigValueError, ["usable_bytes", "27GB"]),
         ("usable_bytes = -1", LocalConfigValueError, ["usable_bytes", "0"]),
@@ -147,6 +153,13 @@ def test_the_socket_lies_in_the_data_folder_or_in_a_short_place(tmp_path: Path) 
     assert long.resolved_socket_path() != Config(data_dir=tmp_path / ("y" * 100)).resolved_socket_path()
     chosen = Config(data_dir=tmp_path, socket_path=Path("/run/s"))
     assert chosen.resolved_socket_path() == Path("/run/s")
+
+
+def test_peers_are_told_what_they_can_reach() -> None:
+    assert Config().announced_addresses() == ()
+    assert Config(listen_host="::").announced_addresses() == ()
+    assert Config(listen_host="127.0.0.1").announced_addresses() == ("127.0.0.1",)
+    assert Config(advertise_addresses=("10.0.0.1",)).announced_addresses() == ("10.0.0.1",)
 
 
 @given(st.integers(0, 2**63))

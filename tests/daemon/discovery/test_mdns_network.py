@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,26 +105,52 @@ def namespaces() -> list[str]:
     return pytest.skip(f"not permitted to make network namespaces: {reason}")
 
 
-def run_scenario(name: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [*namespaces(), sys.executable, str(HERE / "netns_scenarios.py"), name],
-        capture_output=True,
-        text=True,
-        timeout=55,
-        check=False,
-        env=os.environ | {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+class Scenarios:
+    """The scenarios, each in namespaces of its own; started together, since they mostly wait."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.processes = {
+            name: subprocess.Popen(
+                [*command, sys.executable, str(HERE / "netns_scenarios.py"), name],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
+            )
+            for name in ("avahi", "late-joiner", "families")
+            if name != "avahi" or not missing_for_avahi()
+        }
+
+    def result(self, name: str) -> dict[str, Any]:
+        output, errors = self.processes[name].communicate(timeout=50)
+        assert self.processes[name].returncode == 0, errors
+        result: dict[str, Any] = json.loads(output.splitlines()[-1])
+        return result
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def scenarios() -> Iterator[Scenarios]:
+    started = Scenarios(namespaces())
+    yield started
+    started.end()
+
+
+def missing_for_avahi() -> list[str]:
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    programs = ("avahi-daemon", "avahi-browse", "dbus-daemon")
+    return [program for program in programs if shutil.which(program, path=path) is None]
 
 
 @pytest.mark.process
-def test_avahi_sees_the_service_and_its_txt_record() -> None:
-    for program in ("avahi-daemon", "avahi-browse", "dbus-daemon"):
-        if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") is None:
-            pytest.skip(f"needs {program} (Debian: avahi-daemon, avahi-utils, dbus-daemon)")
-    line = run_scenario("avahi")["resolved"]
+def test_avahi_sees_the_service_and_its_txt_record(scenarios: Scenarios) -> None:
+    if missing := missing_for_avahi():
+        pytest.skip(f"needs {', '.join(missing)} (Debian: avahi-daemon, avahi-utils, dbus-daemon)")
+    line = scenarios.result("avahi")["resolved"]
     assert line is not None
     fields = line.split(";", 9)
     assert fields[3:6] == [A, "_macmesh._tcp", "local"]
@@ -145,8 +172,10 @@ def test_avahi_sees_the_service_and_its_txt_record() -> None:
 
 
 @pytest.mark.process
-def test_nodes_use_ipv6_where_there_is_no_ipv4_and_move_to_ipv4_when_it_appears() -> None:
-    result = run_scenario("families")
+def test_nodes_use_ipv6_where_there_is_no_ipv4_and_move_to_ipv4_when_it_appears(
+    scenarios: Scenarios,
+) -> None:
+    result = scenarios.result("families")
     assert result["ipv6"] is not None
     (address,) = json.loads(result["ipv6"])["addresses"]
     assert re.fullmatch(r"\[fe80::[0-9a-f:]+%\w+\]:27450", address)
@@ -155,8 +184,8 @@ def test_nodes_use_ipv6_where_there_is_no_ipv4_and_move_to_ipv4_when_it_appears(
 
 
 @pytest.mark.process
-def test_a_node_that_started_cut_off_is_found_once_the_network_heals() -> None:
-    result = run_scenario("late-joiner")
+def test_a_node_that_started_cut_off_is_found_once_the_network_heals(scenarios: Scenarios) -> None:
+    result = scenarios.result("late-joiner")
     assert result["cut_off"]
     assert result["found"]
     assert result["seconds"] < 5

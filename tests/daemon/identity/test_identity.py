@@ -85,16 +85,19 @@ def test_a_folder_copied_to_another_machine_becomes_another_node(tmp_path: Path)
     begin_start(tmp_path)
     (tmp_path / "votes.json").write_text("{}")
     (tmp_path / "macmeshd.lock").touch()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "state").mkdir()
     second = load_or_create_identity(tmp_path, machine="mac-b")
     assert second.node_id != first.node_id
     assert second.replaced_node_id == first.node_id
     assert begin_start(tmp_path).incarnation == 1
     aside = tmp_path / f"replaced-identity-{first.node_id}"
-    assert {path.name for path in aside.iterdir()} == {"node.key", "votes.json"}
+    assert {path.name for path in aside.iterdir()} == {"node.key", "votes.json", "state"}
     assert {path.name for path in tmp_path.iterdir()} == {
         "node.key",
         "identity.json",
         "macmeshd.lock",
+        "models",
         aside.name,
     }
     third = load_or_create_identity(tmp_path, machine="mac-b")

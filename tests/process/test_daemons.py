@@ -1,0 +1,196 @@
+"""Real daemons, real workers, real signals, on one machine."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from support.mesh import profile_demo_model
+
+from macmesh import AsyncClient, ClusterEvent, MacmeshError
+from macmesh.reasons import Reason
+from macmesh_daemon.demo.nodes import DemoCluster, DemoNode, NodeSettings
+from macmesh_daemon.demo.scenario import RUNTIME_RESERVE_BYTES
+from macmesh_daemon.demo.sizing import usable_bytes_for
+from macmesh_daemon.models.demo import demo_model_folder
+from macmesh_daemon.node.translation import reserves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from macmesh import ClusterStatus
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(150)]
+MODEL = str(demo_model_folder())
+CONTEXT_TOKENS = 2048
+DEADLINE_SECONDS = 60.0
+
+
+async def _cluster(folder: Path, count: int, *, needed: int) -> DemoCluster:
+    """Some daemons of which the model needs `needed`."""
+    usable_bytes = usable_bytes_for(
+        await profile_demo_model(), needed, CONTEXT_TOKENS, reserves(RUNTIME_RESERVE_BYTES)
+    )
+    settings = NodeSettings(
+        usable_bytes=usable_bytes,
+        runtime_reserve_bytes=RUNTIME_RESERVE_BYTES,
+        bootstrap_expect=count,
+        mdns=False,
+        probe_cache_dir=folder,
+        extra={"bandwidth_probe": False},
+    )
+    return DemoCluster(folder, count, settings)
+
+
+async def _until(
+    client: AsyncClient, condition: Callable[[ClusterStatus], bool], what: str
+) -> ClusterStatus:
+    last: ClusterStatus | None = None
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS), aclosing(client.watch()) as updates:
+            async for update in updates:
+                if isinstance(update, ClusterEvent):
+                    continue
+                last = update
+                if condition(update):
+                    return update
+    except TimeoutError:
+        pass
+    raise AssertionError(f"never {what}; last status: {last}")
+
+
+async def _start(cluster: DemoCluster) -> None:
+    await cluster.start()
+    for node in cluster.nodes:
+        await node.ready(DEADLINE_SECONDS)
+
+
+def _process(node: DemoNode) -> psutil.Process:
+    assert node.pid is not None
+    return psutil.Process(node.pid)
+
+
+def _worker(node: DemoNode) -> psutil.Process:
+    [worker] = _process(node).children()
+    return worker
+
+
+def _gone(processes: list[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=15)
+    return not alive
+
+
+async def _tokens(client: AsyncClient, seed: int | None = None) -> tuple[int, ...]:
+    temperature = 0.0 if seed is None else 0.9
+    done = await client.complete(
+        "A plan is", max_tokens=12, temperature=temperature, seed=seed, ignore_eos=True
+    )
+    return done.token_ids
+
+
+async def test_processes_are_killed_and_the_cluster_recovers(tmp_path: Path) -> None:
+    async with await _cluster(tmp_path, 2, needed=2) as cluster:
+        await _start(cluster)
+        first, second = cluster.nodes
+        async with first.client() as client:
+            await _until(client, lambda s: s.has_quorum and len(s.document.members) == 2, "formed")
+            loaded = await client.load(MODEL, context_tokens=CONTEXT_TOKENS)
+            assert loaded.deployment is not None
+            assert len(loaded.deployment.stages) == 2
+            greedy, seeded = await _tokens(client), await _tokens(client, seed=11)
+            async with second.client() as other:
+                assert await _tokens(other) == greedy
+                assert await _tokens(other, seed=11) == seeded
+
+            for node in cluster.nodes:
+                assert not any("libmlx" in m.path for m in _process(node).memory_maps())
+                lanes = [c for c in _worker(node).net_connections("inet") if c.status == psutil.CONN_LISTEN]
+                assert lanes
+                assert {c.laddr.ip for c in lanes} == {"127.0.0.1"}
+
+            victim = next(n for n in cluster.nodes if n.node_id != loaded.deployment.stages[0].node_id)
+            with pytest.raises(MacmeshError) as lost:
+                async with aclosing(client.generate("A plan is", max_tokens=1500, ignore_eos=True)) as chunks:
+                    async for chunk in chunks:
+                        if chunk.token_ids and _worker(victim).is_running():
+                            _worker(victim).send_signal(signal.SIGKILL)
+                            break
+                    async for _ in chunks:
+                        pass
+            assert lost.value.reason in {Reason.WORKER_FAILED, Reason.EPOCH_CHANGED}
+            await _until(
+                client,
+                lambda s: s.serving_state == "ready" and _epoch(s) > loaded.epoch,
+                "ready after the loss of a worker",
+            )
+            assert await _tokens(client) == greedy
+
+        orphan = _worker(second)
+        second.signal(signal.SIGKILL)
+        await second.wait(5)
+        assert await asyncio.to_thread(_gone, [orphan])
+
+        async with first.client() as client:
+            await _until(client, lambda s: s.serving_state in {"refused", "degraded"} or bool(s.health), "told")
+            await second.start()
+            await second.ready(DEADLINE_SECONDS)
+            await _until(client, lambda s: s.serving_state == "ready", "ready with the node back")
+            assert await _tokens(client) == greedy
+        everything = [p for n in cluster.nodes for p in (_process(n), _worker(n))]
+        for node in cluster.nodes:
+            node.signal(signal.SIGTERM)
+        assert [await node.wait(12) for node in cluster.nodes] == [0, 0]
+        assert await asyncio.to_thread(_gone, everything)
+
+
+def _epoch(status: ClusterStatus) -> str:
+    epoch = status.document.plan.epoch
+    return f"{epoch.generation}.{epoch.term}.{epoch.seq}"
+
+
+async def test_a_second_daemon_on_a_data_folder_says_so_and_ends(tmp_path: Path) -> None:
+    async with await _cluster(tmp_path, 1, needed=1) as cluster:
+        await _start(cluster)
+        [node] = cluster.nodes
+        twin = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "macmesh_daemon.cli.macmeshd",
+            "--config",
+            str(node.config_path),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            output, _ = await twin.communicate()
+
+        assert twin.returncode == 1
+        assert f"in use by process {node.pid}" in output.decode()
+        async with node.client() as client:
+            assert (await client.status()).node_id == node.node_id
+
+
+async def test_a_node_serves_on_without_mdns_and_bandwidth(tmp_path: Path) -> None:
+    """Multicast on an interface that does not exist: a health line, not an end."""
+    cluster = await _cluster(tmp_path, 1, needed=1)
+    settings = NodeSettings(
+        usable_bytes=cluster.settings.usable_bytes,
+        runtime_reserve_bytes=RUNTIME_RESERVE_BYTES,
+        bootstrap_expect=1,
+        mdns=True,
+        probe_cache_dir=tmp_path / "no" / "such" / "folder",
+        extra={"mdns_interfaces": ["nosuch0"]},
+    )
+    async with DemoCluster(tmp_path / "c", 1, settings) as cluster:
+        await _start(cluster)
+        async with cluster.nodes[0].client() as client:
+            status = await _until(client, lambda s: s.has_quorum and any("mDNS" in h for h in s.health), "told")
+            assert status.serving_state == "idle"
+            await client.load(MODEL, context_tokens=CONTEXT_TOKENS)
+            assert len(await _tokens(client)) == 12

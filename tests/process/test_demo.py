@@ -1,0 +1,45 @@
+"""The demo as users run it, and a demo whose model was tampered with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import models
+
+from macmesh_daemon.demo.scenario import DemoOptions, Talk, run_demo
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
+
+
+def test_the_demo_prints_one_json_object_and_leaves_nothing_running() -> None:
+    command = [str(Path(sys.executable).parent / "daemonctl"), "demo", "--json", "--tokens", "24"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+
+    assert report["identical"] is True
+    assert (report["nodes"], report["stages"], report["tokens"]) == (3, 3, 24)
+    assert report["discovery"] == "mdns"
+    assert report["coordinator"]
+    assert report["epoch"]
+    assert sum(report["layers"]) == 12
+    assert report["token_ids"] == report["reference_token_ids"]
+
+
+async def test_one_changed_layer_of_one_stage_is_seen(tmp_path: Path) -> None:
+    tampered = models.copy_model(tmp_path / "tampered")
+    models.change_one_layer(tampered, layer=6)
+    quiet = Talk(say=lambda _: None, show=lambda _: None, text=lambda _: None)
+    report = await run_demo(
+        DemoOptions(
+            nodes=2, tokens=16, mdns=False, model_folder=tampered, reference_folder=models.demo_model_folder()
+        ),
+        quiet,
+    )
+
+    assert report.stages == 2
+    assert report.identical is False
