@@ -18,7 +18,7 @@ from macmesh.errors import (
     LocalError,
     LocalSocketForbiddenError,
 )
-from macmesh.paths import default_socket_path
+from macmesh.paths import default_socket_path, socket_address
 
 Options = list[tuple[str, int | str]]
 
@@ -119,7 +119,7 @@ def parse_target(target: str | Path | None, credentials: Credentials | Path | st
 
 def _unix(path: Path, *, is_default: bool = False) -> Target:
     path = Path(os.path.abspath(path))  # noqa: PTH100  resolve() would follow links
-    return Target(f"unix://{path}", path, None, is_default)
+    return Target(socket_address(path), path, None, is_default)
 
 
 def check_owner(target: Target) -> None:

@@ -44,6 +44,12 @@ def socket_path(data_folder: Path, uid: int | None = None) -> Path:
     return Path("/tmp") / f"macmesh-{os.getuid() if uid is None else uid}" / f"{digest}.sock"  # noqa: S108  the short, per-user folder
 
 
+def socket_address(path: Path) -> str:
+    """The address that gRPC takes for a socket, in servers and clients: a URI, so that %, # and ? are escaped."""
+    text = os.path.abspath(path)  # noqa: PTH100  resolve() would follow links
+    return "unix://" + text.replace("%", "%25").replace("#", "%23").replace("?", "%3F")
+
+
 def default_socket_path(
     environ: Mapping[str, str] = os.environ, platform: str = sys.platform, uid: int | None = None
 ) -> Path:

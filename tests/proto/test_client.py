@@ -349,3 +349,12 @@ def test_no_thread_is_left(threaded: ThreadedFakeDaemon) -> None:
         client.complete("x")
         assert any(t.name == "macmesh-watchdog" for t in threading.enumerate())
     assert {t for t in threading.enumerate() if t.name == "macmesh-watchdog"} == before
+
+
+@pytest.mark.parametrize("folder", ["Application Support", "100% ours", "a%20b", "a#b?c", "übung"])
+def test_a_socket_path_may_hold_any_character(tmp_path_factory: pytest.TempPathFactory, folder: str) -> None:
+    path = tmp_path_factory.mktemp("s") / folder / "d.sock"
+    path.parent.mkdir()
+    with ThreadedFakeDaemon(path) as daemon, macmesh.Client(path) as client:
+        assert client.status().has_quorum
+    assert daemon.calls

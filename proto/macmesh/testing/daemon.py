@@ -14,6 +14,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from macmesh.channel_options import SERVER_OPTIONS
+from macmesh.paths import socket_address
 from macmesh.testing.script import Script
 from macmesh.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
 from macmesh.wire_errors import WireFailure
@@ -192,7 +193,7 @@ class FakeDaemon:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(_Inference(self), self._server)
         if isinstance(self._listen, Path):
             self.target = f"unix://{self._listen.absolute()}"
-            self._server.add_insecure_port(self.target)
+            self._server.add_insecure_port(socket_address(self._listen))
         else:
             if self._credentials is None:
                 raise RuntimeError(f"{self._listen}: TCP needs credentials")

@@ -1,23 +1,22 @@
-"""`daemonctl service`, with the fakes of launchctl and sysctl as programs on PATH."""
+"""`daemonctl service` over the fake launchd."""
 
 import os
 from pathlib import Path
 
 import pytest
-from macmesh_launchd.testing import FakeLaunchd, install_fakes
 
 from macmesh_daemon.cli.commands.service import status_text
 from macmesh_launchd import Host, JobStatus, StatusReport
+from macmesh_launchd.runner import SubprocessRunner
+from macmesh_launchd.testing import FakeLaunchd
 
 from .conftest import Run
-
-pytestmark = pytest.mark.process
 
 
 @pytest.fixture
 def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLaunchd:
     """A Mac whose launchd is the fake one; this process looks like root's to the service code."""
-    folders = {name: tmp_path / name for name in ("bin", "home", "daemons", "logs")}
+    folders = {name: tmp_path / name for name in ("home", "daemons", "logs")}
     for folder in folders.values():
         folder.mkdir()
     host = Host(
@@ -32,9 +31,10 @@ def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLaunchd:
         launch_daemons=folders["daemons"],
         system_logs=folders["logs"],
     )
+    fake = FakeLaunchd()
     monkeypatch.setattr(Host, "current", classmethod(lambda _cls, _user=None: host))
-    monkeypatch.setenv("PATH", f"{folders['bin']}{os.pathsep}{os.environ['PATH']}")
-    return install_fakes(folders["bin"])
+    monkeypatch.setattr(SubprocessRunner, "__call__", lambda _self, arguments: fake(arguments))
+    return fake
 
 
 def test_dry_run_install_status_uninstall(run: Run, mac: FakeLaunchd) -> None:

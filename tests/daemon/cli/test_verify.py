@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tinymodels
 
+import tinymodels
 from macmesh_daemon.supervisor import verify as verify_module
 from macmesh_daemon.supervisor.errors import LocalVerifyError
 from macmesh_daemon.supervisor.verify import Generation, VerifyReport
