@@ -213,7 +213,8 @@ class Coordinator:
         before = track.status
         if track.on_answer(response, round_trip_ms, self._context.now):
             self._judged.pop(peer, None)
-            if before is None or dataclasses.replace(before, round=response.round) != response:
+            is_news = before is None or dataclasses.replace(before, round=response.round) != response
+            if is_news or self._verdicts.get(peer) != "alive":
                 self.touch()
             if before is not None and before.boot_nonce != response.boot_nonce:
                 self._context.announce("member restarted", node_id=peer)

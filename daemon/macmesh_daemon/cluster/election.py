@@ -165,6 +165,7 @@ class Election:
         if document is not None and self._context.node_id in weights(document):
             self.role = "pre_candidate"
             self._votes = {self._context.node_id}
+            self._retry_soon()
             generation, term = self._context.state.ballot
             self._ask_for_votes((generation, term + 1), pre_vote=True)
             self._count_pre_votes()
@@ -183,7 +184,7 @@ class Election:
         self.role = "candidate"
         self._votes = {self._context.node_id}
         self._asked_at = self._context.now
-        self.restart_timer()
+        self._retry_soon()
         self._context.announce("election begun", term=term + 1)
         self._ask_for_votes((generation, term + 1), pre_vote=False)
         self._count_votes()
@@ -212,6 +213,11 @@ class Election:
         for node_id in weights(document):
             if node_id != self._context.node_id:
                 self._context.send(node_id, request, self._context.settings.rpc_deadline_seconds)
+
+    def _retry_soon(self) -> None:
+        settings = self._context.settings
+        shortest, longest = settings.campaign_retry_min_seconds, settings.campaign_retry_max_seconds
+        self.deadline = self._context.now + self._context.rng.uniform(shortest, longest)
 
     def restart_timer(self) -> None:
         """Wait anew for a coordinator or for votes; a node without a document does not wait."""

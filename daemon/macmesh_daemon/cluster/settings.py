@@ -14,6 +14,9 @@ class ClusterSettings:
         election_timeout_min_seconds: Shortest silence after which a voter campaigns. Also the stickiness: for
             this long after a heartbeat no vote is given.
         election_timeout_max_seconds: Longest such silence; each is drawn between the two.
+        campaign_retry_min_seconds: Shortest wait of a candidate with too few votes before it asks again ...
+        campaign_retry_max_seconds: ... and the longest; drawn anew each time, so that two that split the
+            votes do not do so again. Far shorter than the first wait: nobody leads, and asking costs nothing.
         portable_bias_seconds: Portable machines draw at least this much above the minimum, so that a machine
             that stays at its place wins first. Must leave room below the maximum.
         lease_seconds: A coordinator that no quorum answered for this long, counted from when it sent the
@@ -42,6 +45,8 @@ class ClusterSettings:
     heartbeat_seconds: float = 0.25
     election_timeout_min_seconds: float = 1.0
     election_timeout_max_seconds: float = 2.0
+    campaign_retry_min_seconds: float = 0.25
+    campaign_retry_max_seconds: float = 1.0
     portable_bias_seconds: float = 0.5
     lease_seconds: float = 0.8
     rpc_deadline_seconds: float = 0.5
@@ -82,6 +87,11 @@ class ClusterSettings:
                 "election_timeout_min_seconds + portable_bias_seconds must lie below "
                 f"election_timeout_max_seconds: got {self.election_timeout_min_seconds} + "
                 f"{self.portable_bias_seconds} and {self.election_timeout_max_seconds}"
+            )
+        if not 0 < self.campaign_retry_min_seconds < self.campaign_retry_max_seconds:
+            raise LocalClusterSettingsInvalid(
+                "0 < campaign_retry_min_seconds < campaign_retry_max_seconds must hold: "
+                f"got {self.campaign_retry_min_seconds} and {self.campaign_retry_max_seconds}"
             )
         if self.suspect_after_heartbeats * self.heartbeat_seconds > self.dead_after_seconds:
             raise LocalClusterSettingsInvalid(

@@ -1,8 +1,8 @@
 """A deterministic cluster of machines: seeded network, disks, workers and planner, checked after every step.
 
-`World(seed, ...)` builds it, `chaos` hurts it, `heal` stops that, `run` moves virtual time. Everything random
-comes from the seed, so a failing seed replays exactly. After every step of every machine `Checker` looks for a
-broken invariant and raises `InvariantBrokenError` with the story so far.
+`World(seed, ...)` builds it, `chaos` hurts it, `heal` stops that, `run` moves virtual time.
+Everything random comes from the seed, so a failing seed replays exactly. After every step of every machine
+the `Checker` looks for a broken invariant and raises `InvariantBrokenError`; `World.story` tells the way there.
 """
 
 import heapq
@@ -10,177 +10,22 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from daemon.cluster.checker import Checker, InvariantBrokenError
+from daemon.cluster.sim_parts import Faults, SimNode, Worker, facts_of, split
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.machine import ClusterMachine
 from macmesh_daemon.cluster.messages import (
-    Ballot,
-    ClusterDocument,
     Deployment,
     Epoch,
-    ModelRef,
     NodeFacts,
-    Plan,
-    Stage,
-    Version,
     WantedModel,
     WorkerReport,
     WorkerState,
 )
 from macmesh_daemon.cluster.settings import ClusterSettings
-from macmesh_daemon.cluster.state import PersistentState
-
-LAYERS = 24
-
-
-def wanted_model(name: str = "m", stage_count: int = 0) -> WantedModel:
-    return WantedModel(ModelRef(name, f"/models/{name}", f"digest-{name}"), 1024, 1, "balanced", stage_count)
-
-
-def facts_of(node_id: str) -> NodeFacts:
-    return NodeFacts(
-        hostname=node_id,
-        host_id=node_id,
-        ram_bytes=1 << 37,
-        usable_bytes=1 << 36,
-        macmesh_version="0.1.0",
-        mlx_version="0.32.4",
-        mlx_lm_version="0.32.2",
-    )
-
-
-def split(wanted: WantedModel, node_ids: list[str]) -> Deployment:
-    """An even split of the layers over the nodes."""
-    edges = [LAYERS * i // len(node_ids) for i in range(len(node_ids) + 1)]
-    stages = tuple(Stage(i, n, edges[i], edges[i + 1]) for i, n in enumerate(node_ids))
-    return Deployment(wanted.model, LAYERS, wanted.context_tokens, wanted.slots, 256, stages, "ring", "safe")
-
-
-class InvariantBrokenError(AssertionError):
-    """An invariant does not hold."""
-
-
-@dataclass
-class Faults:
-    """What the network and the nodes do wrong, as probabilities, and who cannot reach whom."""
-
-    loss: float = 0.0
-    duplicate: float = 0.0
-    slow: float = 0.0
-    crash_in_step: float = 0.0
-    nack: float = 0.0
-    worker_crash: float = 0.0
-    cut: set[tuple[str, str]] = field(default_factory=set)
-
-
-@dataclass
-class Worker:
-    """A worker process."""
-
-    epoch: Epoch
-    stage_index: int
-    node_ids: tuple[str, ...]
-    state: WorkerState = WorkerState.STARTING
-    key: bytes = b""
-
-
-class SimNode:
-    """One node: its disk, and while it is up its machine and worker."""
-
-    def __init__(self, node_id: str, facts: NodeFacts, *, founder: bool) -> None:
-        self.node_id = node_id
-        self.facts = facts
-        self.founder = founder
-        self.disk = PersistentState()
-        self.boots = 0
-        self.machine: ClusterMachine | None = None
-        self.worker: Worker | None = None
-        self.next_tick: float | None = None
-        self.open_requests: set[int] = set()
-        self.outcomes: list[fx.ChangeAccepted | fx.ChangeDone | fx.ChangeRejected] = []
-
-    @property
-    def up(self) -> ClusterMachine:
-        assert self.machine is not None, f"{self.node_id} is down"
-        return self.machine
-
-
-class Checker:
-    """The invariants, over everything that has ever happened in a world."""
-
-    def __init__(self) -> None:
-        self.coordinators: dict[Ballot, str] = {}
-        self.plans: dict[Epoch, Plan] = {}
-        self.committed: dict[Version, ClusterDocument] = {}
-        self.committed_epochs: set[Epoch] = set()
-        self.last_committed: Version = (0, 0, 0)
-        self.started: dict[str, Epoch] = {}
-
-    def on_persist(self, node: SimNode, new: PersistentState) -> None:
-        old = node.disk
-        self._must(new.ballot >= old.ballot, node, "its ballot fell")
-        if new.ballot == old.ballot:
-            self._must(old.voted_for in {"", new.voted_for}, node, "it voted twice in a term")
-        self._must(new.document_version >= old.document_version, node, "its document went back")
-        self._must(new.commit_version >= old.commit_version, node, "its commit went back")
-        for name, before, after in (
-            ("promise", old.promised, new.promised),
-            ("active", old.active, new.active),
-        ):
-            self._must(
-                before is None or (after is not None and after >= before), node, f"its {name} went back"
-            )
-        if new.active is not None:
-            self._must(new.promised is not None and new.active <= new.promised, node, "active above promised")
-        for plan in (new.promised_plan, new.active_plan, new.document.plan if new.document else None):
-            if plan is not None and plan.epoch is not None:
-                known = self.plans.setdefault(plan.epoch, plan)
-                self._must(known == plan, node, f"two plans under epoch {plan.epoch}")
-
-    def on_step(self, node: SimNode, machine: ClusterMachine) -> None:
-        context = machine._context
-        if machine._coordinator is None:
-            return
-        ballot = context.state.ballot
-        if ballot not in self.coordinators:
-            self.coordinators[ballot] = node.node_id
-        self._must(self.coordinators[ballot] == node.node_id, node, f"second coordinator of term {ballot}")
-        version = context.state.commit_version
-        if version[:2] == ballot and version not in self.committed:
-            document = machine._replica.committed
-            assert document is not None
-            self._must(document.version == version, node, "it committed what it has not stored")
-            self._must(
-                version > self.last_committed, node, f"{version} after {self.last_committed} was committed"
-            )
-            before = self.committed.get(self.last_committed)
-            if before is not None and before.plan is not None and before.plan.epoch is not None:
-                kept = document.plan is not None and document.plan.epoch is not None
-                self._must(kept, node, "the committed plan was lost")
-                assert document.plan is not None
-                assert document.plan.epoch is not None
-                self._must(document.plan.epoch >= before.plan.epoch, node, "an older plan came back")
-            if before is not None:
-                names = {member.node_id for member in document.members}
-                self._must(names >= {m.node_id for m in before.members}, node, "a committed member was lost")
-            self.committed[version] = document
-            self.last_committed = version
-            if document.plan is not None and document.plan.epoch is not None:
-                self.committed_epochs.add(document.plan.epoch)
-
-    def on_start_worker(self, node: SimNode, epoch: Epoch) -> None:
-        self._must(node.worker is None, node, f"worker of {epoch} beside {node.worker}")
-        before = self.started.get(node.node_id)
-        self._must(before is None or before < epoch, node, f"worker of {epoch} after {before}")
-        self._must(epoch in self.committed_epochs, node, f"worker of {epoch}, which is not committed")
-        self._must(node.disk.active == epoch, node, f"worker of {epoch}, which is not durably active")
-        self.started[node.node_id] = epoch
-
-    def _must(self, holds: bool, node: SimNode, what: str) -> None:  # noqa: FBT001  reads as a sentence
-        if not holds:
-            raise InvariantBrokenError(f"{node.node_id}: {what}")
 
 
 class World:
@@ -191,6 +36,7 @@ class World:
         count: Nodes; the first founds the cluster.
         expect: `bootstrap_expect`; all of them where None.
         facts: Facts of nodes that are not like the others.
+        down: Nodes that are not started yet.
         compute: The planner: a deployment, or None to refuse.
     """
 
@@ -202,9 +48,10 @@ class World:
         expect: int | None = None,
         settings: ClusterSettings | None = None,
         facts: dict[str, NodeFacts] | None = None,
+        down: str = "",
         compute: Callable[[fx.ComputePlan], Deployment | None] | None = None,
     ) -> None:
-        self.rng = random.Random(seed)
+        self.rng = random.Random(seed)  # noqa: S311  replay, not secrets
         self.now = 0.0
         self.faults = Faults()
         self.checker = Checker()
@@ -230,7 +77,8 @@ class World:
             for i, name in enumerate(names)
         }
         for node in self.nodes.values():
-            self.boot(node)
+            if node.node_id not in down:
+                self.boot(node)
 
     # -- what tests do --------------------------------------------------------------------------------
 
@@ -241,7 +89,7 @@ class World:
         node.boots += 1
         node.open_requests = set()
         seed = self.rng.getrandbits(32)
-        keys = random.Random(seed)
+        keys = random.Random(seed)  # noqa: S311  same
         node.machine = ClusterMachine(
             node_id=node.node_id,
             boot_nonce=self.rng.getrandbits(63),
@@ -249,7 +97,7 @@ class World:
             addresses=(f"{node.node_id}:7000",),
             persistent=node.disk,
             settings=self.settings,
-            rng=random.Random(seed),
+            rng=random.Random(seed),  # noqa: S311  same
             key_source=lambda: keys.randbytes(32),
             now=self.now,
             founder=node.founder,
@@ -420,7 +268,7 @@ class World:
         else:
             self.crash(node)
 
-    def _execute(self, node: SimNode, effect: fx.Effect) -> None:
+    def _execute(self, node: SimNode, effect: fx.Effect) -> None:  # noqa: C901, PLR0912  one arm for each effect
         self._tell(node, "->", effect)
         if self.keep_log:
             self.log.append((self.now, node.node_id, effect))
@@ -536,39 +384,27 @@ class World:
         return 2 if self.faults.duplicate and self.rng.random() < self.faults.duplicate else 1
 
     def _send(self, node: SimNode, call: fx.Send) -> None:
-        target = self.nodes[call.peer]
-        boots, sent_at, done = node.boots, self.now, [False]
-
-        def fail() -> None:
-            if node.boots == boots and not done[0]:
-                done[0] = True
-                self.step(node, ev.RequestFailed(call.peer, call.message, "deadline"))
-
-        def answer(reply: fx.Reply) -> None:
-            if not self._passes(call.peer, node.node_id):
-                return
-            for _ in range(self._copies()):
-                self.later(self._delay(), lambda: arrive(reply))
-
-        def arrive(reply: fx.Reply) -> None:
-            # A transport would drop what comes after the deadline; here it may still come, which is harder.
-            if node.boots == boots:
-                done[0] = True
-                elapsed_ms = (self.now - sent_at) * 1000
-                self.step(node, ev.ResponseReceived(call.peer, reply.message, elapsed_ms))
-
-        def deliver() -> None:
-            if target.machine is None:
-                return
-            request_id = next(self._request_ids)
-            self._replies[request_id] = answer
-            target.open_requests.add(request_id)
-            self.step(target, ev.RequestReceived(request_id, node.node_id, call.message))
-
-        self.later(call.deadline_seconds, fail)
+        sent = _Call(self, node, call)
+        self.later(call.deadline_seconds, sent.fail)
         for _ in range(self._copies()):
             if self._passes(node.node_id, call.peer):
-                self.later(self._delay(), deliver)
+                self.later(self._delay(), sent.deliver)
+
+    def take_request(self, call: "_Call") -> None:
+        """A request arrives."""
+        target = self.nodes[call.send.peer]
+        if target.machine is None:
+            return
+        request_id = next(self._request_ids)
+        self._replies[request_id] = call.answer
+        target.open_requests.add(request_id)
+        self.step(target, ev.RequestReceived(request_id, call.node.node_id, call.send.message))
+
+    def send_reply(self, call: "_Call", reply: fx.Reply) -> None:
+        """A reply leaves."""
+        if self._passes(call.send.peer, call.node.node_id):
+            for _ in range(self._copies()):
+                self.later(self._delay(), lambda: call.arrive(reply))
 
     # -- workers --------------------------------------------------------------------------------------
 
@@ -623,39 +459,32 @@ class World:
             self._report(self.nodes[name], worker, WorkerState.READY)
 
 
-def chaos(world: World, seconds: float) -> None:
-    """Loss, duplicates, delays, crashes, partitions and changes of mind, for a while."""
-    rng = world.rng
-    world.faults = Faults(
-        loss=rng.choice([0.0, 0.02, 0.2]),
-        duplicate=rng.choice([0.0, 0.1]),
-        slow=rng.choice([0.0, 0.02, 0.3]),
-        crash_in_step=rng.choice([0.0, 0.0005, 0.003]),
-        nack=rng.choice([0.0, 0.2]),
-        worker_crash=rng.choice([0.0, 0.2]),
-    )
-    end = world.now + seconds
-    while world.now < end:
-        world.run(rng.uniform(0.05, 1.5))
-        node = rng.choice(list(world.nodes.values()))
-        match rng.randrange(8):
-            case 0:
-                world.crash(node)
-            case 1 | 2:
-                for down in [n for n in world.nodes.values() if n.machine is None]:
-                    world.boot(down)
-            case 3:
-                names = list(world.nodes)
-                rng.shuffle(names)
-                at = rng.randrange(len(names) + 1)
-                world.cut("".join(names[:at]), "".join(names[at:]))
-            case 4:
-                world.faults.cut = set()
-            case 5:
-                world.faults.cut |= {(node.node_id, other) for other in world.nodes if rng.random() < 0.5}
-            case 6:
-                leader = world.coordinator()
-                if leader is not None:
-                    world.load(rng.choice([None, wanted_model("m"), wanted_model("k")]), leader)
-            case _:
-                world.kill_worker(node)
+class _Call:
+    """One call over the simulated network, from one life of a node."""
+
+    def __init__(self, world: World, node: SimNode, send: fx.Send) -> None:
+        self.node = node
+        self.send = send
+        self._world = world
+        self._boots = node.boots
+        self._sent_at = world.now
+        self._is_done = False
+
+    def deliver(self) -> None:
+        self._world.take_request(self)
+
+    def answer(self, reply: fx.Reply) -> None:
+        self._world.send_reply(self, reply)
+
+    def arrive(self, reply: fx.Reply) -> None:
+        # A transport would drop what comes after the deadline; here it may still come, which is harder.
+        if self.node.boots == self._boots:
+            self._is_done = True
+            elapsed_ms = (self._world.now - self._sent_at) * 1000
+            self._world.step(self.node, ev.ResponseReceived(self.send.peer, reply.message, elapsed_ms))
+
+    def fail(self) -> None:
+        if self.node.boots == self._boots and not self._is_done:
+            self._is_done = True
+            failed = ev.RequestFailed(self.send.peer, self.send.message, "deadline")
+            self._world.step(self.node, failed)

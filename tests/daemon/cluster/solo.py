@@ -3,7 +3,7 @@
 import random
 from typing import TypeVar
 
-from daemon.cluster.sim import facts_of
+from daemon.cluster.sim_parts import facts_of
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.machine import ClusterMachine
@@ -65,7 +65,7 @@ class Solo:
             addresses=(f"{node_id}:7000",),
             persistent=self.state,
             settings=self.settings,
-            rng=random.Random(1),
+            rng=random.Random(1),  # noqa: S311  replay, not secrets
             key_source=lambda: bytes(32),
             now=now,
             founder=founder,

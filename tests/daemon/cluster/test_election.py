@@ -1,6 +1,7 @@
 """Votes: once per term, durable, never against a living coordinator."""
 
 import pytest
+
 from daemon.cluster.solo import Solo, beat, document, kinds, only, stored, vote
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
@@ -29,13 +30,17 @@ def given(term: int) -> RequestVoteResponse:
     return RequestVoteResponse(pre_vote=False, granted=True, generation=1, term=term)
 
 
+def role(node: Solo) -> str:
+    return node.machine.view.role
+
+
 def elected(names: str = "abc") -> Solo:
     """The coordinator "b" of term 2, with the vote of "a"."""
     node = Solo(stored(names))
     node.tick()
     node.step(ev.ResponseReceived("a", pre_granted(2), 1.0))
     node.step(ev.ResponseReceived("a", given(2), 1.0))
-    assert node.machine.view.role == "coordinator"
+    assert role(node) == "coordinator"
     return node
 
 
@@ -92,7 +97,7 @@ def test_a_candidate_that_reboots_does_not_vote_for_another_in_its_term() -> Non
 
 
 @pytest.mark.parametrize("pre_vote", [True, False])
-def test_no_vote_is_given_while_a_coordinator_lives(pre_vote: bool) -> None:  # noqa: FBT001  parametrized
+def test_no_vote_is_given_while_a_coordinator_lives(pre_vote: bool) -> None:
     node = Solo(stored())
     node.answer("a", beat(1))
 
@@ -105,7 +110,7 @@ def test_a_coordinator_with_its_lease_gives_no_vote() -> None:
     node = elected()
 
     assert not granted(node.answer("c", vote(9)))
-    assert node.machine.view.role == "coordinator"
+    assert role(node) == "coordinator"
     assert node.state.term == 2
 
 
@@ -133,7 +138,7 @@ def test_an_answer_to_an_earlier_campaign_is_no_vote() -> None:
     node.step(ev.ResponseReceived("a", given(1), 1.0))
     node.step(ev.ResponseReceived("c", pre_granted(2), 1.0))
 
-    assert node.machine.view.role == "candidate"
+    assert role(node) == "candidate"
 
 
 def test_one_voter_twice_is_one_vote() -> None:
@@ -143,16 +148,16 @@ def test_one_voter_twice_is_one_vote() -> None:
         node.step(ev.ResponseReceived(peer, pre_granted(2), 1.0))
     node.step(ev.ResponseReceived("a", given(2), 1.0))
     node.step(ev.ResponseReceived("a", given(2), 1.0))
-    assert node.machine.view.role == "candidate"
+    assert role(node) == "candidate"
     node.step(ev.ResponseReceived("z", given(2), 1.0))
-    assert node.machine.view.role == "candidate", "who is no voter does not count"
+    assert role(node) == "candidate", "who is no voter does not count"
     node.step(ev.ResponseReceived("c", given(2), 1.0))
 
-    assert node.machine.view.role == "coordinator"
+    assert role(node) == "coordinator"
 
 
 @pytest.mark.parametrize("pre_vote", [True, False])
-def test_an_older_document_gets_no_vote(pre_vote: bool) -> None:  # noqa: FBT001  parametrized
+def test_an_older_document_gets_no_vote(pre_vote: bool) -> None:
     newer = PersistentState(generation=1, term=1, document=document(seq=3))
 
     assert not granted(Solo(newer).answer("a", vote(2, pre_vote=pre_vote, version=(1, 1, 2))))
@@ -163,7 +168,7 @@ def test_a_blank_node_votes_but_does_not_campaign() -> None:
     node = Solo()
 
     assert node.machine.next_deadline() is None
-    assert node.machine.view.role == "blank"
+    assert role(node) == "blank"
     assert granted(node.answer("a", vote(1)))
     assert node.machine.next_deadline() is None
 
@@ -181,7 +186,7 @@ def test_a_coordinator_steps_down_for_a_higher_term() -> None:
     refused = HeartbeatResponse(generation=1, term=7, round=1)
     effects = node.step(ev.ResponseReceived("a", refused, 1.0))
 
-    assert node.machine.view.role == "follower"
+    assert role(node) == "follower"
     assert only(effects, fx.Persist)[-1].state.ballot == (1, 7)
 
 
@@ -211,7 +216,7 @@ def test_a_second_coordinator_of_a_term_is_refused_and_reported() -> None:
 def test_a_coordinator_without_answers_steps_down_within_its_lease() -> None:
     node = elected()
     begun = node.now
-    while node.machine.view.role == "coordinator":
+    while role(node) == "coordinator":
         node.tick()
 
     assert node.now - begun <= node.settings.lease_seconds + node.settings.heartbeat_seconds
@@ -229,14 +234,14 @@ def test_the_lease_counts_from_when_the_heartbeat_was_sent() -> None:
     node.step(ev.Tick(), after=0.11)
 
     assert node.now - sent_at > node.settings.lease_seconds
-    assert node.machine.view.role == "follower"
+    assert role(node) == "follower"
 
 
 def test_a_machine_that_slept_leads_no_more() -> None:
     node = elected()
     node.step(ev.LocalHealth(0, slept=True))
 
-    assert node.machine.view.role == "follower"
+    assert role(node) == "follower"
 
 
 def test_portable_machines_wait_longer() -> None:
@@ -251,7 +256,7 @@ def test_portable_machines_wait_longer() -> None:
             waits[name].append(deadline - node.now)
 
     assert 1.0 <= min(waits["still"]) < 1.1
-    assert 1.5 <= min(waits["portable"])
+    assert min(waits["portable"]) >= 1.5
     assert max(waits["still"] + waits["portable"]) <= 2.0
 
 
