@@ -63,7 +63,7 @@ def require_node(certificate: Mapping[str, Any] | None, node_id: str) -> None:
 
 
 def stage_proof(epoch_key: bytes, epoch: types_pb2.Epoch, stage_index: int) -> bytes:
-    """HMAC-SHA256 under the epoch's key of the stage index (4 bytes) and the epoch (3 times 8), big-endian."""
+    """HMAC-SHA256 under the epoch's key of stage index (4 bytes) and epoch (3 times 8 bytes), big-endian."""
     text = _PROOF_INPUT.pack(stage_index, epoch.generation, epoch.term, epoch.seq)
     return hmac.new(epoch_key, text, hashlib.sha256).digest()
 

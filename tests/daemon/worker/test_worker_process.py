@@ -1,0 +1,317 @@
+"""Real worker processes: requests, faults, and that nothing is left running."""
+
+import asyncio
+import collections
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
+from macmesh_daemon.supervisor.frames import encode_frame
+from macmesh_daemon.supervisor.interface import Worker
+from macmesh_daemon.supervisor.local_plan import local_plan, peers_of
+from macmesh_daemon.supervisor.process import WorkerProcess
+from macmesh_daemon.supervisor.verify import running_plan
+from tinymodels import write_tiny_model
+
+pytestmark = pytest.mark.process
+
+LAYERS = 4
+PROMPT = [(7 * i * i + 3) % 300 + 4 for i in range(20)]
+DEADLINE_SECONDS = 40.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"), "qwen3")
+
+
+def plan(
+    paths: Sequence[Path], cuts: Sequence[int], *, deadline_seconds: float = 20
+) -> list[lane_pb2.StartStage]:
+    return local_plan(
+        paths,
+        cuts,
+        layer_count=LAYERS,
+        context_tokens=2000,
+        slots=2,
+        prefill_chunk_tokens=8,
+        step_deadline_seconds=deadline_seconds,
+    )
+
+
+def request(
+    starts: Sequence[lane_pb2.StartStage], name: str, max_tokens: int, *, seed: int | None = None
+) -> peer_pb2.RunRequestRequest:
+    sampling = inference_pb2.SamplingParameters()
+    if seed is not None:
+        sampling = inference_pb2.SamplingParameters(temperature=1.0, top_p=0.95, seed=seed)
+    return peer_pb2.RunRequestRequest(
+        epoch=starts[0].epoch,
+        request_id=name,
+        prompt_token_ids=PROMPT,
+        max_tokens=max_tokens,
+        sampling=sampling,
+    )
+
+
+class Talk:
+    """What a head tells, by request."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.events = worker.events()
+        self.tokens: dict[str, list[int]] = collections.defaultdict(list)
+        self.ends: dict[str, str] = {}
+        self.final: peer_pb2.WorkerReport | None = None
+
+    async def until(self, *, tokens: tuple[str, int] | None = None, ends: int = -1) -> None:
+        """Listens until a request has so many tokens, so many requests have ended, or the worker has."""
+        async for event in self.events:
+            match event.WhichOneof("event"):
+                case "progress":
+                    name, response = event.progress.request_id, event.progress.response
+                    if response.has_token:
+                        assert response.index == len(self.tokens[name])
+                        self.tokens[name].append(response.token_id)
+                    if response.finish_reason:
+                        self.ends[name] = inference_pb2.FinishReason.Name(response.finish_reason)
+                case "failed":
+                    self.ends[event.failed.request_id] = event.failed.reason
+                case "report" if event.report.state in (
+                    peer_pb2.WORKER_STATE_FAILED,
+                    peer_pb2.WORKER_STATE_STOPPED,
+                ):
+                    self.final = event.report
+                    return
+            if tokens is not None and len(self.tokens[tokens[0]]) >= tokens[1]:
+                return
+            if len(self.ends) == ends:
+                return
+
+
+async def final_report(worker: Worker) -> peer_pb2.WorkerReport:
+    talk = Talk(worker)
+    await talk.until()
+    assert talk.final is not None
+    return talk.final
+
+
+async def generate(starts: Sequence[lane_pb2.StartStage]) -> dict[str, list[int]]:
+    """Three requests at once, of which two sample, on two slots."""
+    async with running_plan(starts) as workers:
+        for name, seed in (("greedy", None), ("seed-1", 1), ("seed-2", 2)):
+            await workers[0].submit(request(starts, name, 12, seed=seed))
+        talk = Talk(workers[0])
+        await talk.until(ends=3)
+        assert set(talk.ends.values()) == {"FINISH_REASON_LENGTH"}
+        return dict(talk.tokens)
+
+
+async def test_cuts_and_company_change_no_token(folder: Path) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        alone = await generate(plan([folder], []))
+        cut = await generate(plan([folder, folder], [1]))
+    assert alone == cut
+    assert {len(tokens) for tokens in cut.values()} == {12}
+    assert len({tuple(tokens) for tokens in cut.values()}) == 3
+
+
+async def test_requests_are_refused_cancelled_and_stopped(folder: Path) -> None:
+    starts = plan([folder], [])
+    async with asyncio.timeout(DEADLINE_SECONDS), running_plan(starts) as (worker,):
+        talk = Talk(worker)
+        await worker.submit(request(starts, "long", 1900))
+        await talk.until(tokens=("long", 5))
+        stale = request(starts, "stale", 5)
+        stale.epoch.seq += 1
+        await worker.submit(stale)
+        await worker.submit(request(starts, "too long", 1999))
+        await worker.cancel("long")
+        await talk.until(ends=3)
+        assert talk.ends == {
+            "long": "FINISH_REASON_CANCELLED",
+            "stale": "EPOCH_MISMATCH",
+            "too long": "CONTEXT_LENGTH_EXCEEDED",
+        }
+        stopping = request(starts, "stopping", 50)
+        stopping.stop_token_ids.append(talk.tokens["long"][2])
+        await worker.submit(stopping)
+        await talk.until(ends=4)
+        assert talk.ends["stopping"] == "FINISH_REASON_STOP"
+        first = talk.tokens["long"].index(stopping.stop_token_ids[0])
+        assert talk.tokens["stopping"] == talk.tokens["long"][: first + 1]
+        pid = worker.pid
+        await worker.stop(10)
+        await talk.until()
+        assert talk.final is not None
+        assert talk.final.state == peer_pb2.WORKER_STATE_STOPPED
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid or 0, 0)
+
+
+async def test_killed_stage_fails_the_plan_at_once_and_leaves_nothing(folder: Path) -> None:
+    starts = plan([folder, folder], [2])
+    async with asyncio.timeout(DEADLINE_SECONDS), running_plan(starts) as workers:
+        await workers[0].submit(request(starts, "r", 1900))
+        talk = Talk(workers[0])
+        await talk.until(tokens=("r", 3))
+        os.kill(workers[1].pid or 0, signal.SIGKILL)
+        async with asyncio.timeout(5):
+            await talk.until()
+        assert talk.ends == {"r": "WORKER_LOST"}
+        assert talk.final is not None
+        assert talk.final.state == peer_pb2.WORKER_STATE_FAILED
+        assert "stage 1" in talk.final.error or "peer" in talk.final.error
+        assert "SIGKILL" in (await final_report(workers[1])).error
+        assert [worker.pid for worker in workers] == [None, None]
+
+
+async def test_silent_stage_fails_the_plan_at_the_step_deadline(folder: Path) -> None:
+    starts = plan([folder, folder], [2], deadline_seconds=1.0)
+    async with asyncio.timeout(DEADLINE_SECONDS), running_plan(starts) as workers:
+        await workers[0].submit(request(starts, "r", 1900))
+        talk = Talk(workers[0])
+        await talk.until(tokens=("r", 3))
+        pid = workers[1].pid or 0
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(8):
+                await talk.until()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert talk.final is not None
+        assert talk.final.state == peer_pb2.WORKER_STATE_FAILED
+        assert "overdue" in talk.final.error or "longer than 1 s" in talk.final.error
+
+
+async def failure_of(start: lane_pb2.StartStage) -> str:
+    worker = WorkerProcess()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await worker.start(start)
+        report = await final_report(worker)
+        await worker.stop(5)
+    assert report.state == peer_pb2.WORKER_STATE_FAILED
+    return report.error
+
+
+async def test_broken_models_and_plans_are_told_in_words(folder: Path, tmp_path: Path) -> None:
+    cut_short = tmp_path / "cut-short"
+    shutil.copytree(folder, cut_short)
+    shard = cut_short / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    recurrent = write_tiny_model(tmp_path / "recurrent", "rwkv7")
+
+    (single,) = plan([cut_short], [])
+    abroad = plan([folder, folder], [2])[1]
+    abroad.bind_host = "192.0.2.7"
+    (backwards,) = plan([folder], [])
+    backwards.deployment.layer_count = 9
+    expected = {
+        "cut short": single,
+        "cannot be cut": plan([recurrent, recurrent], [2])[0],
+        "192.0.2.7": abroad,
+        "end at layer 4 of 9": backwards,
+    }
+    async with asyncio.TaskGroup() as group:
+        tasks = {text: group.create_task(failure_of(start)) for text, start in expected.items()}
+    for text, task in tasks.items():
+        assert text in task.result()
+
+
+async def test_neighbour_that_never_joins_is_named(folder: Path) -> None:
+    """A plan whose tail has died before the peers were told."""
+    starts = plan([folder, folder], [2])
+    workers = [WorkerProcess(), WorkerProcess()]
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        reports = []
+        for worker, start in zip(workers, starts, strict=True):
+            await worker.start(start)
+        for worker in workers:
+            async for event in worker.events():
+                if event.report.state == peer_pb2.WORKER_STATE_LOADED:
+                    reports.append(event.report)
+                    break
+        assert all(report.loaded_bytes == report.total_bytes > 0 for report in reports)
+        peers = peers_of(starts, reports)
+        peers.epoch.seq += 1
+        await workers[0].set_peers(peers)
+        assert "another epoch" in (await final_report(workers[0])).error
+        await workers[1].stop(5)
+
+
+def wait_for_end_of(pid: int) -> bool:
+    """Whether a process that is not our child ends soon."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        import select  # noqa: PLC0415  beside its only use
+
+        return bool(select.select([pidfd], [], [], 10)[0])
+    finally:
+        os.close(pidfd)
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches a process that is no child")
+def test_worker_ends_when_its_daemon_is_killed(folder: Path) -> None:
+    script = textwrap.dedent(
+        """
+        import asyncio, sys
+        from macmesh.v1 import lane_pb2, peer_pb2
+        from macmesh_daemon.supervisor.process import WorkerProcess
+
+        async def main():
+            worker = WorkerProcess()
+            await worker.start(lane_pb2.StartStage.FromString(bytes.fromhex(sys.argv[1])))
+            async for event in worker.events():
+                if event.report.state == peer_pb2.WORKER_STATE_LOADED:
+                    print(worker.pid, flush=True)
+
+        asyncio.run(main())
+        """
+    )
+    (start,) = plan([folder], [])
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", script, start.SerializeToString().hex()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert daemon.stdout is not None
+    pid = int(daemon.stdout.readline())
+    daemon.kill()
+    daemon.communicate()
+    assert wait_for_end_of(pid)
+
+
+def test_worker_ends_when_the_connection_closes_before_or_after_the_first_command(folder: Path) -> None:
+    (start,) = plan([folder], [])
+    for first in (b"", encode_frame(lane_pb2.WorkerCommand(start=start)), b"\xff\xff\xff\xff"):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "macmesh_daemon.worker.main", "--fd", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stderr=subprocess.DEVNULL,
+            )
+            theirs.close()
+            ours.sendall(first)
+        assert process.wait(20) == 2
+
+
+def test_worker_without_a_socket_says_who_starts_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "macmesh_daemon.worker.main", "--fd", "0"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "started by macmeshd" in done.stderr
