@@ -124,10 +124,8 @@ class ConstrainedSearch:
 
 def _reachable_ends(low: Integers) -> list[list[list[int]]]:
     """For each node and begin a, the ends b with low[node, b] <= a < b."""
-    nodes, count = low.shape
-    return [
-        [[b for b in range(a + 1, count) if low[node, b] <= a] for a in range(count)] for node in range(nodes)
-    ]
+    count = low.shape[1]
+    return [[(np.flatnonzero(row[a + 1 :] <= a) + a + 1).tolist() for a in range(count)] for row in low]
 
 
 def _least_to_go(use: Floats, low: Integers) -> Floats:
