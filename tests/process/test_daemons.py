@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from support.mesh import profile_demo_model
 
 from macmesh import AsyncClient, ClusterEvent, MacmeshError
 from macmesh.reasons import Reason
@@ -19,6 +18,7 @@ from macmesh_daemon.demo.scenario import RUNTIME_RESERVE_BYTES
 from macmesh_daemon.demo.sizing import usable_bytes_for
 from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.node.translation import reserves
+from support.mesh import profile_demo_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,13 +114,7 @@ async def test_processes_are_killed_and_the_cluster_recovers(tmp_path: Path) -> 
 
             victim = next(n for n in cluster.nodes if n.node_id != loaded.deployment.stages[0].node_id)
             with pytest.raises(MacmeshError) as lost:
-                async with aclosing(client.generate("A plan is", max_tokens=1500, ignore_eos=True)) as chunks:
-                    async for chunk in chunks:
-                        if chunk.token_ids and _worker(victim).is_running():
-                            _worker(victim).send_signal(signal.SIGKILL)
-                            break
-                    async for _ in chunks:
-                        pass
+                await _generate_and_kill(client, _worker(victim))
             assert lost.value.reason in {Reason.WORKER_FAILED, Reason.EPOCH_CHANGED}
             await _until(
                 client,
@@ -147,6 +141,17 @@ async def test_processes_are_killed_and_the_cluster_recovers(tmp_path: Path) -> 
             node.signal(signal.SIGTERM)
         assert [await node.wait(12) for node in cluster.nodes] == [0, 0]
         assert await asyncio.to_thread(_gone, everything)
+
+
+async def _generate_and_kill(client: AsyncClient, worker: psutil.Process) -> None:
+    """Kill the worker at the first token of a long generation, and read on."""
+    async with aclosing(client.generate("A plan is", max_tokens=1500, ignore_eos=True)) as chunks:
+        async for chunk in chunks:
+            if chunk.token_ids:
+                worker.send_signal(signal.SIGKILL)
+                break
+        async for _ in chunks:
+            pass
 
 
 def _epoch(status: ClusterStatus) -> str:

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import models
 
 from macmesh_daemon.demo.scenario import DemoOptions, Talk, run_demo
+from support import models
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 

@@ -1,21 +1,18 @@
 """The settings of a node, each with its unit, default and reason."""
 
-import hashlib
-import ipaddress
-import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
 
+from macmesh.paths import LONGEST_SOCKET_PATH_BYTES, socket_path
+
 # Not taken from the logging module: importing that costs the command line a tenth of a second.
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "pretty", "json"]
 
 _GIB = 1 << 30
-# sockaddr_un.sun_path holds 104 bytes on macOS, the terminating zero included.
-MAX_SOCKET_PATH_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +74,7 @@ class Config:
             "Unix socket for clients on this machine.",
             reason=(
                 "`macmeshd.sock` in `data_dir`; in `/tmp/macmesh-<uid>/` where that path passes "
-                f"{MAX_SOCKET_PATH_BYTES} bytes, which the operating system would refuse"
+                f"{LONGEST_SOCKET_PATH_BYTES} bytes, which the operating system would refuse"
             ),
             default_text="from `data_dir`",
         ),
@@ -337,19 +334,7 @@ class Config:
         """Return where the Unix socket lies: as configured, else in the data folder, else in the fallback."""
         if self.socket_path is not None:
             return self.socket_path
-        path = self.data_dir / "macmeshd.sock"
-        if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
-            return path
-        # The same for the daemon and every client of the user, whatever TMPDIR says: launchd sets none.
-        digest = hashlib.sha256(os.fsencode(self.data_dir.absolute())).hexdigest()[:16]
-        return Path(f"/tmp/macmesh-{os.getuid()}") / f"{digest}.sock"  # noqa: S108  its owner and mode are checked
-
-    def announced_addresses(self) -> tuple[str, ...]:
-        """Return the IP addresses to tell peers; empty means those of the interfaces that mDNS uses."""
-        if self.advertise_addresses:
-            return self.advertise_addresses
-        everywhere = ipaddress.ip_address(self.listen_host).is_unspecified
-        return () if everywhere else (self.listen_host,)
+        return socket_path(self.data_dir)
 
     def resolved_probe_cache_dir(self) -> Path:
         """Return the folder of the kept bandwidth measurement."""

@@ -12,6 +12,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from macmesh_daemon.engine.lean_imports import import_without_tokenizers
 from macmesh_daemon.models.errors import LocalArchitectureError, ModelError
 from macmesh_daemon.models.folder import read_folder
 from macmesh_placement import LocalProfileError
@@ -28,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
         folder = read_folder(
             options.folder.expanduser().absolute(), model_id=options.model_id, require_weights=False
         )
-        # mlx-lm takes seconds to import: only once the folder is known to be sound.
+        # mlx-lm takes time to import: only once the folder is known to be sound.
+        import_without_tokenizers()
         from macmesh_daemon.engine.profile import profile_folder  # noqa: PLC0415  see above
 
         with redirect_stdout(sys.stderr):

@@ -34,7 +34,7 @@ class LocalModelNotFoundError(LocalModelError):
 class LocalModelFolderError(LocalModelError):
     """A model folder with a missing, truncated or contradictory file; the message names it."""
 
-    reason = "MODEL_FOLDER_BROKEN"
+    reason = "MODEL_BROKEN"
 
 
 class LocalArchitectureError(LocalModelError):
@@ -46,4 +46,4 @@ class LocalArchitectureError(LocalModelError):
 class LocalProfileProcessError(LocalModelError):
     """The profile process ended badly, printed no profile, or outlived its deadline."""
 
-    reason = "PROFILE_FAILED"
+    reason = "INTERNAL"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from macmesh.channel_options import SERVER_OPTIONS
+from macmesh.paths import socket_address
 from macmesh.v1 import cluster_pb2_grpc, inference_pb2_grpc, peer_pb2_grpc
 from macmesh_daemon.node.errors import LocalPortBusy, LocalSocketFolderUnsafe
 from macmesh_daemon.node.tls import server_credentials, server_options
@@ -35,7 +37,7 @@ class Doors:
     def __init__(self, config: Config, credentials: NodeCredentials) -> None:
         self._socket_path = config.resolved_socket_path()
         self._peers = grpc.aio.server(options=server_options())
-        self._clients = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._clients = grpc.aio.server(options=SERVER_OPTIONS)
         self.health = health.aio.HealthServicer()
         address = f"{bracketed(config.listen_host)}:{config.listen_port}"
         try:
@@ -68,7 +70,7 @@ class Doors:
         prepare_socket_folder(self._socket_path)
         previous = os.umask(0o177)  # the socket file is made with mode 0600, with no moment in between
         try:
-            if self._clients.add_insecure_port(f"unix:{self._socket_path}") == 0:
+            if self._clients.add_insecure_port(socket_address(self._socket_path)) == 0:
                 raise LocalPortBusy(str(self._socket_path), None)
             await self._clients.start()
         except RuntimeError as error:

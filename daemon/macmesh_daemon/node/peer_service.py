@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Any
 
 from macmesh.reasons import Reason
@@ -117,7 +116,7 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         except CallError as error:
             await abort(context, error)
         return peer_pb2.ProfileModelResponse(
-            model=to_proto(model), profile_json=json.dumps(profile.to_json()).encode()
+            model=to_proto(model), profile_json=profile.to_json_text().encode()
         )
 
     async def ProposeChange(

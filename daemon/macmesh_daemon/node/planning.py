@@ -121,7 +121,7 @@ class Planning:
                 if passed_on.reason in {Reason.MODEL_NOT_FOUND, Reason.PEER_UNREACHABLE}:
                     continue
                 raise passed_on from error
-            return from_proto(response.model), ModelProfile.from_json(response.profile_json.decode())
+            return from_proto(response.model), ModelProfile.from_json_text(response.profile_json.decode())
         raise missing
 
     async def wanted(self, request: cluster_pb2.LoadModelRequest, view: ClusterView) -> WantedModel:

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 from cryptography import x509
 
+from macmesh.channel_options import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 from macmesh_daemon.identity import (
     ANY_NODE_NAME,
     LocalCredentialsError,
@@ -25,8 +26,6 @@ from macmesh_daemon.identity import (
 
 Options = list[tuple[str, str | int]]
 
-MAX_MESSAGE_BYTES = 4 << 20
-
 # A frozen or unplugged peer is noticed within about two seconds by these. ping_timeout_ms matters: without
 # it gRPC takes a minute for a stopped process. A hung event loop still answers pings: only an RPC's
 # deadline notices that.
@@ -38,6 +37,7 @@ _KEEPALIVE: Options = [
     ("grpc.http2.ping_timeout_ms", 1000),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
 ]
 
 

@@ -19,8 +19,8 @@ def test_stdout_is_the_profile_and_nothing_else(tmp_path: Path, capsys: pytest.C
     ("changes", "code", "reason", "named"),
     [
         ({"model_type": "alchemy"}, EXIT_UNSUPPORTED, "UNSUPPORTED_ARCHITECTURE", "alchemy"),
-        ({"vocab_size": "many"}, EXIT_FAILED, "MODEL_FOLDER_BROKEN", "llama"),
-        ({"model_type": None}, EXIT_FAILED, "MODEL_FOLDER_BROKEN", "model_type"),
+        ({"vocab_size": "many"}, EXIT_FAILED, "MODEL_BROKEN", "llama"),
+        ({"model_type": None}, EXIT_FAILED, "MODEL_BROKEN", "model_type"),
     ],
 )
 def test_errors_are_one_json_object_on_stderr(

@@ -78,7 +78,7 @@ async def test_a_bad_end_is_told(
     ("reason", "error"),
     [
         ("UNSUPPORTED_ARCHITECTURE", LocalArchitectureError),
-        ("MODEL_FOLDER_BROKEN", LocalModelFolderError),
+        ("MODEL_BROKEN", LocalModelFolderError),
         ("SOMETHING_ELSE", LocalProfileProcessError),
     ],
 )
