@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from macmesh_daemon.demo.scenario import DemoOptions, Talk, run_demo
+from macmesh_daemon.models.demo import demo_model_folder
 from support import models
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
@@ -36,7 +37,7 @@ async def test_one_changed_layer_of_one_stage_is_seen(tmp_path: Path) -> None:
     quiet = Talk(say=lambda _: None, show=lambda _: None, text=lambda _: None)
     report = await run_demo(
         DemoOptions(
-            nodes=2, tokens=16, mdns=False, model_folder=tampered, reference_folder=models.demo_model_folder()
+            nodes=2, tokens=16, mdns=False, model_folder=tampered, reference_folder=demo_model_folder()
         ),
         quiet,
     )

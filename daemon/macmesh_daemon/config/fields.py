@@ -336,6 +336,13 @@ class Config:
             return self.socket_path
         return socket_path(self.data_dir)
 
+    def announced_addresses(self) -> tuple[str, ...]:
+        """Return the IP addresses to tell peers; empty means those of the interfaces that mDNS uses."""
+        if self.advertise_addresses:
+            return self.advertise_addresses
+        everywhere = ipaddress.ip_address(self.listen_host).is_unspecified
+        return () if everywhere else (self.listen_host,)
+
     def resolved_probe_cache_dir(self) -> Path:
         """Return the folder of the kept bandwidth measurement."""
         return self.data_dir if self.probe_cache_dir is None else self.probe_cache_dir

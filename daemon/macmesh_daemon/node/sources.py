@@ -23,16 +23,14 @@ if TYPE_CHECKING:
     from macmesh_daemon.discovery import CandidateCallback, Discovery
     from macmesh_daemon.identity import NodeCredentials
 
-_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared, not bound
 _PEER_BOOK = "peers.json"
 
 
 async def own_hosts(config: Config) -> tuple[str, ...]:
     """The IP addresses under which peers reach this node."""
-    if config.advertise_addresses:
-        return config.advertise_addresses
-    if config.listen_host not in _WILDCARDS:
-        return (config.listen_host,)
+    announced = config.announced_addresses()
+    if announced:
+        return announced
     choice = await current_interfaces(config.mdns_interfaces)
     return choice.texts
 
@@ -56,13 +54,12 @@ class Sources:
             self._sources.append(StaticDiscovery(config.seeds, clock=clock))
         self._mdns: MdnsDiscovery | None = None
         if config.mdns:
-            loopback_only = config.listen_host not in _WILDCARDS
             self._mdns = MdnsDiscovery(
                 Advertisement(
                     node_id=credentials.node_id,
                     port=port,
                     hints=_hints(credentials, facts, incarnation),
-                    addresses=config.advertise_addresses or ((config.listen_host,) if loopback_only else ()),
+                    addresses=config.announced_addresses(),
                 ),
                 interfaces=config.mdns_interfaces,
                 announce_interval_seconds=config.mdns_announce_interval_seconds,
