@@ -1,5 +1,6 @@
 """The settings of a node, each with its unit, default and reason."""
 
+import ipaddress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
