@@ -176,7 +176,7 @@ async def test_a_second_daemon_on_a_data_folder_says_so_and_ends(tmp_path: Path)
             output, _ = await twin.communicate()
 
         assert twin.returncode == 1
-        assert f"in use by process {node.pid}" in output.decode()
+        assert f"process {node.pid}) already runs" in output.decode()
         async with node.client() as client:
             assert (await client.status()).node_id == node.node_id
 

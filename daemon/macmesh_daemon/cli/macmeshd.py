@@ -12,6 +12,7 @@ import sys
 from importlib import metadata
 
 from macmesh_daemon.config import Config, ConfigError, add_arguments, flags_from, load_config
+from macmesh_daemon.files import FilesError
 from macmesh_daemon.identity import IdentityError
 from macmesh_daemon.logs import configure, get_logger
 from macmesh_daemon.node.errors import NodeError
@@ -53,13 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     configure(level=config.log_level, log_format=config.log_format)
     try:
         asyncio.run(_run(config, arguments.ready_fd))
-    except (NodeError, IdentityError, OSError) as error:
+    except (NodeError, IdentityError, FilesError, OSError) as error:
         get_logger(part="node").error("node could not run", error=str(error))
         return EXIT_FAILED
     except BaseExceptionGroup as group:
         for leaf in _leaves(group):
             get_logger(part="node").error("node failed", error=str(leaf), kind=type(leaf).__name__)
-        known, unknown = group.split((NodeError, IdentityError, OSError))
+        known, unknown = group.split((NodeError, IdentityError, FilesError, OSError))
         del known
         if unknown is not None:
             raise unknown from None

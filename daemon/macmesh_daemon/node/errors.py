@@ -7,9 +7,7 @@
     ├── LocalValueNotEncodable (also a ValueError)     a value that has no protobuf form
     ├── LocalStateCorrupt                              the state file is torn, damaged or of another version
     ├── LocalStateNotWritable (also an OSError)        the state could not be made durable
-    ├── LocalDataFolderBusy                            another daemon uses the data folder
-    ├── LocalPortBusy                                  the port or socket cannot be listened on
-    └── LocalSocketFolderUnsafe                        somebody else could replace the socket
+    └── LocalPortBusy                                  the port or socket cannot be listened on
 """
 
 from typing import TYPE_CHECKING
@@ -59,23 +57,6 @@ class LocalStateNotWritable(NodeError, OSError):  # noqa: N818  same
         self.path = path
 
 
-class LocalDataFolderBusy(NodeError):  # noqa: N818  same
-    """Another daemon uses the data folder.
-
-    Attributes:
-        folder: The data folder.
-        pid: The other daemon's process id; None where it could not be read.
-    """
-
-    def __init__(self, folder: "Path", pid: int | None) -> None:
-        who = f"process {pid}" if pid is not None else "another process"
-        super().__init__(
-            f"the data folder {folder} is in use by {who}: stop that daemon, or name another folder"
-        )
-        self.folder = folder
-        self.pid = pid
-
-
 class LocalPortBusy(NodeError):  # noqa: N818  same
     """The port or socket cannot be listened on."""
 
@@ -86,14 +67,3 @@ class LocalPortBusy(NodeError):  # noqa: N818  same
             "(0 takes a free port) or socket_path"
         )
         self.address = address
-
-
-class LocalSocketFolderUnsafe(NodeError):  # noqa: N818  same
-    """The folder of the Unix socket is not this user's alone."""
-
-    def __init__(self, folder: "Path") -> None:
-        super().__init__(
-            f"the socket's folder {folder} must be a folder of this user that nobody else may write to: "
-            "mend its owner and mode, or set socket_path"
-        )
-        self.folder = folder

@@ -13,7 +13,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from macmesh.channel_options import SERVER_OPTIONS
 from macmesh.paths import socket_address
 from macmesh.v1 import cluster_pb2_grpc, inference_pb2_grpc, peer_pb2_grpc
-from macmesh_daemon.node.errors import LocalPortBusy, LocalSocketFolderUnsafe
+from macmesh_daemon.files import make_private_folder
+from macmesh_daemon.node.errors import LocalPortBusy
 from macmesh_daemon.node.tls import server_credentials, server_options
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Doors:
         """Start both servers.
 
         Raises:
-            LocalSocketFolderUnsafe: the socket's folder belongs to somebody else.
+            LocalFolderNotPrivateError: the socket's folder is not this user's alone.
             LocalPortBusy: the socket cannot be bound.
         """
         prepare_socket_folder(self._socket_path)
@@ -95,13 +96,9 @@ def prepare_socket_folder(path: Path) -> None:
     The caller holds the data folder's lock, so a socket file that is left is a dead daemon's.
 
     Raises:
-        LocalSocketFolderUnsafe: the folder belongs to another user, or is a link, or others may write to it.
+        LocalFolderNotPrivateError: the folder belongs to another user, is a link, or is open to others.
     """
-    folder = path.parent
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    info = folder.lstat()
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
-        raise LocalSocketFolderUnsafe(folder)
+    make_private_folder(path.parent)
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()

@@ -17,6 +17,7 @@ from macmesh_daemon.cluster.events import CandidateVerified, LocalHealth
 from macmesh_daemon.cluster.machine import ClusterMachine
 from macmesh_daemon.cluster.messages import NodeFacts
 from macmesh_daemon.cluster.settings import ClusterSettings
+from macmesh_daemon.files import FolderLock
 from macmesh_daemon.hostinfo import collect_facts
 from macmesh_daemon.identity import begin_start, load_credentials, load_or_create_identity
 from macmesh_daemon.logs import get_logger
@@ -32,7 +33,7 @@ from macmesh_daemon.node.planning import Planning
 from macmesh_daemon.node.requests import RequestDesk
 from macmesh_daemon.node.sources import Sources, own_hosts
 from macmesh_daemon.node.stage_host import StageHost
-from macmesh_daemon.node.storage import DataFolderLock, StateStore
+from macmesh_daemon.node.storage import StateStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -255,12 +256,12 @@ async def run_node(
     `on_identity` is called with the node id as soon as it is known.
 
     Raises:
-        LocalDataFolderBusy: another daemon uses the data folder.
+        LocalFolderInUseError: another daemon uses the data folder.
         LocalPortBusy: the port or the socket is taken.
         LocalStateCorrupt: the stored votes and promises cannot be trusted.
         IdentityError: this machine belongs to no cluster yet, or its files are broken.
     """
-    with DataFolderLock(config.data_dir):
+    with FolderLock.acquire(config.data_dir):
         identity = await asyncio.to_thread(load_or_create_identity, config.data_dir)
         on_identity(identity.node_id)
         if identity.replaced_node_id is not None:

@@ -12,9 +12,10 @@ import pytest
 from macmesh import MacmeshError
 from macmesh.reasons import Reason
 from macmesh.v1 import peer_pb2, peer_pb2_grpc
+from macmesh_daemon.files import LocalFolderInUseError
 from macmesh_daemon.identity import init_cluster, load_credentials
 from macmesh_daemon.models.demo import demo_model_folder
-from macmesh_daemon.node.errors import LocalDataFolderBusy, LocalPortBusy
+from macmesh_daemon.node.errors import LocalPortBusy
 from macmesh_daemon.node.tls import open_channel
 from macmesh_daemon.supervisor.testing import FakeWorker
 from support import models
@@ -53,7 +54,7 @@ async def test_broken_model_folders_are_refused_by_name(tmp_path: Path) -> None:
 async def test_a_second_daemon_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     async with Mesh(tmp_path, 1) as mesh:
         twin = type(mesh.nodes[0])(config=mesh.nodes[0].config, node_id=mesh.nodes[0].node_id)
-        with pytest.raises(LocalDataFolderBusy):
+        with pytest.raises(LocalFolderInUseError):
             await twin.start()
 
 

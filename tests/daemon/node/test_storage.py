@@ -1,8 +1,7 @@
-"""State survives crashes or is refused; one daemon per folder."""
+"""State survives crashes or is refused."""
 
 import fcntl
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from macmesh_daemon import files
 from macmesh_daemon.cluster.messages import ClusterDocument, Epoch, Member, Plan
 from macmesh_daemon.cluster.state import PersistentState
-from macmesh_daemon.node import storage
-from macmesh_daemon.node.errors import LocalDataFolderBusy, LocalStateCorrupt, LocalStateNotWritable
-from macmesh_daemon.node.storage import DataFolderLock, StateStore
+from macmesh_daemon.node.errors import LocalStateCorrupt, LocalStateNotWritable
+from macmesh_daemon.node.storage import StateStore
 
 OLD = PersistentState(generation=1, term=3, voted_for="a")
 NEW = PersistentState(
@@ -44,7 +43,7 @@ def test_the_last_saved_state_is_loaded(tmp_path: Path) -> None:
     assert store.path.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("step", ["open", "write", "_flush_to_disk", "replace", "second flush"])
+@pytest.mark.parametrize("step", ["open", "fdopen", "flush", "replace", "second flush"])
 def test_a_crash_at_any_step_leaves_the_old_or_the_new_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -60,24 +59,16 @@ def test_a_crash_at_any_step_leaves_the_old_or_the_new_state(
         raise PowerLossError
 
     with monkeypatch.context() as patch:
-        if step in {"open", "write"}:
+        if step in {"open", "fdopen"}:
             patch.setattr(os, step, die)
         elif step == "replace":
             patch.setattr(Path, "replace", die)
         else:
-            patch.setattr(storage, "_flush_to_disk", die)
+            patch.setattr(files, "_sync", die)
         with pytest.raises(PowerLossError):
             store.save(NEW)
 
     assert StateStore(tmp_path).load() == (NEW if step == "second flush" else OLD)
-
-
-def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole_write = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: whole_write(fd, bytes(data[:7])))
-    StateStore(tmp_path).save(NEW)
-
-    assert StateStore(tmp_path).load() == NEW
 
 
 def test_flushes_come_before_and_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +83,7 @@ def test_flushes_come_before_and_after_the_rename(tmp_path: Path, monkeypatch: p
         order.append("flush folder" if os.path.isdir(f"/dev/fd/{descriptor}") else "flush file")  # noqa: PTH112  of a descriptor
 
     monkeypatch.setattr(Path, "replace", renamed)
-    monkeypatch.setattr(storage, "_flush_to_disk", flushed)
+    monkeypatch.setattr(files, "_sync", flushed)
     StateStore(tmp_path).save(NEW)
 
     assert order == ["flush file", "rename", "flush folder"]
@@ -125,7 +116,7 @@ def test_a_full_disk_is_named_and_keeps_the_old_state(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
+        patch.setattr(files, "_sync", full)
         with pytest.raises(LocalStateNotWritable, match="No space left"):
             store.save(NEW)
 
@@ -140,43 +131,3 @@ def test_on_macos_the_flush_reaches_the_medium(tmp_path: Path, monkeypatch: pyte
     StateStore(tmp_path).save(NEW)
 
     assert called == [51, 51]
-
-
-def test_a_second_holder_is_told_the_first_ones_pid(tmp_path: Path) -> None:
-    with DataFolderLock(tmp_path), pytest.raises(LocalDataFolderBusy, match=str(os.getpid())) as caught:
-        DataFolderLock(tmp_path).acquire()
-
-    assert caught.value.pid == os.getpid()
-
-
-def test_a_released_lock_can_be_taken_again(tmp_path: Path) -> None:
-    with DataFolderLock(tmp_path):
-        pass
-    with DataFolderLock(tmp_path) as lock:
-        assert lock is not None
-    lock.release()
-
-
-@pytest.mark.process
-def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    script = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from macmesh_daemon.node.storage import DataFolderLock\n"
-        "lock = DataFolderLock(Path(sys.argv[1]))\n"
-        "lock.acquire()\n"
-        "print('held', flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(LocalDataFolderBusy, match=str(holder.pid)):
-            DataFolderLock(tmp_path).acquire()
-        holder.kill()
-        holder.wait(timeout=10)
-
-    with DataFolderLock(tmp_path):
-        pass
