@@ -306,8 +306,7 @@ class Coordinator:
         plan = self.planning.plan_to_store
         if plan is not None and document.wanted == plan.wanted:
             document = dataclasses.replace(document, plan=plan)
-        elif document == self.document:
-            document = self._with_weights(document)
+        document = self._with_weights(document)
         if document == self.document:
             if self.changes.is_pending:
                 self.changes.on_commit(document)

@@ -76,7 +76,7 @@ class Election:
             return "" if is_own else f"{sender} is not coordinator any more"
         self.observe(ballot)
         seen = self._coordinator_seen
-        if self.role == "coordinator" or (seen is not None and seen[0] == ballot and seen[1] != sender):
+        if seen is not None and seen[0] == ballot and seen[1] != sender:
             context.announce("two coordinators in one term", term=ballot[1], other_node_id=sender)
             return f"term {ballot[1]} has another coordinator"
         if self.coordinator_id != sender:

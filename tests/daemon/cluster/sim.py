@@ -2,7 +2,7 @@
 
 `World(seed, ...)` builds it, `chaos` hurts it, `heal` stops that, `run` moves virtual time.
 Everything random comes from the seed, so a failing seed replays exactly. After every step of every machine
-the `Checker` looks for a broken invariant and raises `InvariantBrokenError`; `World.story` tells the way there.
+the `Checker` looks for a broken invariant and raises `InvariantBrokenError`; `World.story` tells how.
 """
 
 import heapq

@@ -15,6 +15,7 @@ from macmesh_daemon.cluster.messages import (
     RequestVoteResponse,
 )
 from macmesh_daemon.cluster.state import PersistentState
+from macmesh_daemon.cluster.tracker import MemberTrack
 
 
 def granted(response: object) -> bool:
@@ -67,6 +68,14 @@ def test_only_one_candidate_gets_the_vote_of_a_term() -> None:
     assert granted(node.answer("a", vote(2)))
     assert not granted(node.answer("c", vote(2)))
     assert granted(node.answer("c", vote(3)))
+
+
+def test_a_vote_request_of_a_past_term_gets_nothing_and_uses_up_nothing() -> None:
+    node = Solo(stored(term=4))
+
+    assert not granted(node.answer("a", vote(3, version=(1, 4, 1))))
+    assert node.state.voted_for == ""
+    assert granted(node.answer("c", vote(5, version=(1, 4, 1))))
 
 
 def test_the_own_candidacy_is_durable_before_votes_are_asked_for() -> None:
@@ -228,13 +237,25 @@ def test_the_lease_counts_from_when_the_heartbeat_was_sent() -> None:
     sent = next(
         s.message for s in only(effects, fx.Send) if s.peer == "a" and isinstance(s.message, HeartbeatRequest)
     )
-    answer = HeartbeatResponse(1, 2, sent.round, accepted=True)
     sent_at = node.now
-    node.step(ev.ResponseReceived("a", answer, 1.0), after=0.7)
-    node.step(ev.Tick(), after=0.11)
+    answer = HeartbeatResponse(1, 2, sent.round, accepted=True)
+    node.step(ev.ResponseReceived("a", answer, 500.0), after=0.5)
+    assert role(node) == "coordinator"
+    node.step(ev.Tick(), after=0.31)
 
     assert node.now - sent_at > node.settings.lease_seconds
     assert role(node) == "follower"
+
+
+def test_an_answer_that_was_overtaken_does_not_count_and_none_counts_twice() -> None:
+    track = MemberTrack(since=0.0)
+    first, second = track.next_round(1.0), track.next_round(2.0)
+
+    assert track.on_answer(HeartbeatResponse(1, 2, second, 1, 2, 2, accepted=True), 1.0, 2.1)
+    assert not track.on_answer(HeartbeatResponse(1, 2, second, 1, 2, 9, accepted=True), 1.0, 2.2)
+    assert not track.on_answer(HeartbeatResponse(1, 2, first, 1, 2, 1, accepted=True), 1.0, 2.3)
+    assert track.stored == (1, 2, 2)
+    assert track.lease_at == 2.0
 
 
 def test_a_machine_that_slept_leads_no_more() -> None:
