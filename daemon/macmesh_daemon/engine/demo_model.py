@@ -64,7 +64,7 @@ class Recipe:
     """How the model is trained. The defaults made the folder that ships."""
 
     #: Optimiser steps.
-    steps: int = 1000
+    steps: int = 600
     #: Of the initial weights and of the order of the text.
     seed: int = 7
     #: Windows per step.

@@ -19,7 +19,7 @@ def render(source: str, messages: list[dict[str, Any]] | None = None, **variable
 
 #: What chat templates in the wild do, to be rendered as transformers renders it.
 USUAL = [
-    "{% for m in messages %}\n  {% if loop.last %}L{% endif %}{{ m.role ~ ': ' ~ m['role'] | trim }}\n{% endfor %}",
+    "{% for m in messages %}\n  {% if loop.last %}L{% endif %}{{ m.role ~ ': ' ~ m['role'] }}\n{% endfor %}",
     "{{ messages | tojson }}{{ tools | tojson(indent=2) }}",
     """{% set ns = namespace(n=0, text='') %}
     {% for m in messages %}
