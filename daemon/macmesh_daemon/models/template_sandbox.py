@@ -21,7 +21,7 @@ from jinja2 import TemplateError, nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -112,10 +112,12 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Every call in a template comes through here."""
-        METER.get().charge(1)
+        METER.get().charge(_cost((*args, *kwargs.values())))
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
         if isinstance(owner, str):
             _check_growth(name, owner, args)
+        if isinstance(obj, LoopContext) and args:  # A recursive loop goes over its argument.
+            args = (_counted(context, args[0]), *args[1:])
         if obj is not self.globals["range"]:  # It has a bound of its own.
             _check_widths((*args, *kwargs.values()))
         return _checked(super().call(context, obj, *args, **kwargs))
@@ -186,7 +188,7 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             METER.get(None) is None
         ):  # jinja2 folds constants while compiling; it falls back to the run when this raises.
             raise SecurityError("filters run when the template is rendered")
-        METER.get().charge(1)
+        METER.get().charge(_cost((*arguments, *named.values())))
         _check_widths((*arguments, *named.values()))
         texts = [argument for argument in arguments if isinstance(argument, str)]
         if name == "format" and texts:
@@ -199,6 +201,13 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return _checked(function(*arguments, **named))
 
     return filtered
+
+
+def _cost(arguments: tuple[Any, ...]) -> int:
+    """What a call costs: long arguments are gone through, lists in Python's loops, texts much faster."""
+    texts = sum(len(argument) for argument in arguments if isinstance(argument, str))
+    items = sum(len(argument) for argument in arguments if isinstance(argument, (list, tuple, dict, range)))
+    return 1 + items // 100 + texts // 100_000
 
 
 def _check_growth(name: str, subject: str, arguments: tuple[Any, ...]) -> None:

@@ -19,7 +19,7 @@ def render(source: str, messages: list[dict[str, Any]] | None = None, **variable
 
 #: What chat templates in the wild do, to be rendered as transformers renders it.
 USUAL = [
-    "{% for m in messages %}\n  {% if loop.last %}L{% endif %}{{ m.role ~ ': ' ~ m['role'] | trim }}\n{% endfor %}",
+    "{% for m in messages %}\n  {% if loop.last %}L{% endif %}{{ m.role ~ ': ' ~ m['role'] }}\n{% endfor %}",
     "{{ messages | tojson }}{{ tools | tojson(indent=2) }}",
     """{% set ns = namespace(n=0, text='') %}
     {% for m in messages %}
@@ -91,6 +91,9 @@ HOSTILE = [
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "{% for a in range(99999) %}{% for b in messages | map('length') %}{{ b }}{% endfor %}{% endfor %}",
     "{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n }}{% endmacro %}{{ f(60) }}",
+    "{% for a in [1] recursive %}{{ loop(range(99999)) if loop.depth < 3 }}{% endfor %}",
+    "{% for a in range(40000) %}{{ range(99999) | sum }}{% endfor %}",
+    "{% for a in range(40000) %}{{ range(99999) | select('odd') | list | length }}{% endfor %}",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "{{ range(10 ** 9) | list }}",
     "{{ 'x' * 10 ** 9 }}",
