@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import settings
 from macmesh_daemon.cli.failures import CommandError
+from macmesh_daemon.cli.parsers import model_argument
 from macmesh_placement import (
     LocalPlacementError,
     ModelProfile,
@@ -77,7 +78,7 @@ async def _profile_folder(model: str) -> ModelProfile:
 
     config = settings()
     try:
-        folder = await asyncio.to_thread(resolve, model, config.models_folders)
+        folder = await asyncio.to_thread(resolve, model_argument(model), config.models_folders)
         return await profile_model(
             folder, config.data_dir / "profiles", deadline_seconds=_PROFILE_DEADLINE_SECONDS
         )

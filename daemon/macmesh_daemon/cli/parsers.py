@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -132,3 +133,9 @@ def add_demand(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stages", type=positive, default=0, metavar="N", help="stages to use (default: the planner chooses)"
     )
+
+
+def model_argument(text: str) -> str:
+    """MODEL as the daemon should see it: a folder here becomes its absolute path, a name stays one."""
+    path = Path(text).expanduser()
+    return str(path.absolute()) if path.is_dir() else text

@@ -6,10 +6,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from macmesh_daemon.cli import exit_codes, units
-from macmesh_daemon.cli.commands.plan import model_argument
 from macmesh_daemon.cli.connect import connect
 from macmesh_daemon.cli.output import print_data, print_json, talk
-from macmesh_daemon.cli.parsers import add_command, add_demand, amount
+from macmesh_daemon.cli.parsers import add_command, add_demand, amount, model_argument
 
 if TYPE_CHECKING:
     import argparse

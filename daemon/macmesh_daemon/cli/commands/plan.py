@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import connect
 from macmesh_daemon.cli.failures import CommandError
 from macmesh_daemon.cli.output import print_data, print_json, terminal_width, wants_color
-from macmesh_daemon.cli.parsers import add_command, add_demand
+from macmesh_daemon.cli.parsers import add_command, add_demand, model_argument
 
 if TYPE_CHECKING:
     import argparse
@@ -86,9 +85,3 @@ def _ask_daemon(args: argparse.Namespace) -> tuple[Placement | Refusal, Mapping[
         return result_from_json(json.dumps(answer.result)), names
     except LocalPlacementError as error:
         raise CommandError(f"the daemon's plan cannot be read: {error}", reason="INTERNAL") from error
-
-
-def model_argument(text: str) -> str:
-    """MODEL as the daemon should see it: a folder here becomes its absolute path, a name stays one."""
-    path = Path(text).expanduser()
-    return str(path.absolute()) if path.is_dir() else text

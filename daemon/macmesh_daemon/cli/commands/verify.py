@@ -10,7 +10,7 @@ from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import settings
 from macmesh_daemon.cli.failures import CommandError
 from macmesh_daemon.cli.output import print_data, print_json, talk
-from macmesh_daemon.cli.parsers import add_command, amount, positive
+from macmesh_daemon.cli.parsers import add_command, amount, model_argument, positive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,7 +92,7 @@ async def _verify(args: argparse.Namespace, stages: int) -> VerifyReport:
     from macmesh_daemon.supervisor.verify import verify  # noqa: PLC0415  as above
 
     try:
-        folder = await asyncio.to_thread(resolve, args.model, settings().models_folders)
+        folder = await asyncio.to_thread(resolve, model_argument(args.model), settings().models_folders)
         prompt = args.token_ids
         if prompt is None:
             prompt = await asyncio.to_thread(_encode, folder.path, args.prompt)
