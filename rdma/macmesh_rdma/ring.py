@@ -38,11 +38,12 @@ def open_ring(
     *,
     on_stall: Callable[[str], None],
     timeout_seconds: float,
+    before_join: Callable[[], None] = lambda: None,
 ) -> TensorLane:
     """Joins the ring of a plan's stages; every stage must call it at about the same time.
 
-    Stage 0 should call it first and the last stage last: a stage whose neighbour does not listen yet tries
-    again only after a whole second.
+    A stage whose neighbour does not listen yet tries again only after a whole second. So stage 0 should
+    begin, and each stage should make the next one begin in its ``before_join``: the last one connects first.
 
     Args:
         addresses: host:port of every stage's tensor lane, head first; at least two.
@@ -50,13 +51,14 @@ def open_ring(
         reserved: the port of this stage; given back once the ring has bound it.
         on_stall: called from another thread when a later wait passes its deadline; must end the process.
         timeout_seconds: the process is ended where the ring does not stand by then.
+        before_join: called when everything is prepared, just before this stage listens.
 
     Raises:
         LocalAddressError: an address is not on this machine.
         LocalLaneStateError: this process has opened a ring before, or there are fewer than two stages.
         RemotePeerLostError: a neighbour did not listen.
     """
-    global _opened  # noqa: PLW0603  MLX keeps one ring for the whole process, so this is the whole process's too
+    global _opened  # noqa: PLW0603  MLX keeps one ring for the whole process, and so does this
     if len(addresses) < 2:  # noqa: PLR2004  two ends
         raise LocalLaneStateError("a plan with one stage needs no lane")
     for address in addresses:
@@ -66,6 +68,7 @@ def open_ring(
     _opened = True
     with _environment(addresses, stage_index), _end_process_after(timeout_seconds):
         try:
+            before_join()
             group = mx.distributed.init(strict=True, backend="ring")
         except RuntimeError as error:
             raise RemotePeerLostError(

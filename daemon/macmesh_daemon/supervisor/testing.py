@@ -124,6 +124,9 @@ class FakeWorker(Worker):
         if self._start.stage_index != 0:
             self._fail(request.request_id, "NOT_HEAD", "only the head takes requests")
             return
+        if request.epoch != self._start.epoch:
+            self._fail(request.request_id, "EPOCH_MISMATCH", "the request was made for another plan")
+            return
         context = self._start.deployment.context_tokens
         if context and len(request.prompt_token_ids) + request.max_tokens > context:
             self._fail(

@@ -17,7 +17,9 @@ from macmesh_daemon.supervisor.frames import encode_frame, read_frame
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError
 from macmesh_daemon.worker.identity import require_node, require_proof, stage_proof, tls_contexts
 
-HELLO_DEADLINE_SECONDS = 10.0
+HANDSHAKE_DEADLINE_SECONDS = 10.0
+HELLO_DEADLINE_SECONDS = 30.0
+"""Includes the wait for the epoch's key, which a neighbour may be given later than we are."""
 CLOSE_DEADLINE_SECONDS = 1.0
 CONNECT_RETRY_SECONDS = 0.1
 
@@ -76,7 +78,7 @@ class ControlLane:
                 self._bind_host,
                 0,
                 ssl=self._server_tls,
-                ssl_handshake_timeout=HELLO_DEADLINE_SECONDS,
+                ssl_handshake_timeout=HANDSHAKE_DEADLINE_SECONDS,
             )
         except OSError as error:
             raise LocalStartError(
@@ -105,6 +107,12 @@ class ControlLane:
     def send_down(self, frame: bytes) -> None:
         """Sends an encoded message to the next stage; from the tail to the head."""
         self._write(self._outgoing, frame)
+
+    async def send_down_now(self, frame: bytes) -> None:
+        """Sends an encoded message to the next stage and returns once the system has it."""
+        self._write(self._outgoing, frame)
+        if self._outgoing is not None:
+            await self._outgoing.drain()
 
     async def tell_failure(self, failure: lane_pb2.StageFailed) -> None:
         """Tells all neighbours that the plan has failed, as far as they can still be reached."""
@@ -161,7 +169,7 @@ class ControlLane:
                     int(port),
                     ssl=self._client_tls,
                     server_hostname="",
-                    ssl_handshake_timeout=HELLO_DEADLINE_SECONDS,
+                    ssl_handshake_timeout=HANDSHAKE_DEADLINE_SECONDS,
                 )
             except ConnectionRefusedError:
                 # It has reported this address, so it listens or is gone; the caller's deadline decides which.

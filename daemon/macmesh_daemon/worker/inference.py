@@ -88,6 +88,8 @@ class InferenceThread:
         from macmesh_daemon.worker.runner import StageRunner, use_all_usable_memory  # noqa: PLC0415
 
         start, deployment = self._start, self._start.deployment
+        if len(deployment.stages) > 1:
+            import macmesh_rdma.ring  # noqa: F401, PLC0415  imports mlx; what comes later must be quick
         stage = deployment.stages[start.stage_index]
         use_all_usable_memory()
         model = load_stage(

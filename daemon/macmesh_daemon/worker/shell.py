@@ -91,6 +91,8 @@ class WorkerShell:
             except (OSError, RemoteFrameError):
                 command = None
             if command is None:
+                if self._end.done():
+                    return  # we have closed it ourselves
                 # The daemon is gone: nobody to tell, nothing to save.
                 os._exit(2)
             match command.WhichOneof("command"):
@@ -130,8 +132,6 @@ class WorkerShell:
         # later.
         if self._start.stage_index > 0:
             await self._may_open.wait()
-        if self._start.stage_index < self._stages - 1:
-            self._control.send_down(self._control.encode(open_tensor_lane=lane_pb2.OpenTensorLane()))
         addresses = [p.tensor_address for p in sorted(peers.peers, key=lambda p: p.stage_index)]
         self._inference.open_lane(lambda: self._open_ring(addresses))
 
@@ -147,7 +147,15 @@ class WorkerShell:
             self._reserved,
             on_stall=self._soon(self._fail),
             timeout_seconds=JOIN_DEADLINE_SECONDS,
+            before_join=self._let_next_stage_open,
         )
+
+    def _let_next_stage_open(self) -> None:
+        """Runs on the inference thread, which holds the interpreter's lock from then on."""
+        if self._control is not None and self._start.stage_index < self._stages - 1:
+            frame = self._control.encode(open_tensor_lane=lane_pb2.OpenTensorLane())
+            sent = asyncio.run_coroutine_threadsafe(self._control.send_down_now(frame), self._loop)
+            sent.result(JOIN_DEADLINE_SECONDS)
 
     def _on_lane_message(self, stage: int, message: lane_pb2.LaneMessage) -> None:
         match message.WhichOneof("message"):
@@ -160,7 +168,8 @@ class WorkerShell:
             case "open_tensor_lane":
                 self._may_open.set()
             case "failed":
-                self._failed_stage = message.failed.stage_index
+                if not self._end.done():
+                    self._failed_stage = message.failed.stage_index
                 self._fail(message.failed.message)
             case kind:
                 self._fail(f"stage {stage} sent {kind} after its hello")

@@ -19,6 +19,7 @@ from macmesh_daemon.supervisor.interface import Worker
 from macmesh_daemon.supervisor.process import WorkerProcess
 from macmesh_daemon.supervisor.testing import FakeWorker, fake_token
 
+EPOCH = types_pb2.Epoch(generation=1, term=2, seq=3)
 SERVER = Path(__file__).parent / "fake_worker_main.py"
 
 
@@ -33,7 +34,7 @@ def make_worker(request: pytest.FixtureRequest) -> Callable[[], Worker]:
 
 def start_stage(stage_index: int = 0, context_tokens: int = 100) -> lane_pb2.StartStage:
     return lane_pb2.StartStage(
-        epoch=types_pb2.Epoch(generation=1, term=2, seq=3),
+        epoch=EPOCH,
         deployment=types_pb2.Deployment(
             layer_count=4,
             context_tokens=context_tokens,
@@ -76,7 +77,9 @@ async def ready_worker(worker: Worker) -> None:
 def run_request(
     request_id: str, prompt: Sequence[int] = (1, 2), max_tokens: int = 3
 ) -> peer_pb2.RunRequestRequest:
-    return peer_pb2.RunRequestRequest(request_id=request_id, prompt_token_ids=prompt, max_tokens=max_tokens)
+    return peer_pb2.RunRequestRequest(
+        epoch=EPOCH, request_id=request_id, prompt_token_ids=prompt, max_tokens=max_tokens
+    )
 
 
 async def test_life_from_start_to_stop(make_worker: Callable[[], Worker]) -> None:
@@ -88,7 +91,7 @@ async def test_life_from_start_to_stop(make_worker: Callable[[], Worker]) -> Non
     assert reports[0].state == peer_pb2.WORKER_STATE_STARTING
     assert peer_pb2.WORKER_STATE_LOADING in [r.state for r in reports]
     assert {r.stage_index for r in reports} == {1}
-    assert all(r.epoch == types_pb2.Epoch(generation=1, term=2, seq=3) for r in reports)
+    assert all(r.epoch == EPOCH for r in reports)
     assert reports[-1].control_address
     assert reports[-1].tensor_address
     await worker.set_peers(peer_pb2.SetPeersRequest())
@@ -130,6 +133,20 @@ async def test_too_long_request_is_refused_with_a_reason(make_worker: Callable[[
         async for event in worker.events():
             if event.WhichOneof("event") == "failed":
                 assert event.failed.reason == "CONTEXT_LENGTH_EXCEEDED"
+                break
+    await worker.stop(10)
+
+
+async def test_request_of_another_epoch_is_refused(make_worker: Callable[[], Worker]) -> None:
+    worker = make_worker()
+    await ready_worker(worker)
+    stale = run_request("r1")
+    stale.epoch.seq = 2
+    await worker.submit(stale)
+    async with asyncio.timeout(20):
+        async for event in worker.events():
+            if event.WhichOneof("event") == "failed":
+                assert event.failed.reason == "EPOCH_MISMATCH"
                 break
     await worker.stop(10)
 
