@@ -23,7 +23,8 @@ def test_the_demo_prints_one_json_object_and_leaves_nothing_running() -> None:
     report = json.loads(done.stdout)
 
     assert report["identical"] is True
-    assert (report["nodes"], report["stages"], report["tokens"]) == (3, 3, 24)
+    assert (report["nodes"], report["stages"]) == (3, 3)
+    assert report["tokens"] == len(report["token_ids"]) == 24
     assert report["discovery"] == "mdns"
     assert report["coordinator"]
     assert report["epoch"]

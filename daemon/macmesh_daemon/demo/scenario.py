@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from macmesh import AsyncClient, ClusterStatus
     from macmesh_placement import ModelProfile
 
-PROMPT = "A node is"
+PROMPT = "A few Macs serve"
 #: The worker of the demo model needs no GPU runtime; the rest of the ledger is charged in full.
 RUNTIME_RESERVE_BYTES = 64 << 20
 PROFILE_DEADLINE_SECONDS = 60.0
@@ -45,7 +45,7 @@ class DemoOptions:
 
     Attributes:
         nodes: Daemons to start.
-        tokens: Tokens to generate.
+        tokens: Most tokens to generate; the model may end before.
         mdns: Find each other by multicast DNS; otherwise by static seeds.
         prompt: What to continue.
         model_folder: The model; None takes the shipped one.
@@ -56,7 +56,7 @@ class DemoOptions:
     """
 
     nodes: int = 3
-    tokens: int = 48
+    tokens: int = 64
     mdns: bool = True
     prompt: str = PROMPT
     model_folder: Path | None = None
@@ -235,7 +235,7 @@ async def _generate(
     ids: list[int] = []
     speed, epoch = 0.0, ""
     talk.text(f"{options.prompt}")
-    generation = client.generate(options.prompt, max_tokens=options.tokens, temperature=0.0, ignore_eos=True)
+    generation = client.generate(options.prompt, max_tokens=options.tokens, temperature=0.0)
     async with aclosing(generation) as chunks:
         async for chunk in chunks:
             if chunk.token_ids:
@@ -273,7 +273,9 @@ async def _compare(
     )
     if not token_ids:
         raise LocalDemoSetupError("the cluster generated no token")
-    identical = tuple(reference.token_ids) == token_ids
+    # The reference goes on past the model's end; ours must have stopped exactly there, or at the limit.
+    expected = cut_at_end(reference.token_ids, tokenizer.eos_token_ids)
+    identical = expected == token_ids
     return DemoReport(
         identical=identical,
         nodes=len(status.document.members),
@@ -286,13 +288,21 @@ async def _compare(
         prompt=options.prompt,
         text=text,
         token_ids=token_ids,
-        reference_token_ids=tuple(reference.token_ids),
+        reference_token_ids=expected,
         seconds=watch.seconds,
         tokens_per_second=round(speed, 1),
         reference_tokens_per_second=round(reference.decode_tokens_per_second, 1),
         usable_bytes=usable_bytes,
         votes=votes,
     )
+
+
+def cut_at_end(token_ids: tuple[int, ...], end_ids: frozenset[int]) -> tuple[int, ...]:
+    """The tokens up to the first end-of-sequence token, that one included; all where there is none."""
+    for position, token_id in enumerate(token_ids):
+        if token_id in end_ids:
+            return token_ids[: position + 1]
+    return token_ids
 
 
 __all__ = ["DemoOptions", "DemoReport", "MacmeshError", "Talk", "run_demo"]

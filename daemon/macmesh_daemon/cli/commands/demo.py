@@ -30,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--nodes", type=positive, default=3, metavar="N", help="daemons to start (default 3)")
     parser.add_argument(
-        "--tokens", type=positive, default=48, metavar="N", help="tokens to generate (default 48)"
+        "--tokens", type=positive, default=64, metavar="N", help="most tokens to generate (default 64)"
     )
     parser.add_argument("--model", metavar="FOLDER", help="a model folder instead of the shipped small model")
     parser.add_argument("--no-mdns", action="store_true", help="find each other by static seeds only")
