@@ -140,11 +140,14 @@ class PlanMaker:
         if deployment is None or not deployment.stages:
             self._refuse(attempt, "NO_PLAN", "")
             return
-        plan = Plan(self._coordinator.next_epoch(), (deployment,), attempt.wanted)
-        usable = {member.node_id for member in self._means(attempt.wanted)}
-        if not usable >= set(plan.node_ids) or len(set(plan.node_ids)) != len(plan.node_ids):
+        chosen = [stage.node_id for stage in deployment.stages]
+        if len(set(chosen)) != len(chosen) or not {node_id for node_id, _ in attempt.means} >= set(chosen):
+            self._refuse(attempt, "INVALID_PLAN", "")
+            return
+        if not {member.node_id for member in self._means(attempt.wanted)} >= set(chosen):
             self._attempt = None  # a member went while the planner worked: compute again
             return
+        plan = Plan(self._coordinator.next_epoch(), (deployment,), attempt.wanted)
         attempt.plan = plan
         attempt.phase = "preparing"
         attempt.since = self._context.now

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _ENDED = {WorkerState.FAILED, WorkerState.STOPPED}
 _LOADED = {WorkerState.LOADED, WorkerState.READY}
 _NOBODY = ""
+_BEATS_TO_TELL = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,10 @@ class Rollout:
         """Take in an answer about the committed plan; the next heartbeat tells the rest."""
         if response.epoch != self._epoch:
             return
-        self._busy_until[peer] = self._context.now + self._context.settings.heartbeat_seconds
+        is_done = isinstance(response, CommitResponse) and response.committed
+        # What it has done, its next heartbeat tells; what it has refused is asked for again a little later.
+        beats = _BEATS_TO_TELL if is_done else 1
+        self._busy_until[peer] = self._context.now + beats * self._context.settings.heartbeat_seconds
         if isinstance(response, SetPeersResponse) and response.accepted:
             self._peers_told.add(peer)
 
@@ -164,7 +168,8 @@ class Rollout:
 
     def _activate(self, node_id: str, known: "MemberEpochs", plan: Plan, epoch: Epoch) -> None:
         generation, term = self._context.state.ballot
-        if known.promised == epoch:
+        # A plan of this term was stored because all its members had promised it, whatever they told last.
+        if known.promised == epoch or (epoch.generation, epoch.term) == (generation, term):
             self._call(node_id, CommitRequest(term, epoch, generation))
         elif known.promised is None or known.promised < epoch:
             self._call(node_id, PrepareRequest(term, plan, generation))

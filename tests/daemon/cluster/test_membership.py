@@ -11,6 +11,7 @@ from daemon.cluster.sim_parts import facts_of, wanted_model
 from daemon.cluster.solo import Solo, kinds, only
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
+from macmesh_daemon.cluster.admission import JoinBatch
 from macmesh_daemon.cluster.errors import LocalClusterMisuse, LocalClusterSettingsInvalid
 from macmesh_daemon.cluster.messages import ClusterDocument, RequestVoteRequest
 from macmesh_daemon.cluster.quorum import weights
@@ -99,6 +100,16 @@ def test_while_a_plan_runs_joiners_are_batched() -> None:
     world.run(1)
 
     assert {m.node_id for m in committed(world).members} == {*known, "d", "e"}
+
+
+def test_joiners_that_keep_coming_do_not_keep_the_first_waiting_for_ever() -> None:
+    batch = JoinBatch(ClusterSettings())
+    arrivals = [f"n{i}" for i in range(20)]
+    admitted_at = next(
+        at for at in range(40) if batch.ready(arrivals[: at // 2 + 1], float(at), plan_runs=True)
+    )
+
+    assert admitted_at == 15
 
 
 def test_no_version_moves_the_votes_by_more_than_one() -> None:

@@ -8,7 +8,15 @@ from daemon.cluster.sim import World
 from daemon.cluster.sim_parts import split, wanted_model
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
-from macmesh_daemon.cluster.messages import Deployment, Epoch, WorkerReport, WorkerState
+from macmesh_daemon.cluster.messages import (
+    CommitRequest,
+    Deployment,
+    Epoch,
+    PrepareRequest,
+    SetPeersRequest,
+    WorkerReport,
+    WorkerState,
+)
 
 M = wanted_model()
 Planner = Callable[[fx.ComputePlan], Deployment | None]
@@ -76,6 +84,9 @@ def test_a_wanted_model_is_planned_promised_committed_loaded_connected_and_ready
             if isinstance(e, fx.CheckPrepare | fx.StartWorker | fx.GivePeers | fx.StopWorker)
         ]
         assert order == ["CheckPrepare", "StartWorker", "GivePeers"]
+    asked = [(e.peer, type(e.message)) for _, _, e in world.log if isinstance(e, fx.Send)]
+    for kind in (PrepareRequest, CommitRequest, SetPeersRequest):
+        assert sorted(peer for peer, k in asked if k is kind) == ["b", "c"], "asked once, and itself inside"
     keys = {e.request.epoch_key for _, _, e in world.log if isinstance(e, fx.GivePeers)}
     assert [len(key) for key in keys] == [32]
     peers = next(e.request.peers for _, _, e in world.log if isinstance(e, fx.GivePeers))
@@ -106,7 +117,7 @@ def test_a_node_that_refuses_its_stage_is_left_out_under_the_next_epoch() -> Non
     asked = next(e for _, n, e in world.log if isinstance(e, fx.CheckPrepare) and n == "b")
     assert asked.plan.epoch is not None
     world.step(world.nodes["b"], ev.PrepareChecked(asked.plan.epoch, ok=False, reason="no room"))
-    world.run_until(world.ready, 10)
+    world.run_until(world.ready, 3)
 
     assert plan_nodes(world) == {"a", "c"}
     assert plan_epoch(world) > asked.plan.epoch
@@ -480,17 +491,55 @@ def test_a_plan_on_a_node_that_went_meanwhile_is_computed_again() -> None:
     assert plan_nodes(world) == {"a", "b", "c"} - {gone}
 
 
-def test_workers_that_never_connect_are_started_anew() -> None:
+def test_a_plan_is_ready_when_all_its_workers_are_and_started_anew_when_one_never_is() -> None:
     world = World(1, 2)
     world.start()
     world.load(M)
     world.run_until(lambda: bool(world.announcements("peers told")), 5)
     before = plan_epoch(world)
-    for node in world.nodes.values():
-        assert node.worker is not None
-        node.worker.key = b"deaf"
+    world.run_until(lambda: world.nodes["b"].worker is not None and bool(world.nodes["b"].worker.key), 5)
+    deaf = world.nodes["b"].worker
+    assert deaf is not None
+    deaf.key = b"deaf"
+    world.run(5)
+    states = {n: w.state for n, w in world.nodes["a"].up.view.workers.items()}
+    assert states == {"a": WorkerState.READY, "b": WorkerState.LOADED}
+    assert not world.announcements("plan ready")
+    assert not world.ready()
     world.run_until(lambda: plan_epoch(world) > before, 30)
     world.run_until(world.ready, 5)
+
+
+def test_a_second_key_never_parts_workers_that_connect() -> None:
+    world = World(1, 3, compute=on("bc"))
+    world.start()
+    assert world.coordinator() is world.nodes["a"]
+    world.load(M)
+    world.run_until(
+        lambda: all(n.worker is not None and n.worker.key for n in map(world.nodes.get, "bc") if n), 5
+    )
+    deaf = world.nodes["c"].worker
+    assert deaf is not None
+    deaf.key = b"deaf"
+    world.run(0.1)
+    world.crash("a")
+    world.keep_log = True
+    world.run_until(lambda: world.coordinator() is not None, 5)
+    world.run(5)
+
+    assert not [e for _, _, e in world.log if isinstance(e, fx.GivePeers)]
+
+
+def test_a_planner_that_names_a_stranger_or_one_node_twice_is_refused() -> None:
+    for names in ("az", "aa"):
+        world = World(1, 2, compute=lambda ask, names=names: split(ask.wanted, list(names)))  # type: ignore[misc]
+        world.start()
+        change_id = world.load(M)
+        world.run(2)
+        rejected = outcomes(world, change_id)[-1]
+
+        assert isinstance(rejected, fx.ChangeRejected)
+        assert rejected.reason == "INVALID_PLAN"
 
 
 def test_a_worker_that_loads_no_further_is_started_anew() -> None:

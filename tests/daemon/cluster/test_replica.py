@@ -278,6 +278,20 @@ def test_a_committed_plan_without_this_node_frees_its_worker() -> None:
     assert not late.committed
 
 
+def test_a_committed_plan_older_than_the_active_one_frees_nothing() -> None:
+    node = running(seq=2)
+    effects = node.ask("a", HeartbeatRequest(1, 1, 1, with_plan(2, plan(1, 1, "ac")), 1, 2, 1))
+
+    assert "StopWorker" not in kinds(effects)
+
+
+def test_the_end_of_a_worker_that_is_long_gone_changes_nothing() -> None:
+    node = running(seq=2)
+    assert node.step(ev.WorkerStopped(Epoch(1, 1, 1))) == []
+
+    assert node.machine.view.workers["b"].state is WorkerState.READY
+
+
 def test_a_commit_that_a_committed_plan_has_overtaken_is_refused() -> None:
     node = Solo(stored())
     node.ask("a", prepare(1, 1))

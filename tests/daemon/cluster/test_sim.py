@@ -57,7 +57,7 @@ def test_the_chaos_is_one() -> None:
         "prepare refused",
         "worker ended",
     }
-    assert sum(len(world.checker.coordinators) for world in worlds) > 2 * len(worlds)
+    assert sum(len(world.checker.coordinators) for world in worlds) > len(worlds)
 
 
 def test_the_checker_sees_a_second_vote_a_lost_promise_and_a_second_worker() -> None:
