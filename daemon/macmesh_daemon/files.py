@@ -32,20 +32,22 @@ class LocalFolderNotPrivateError(FilesError):
     """Others could write to a folder that must be ours alone."""
 
 
-def make_private_folder(path: Path) -> None:
-    """Make ``path`` a folder that only this user can enter, or check that it is one.
+def make_guarded_folder(path: Path) -> None:
+    """Make ``path`` a folder of this user that nobody else may write to (mode 0700), or check that it is one.
 
-    For folders at a place that others can write to, such as ``/tmp``: somebody may have made it first.
+    For folders at a place that others can write to, such as ``/tmp``: somebody may have made it first. One
+    that is there already may be readable by others.
 
     Raises:
-        LocalFolderNotPrivateError: It is a link or a file, belongs to somebody else, or is open to others.
+        LocalFolderNotPrivateError: It is a link or a file, belongs to somebody else, or others may write to it.
         OSError: It cannot be made.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise LocalFolderNotPrivateError(
-            f"{path} is not a folder of this user alone (mode 0700): remove it, or configure another place"
+            f"{path} is not a folder of this user that nobody else may write to: mend its owner and mode, "
+            "or configure another place"
         )
 
 

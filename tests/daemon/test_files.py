@@ -10,7 +10,7 @@ from macmesh_daemon.files import (
     FolderLock,
     LocalFolderInUseError,
     LocalFolderNotPrivateError,
-    make_private_folder,
+    make_guarded_folder,
     write_durably,
 )
 
@@ -40,25 +40,27 @@ def test_a_failed_write_leaves_the_old_content_and_no_rest(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_private_folder_is_ours_alone(tmp_path: Path) -> None:
+def test_nobody_else_may_write_to_a_guarded_folder(tmp_path: Path) -> None:
     folder = tmp_path / "private"
-    make_private_folder(folder)
-    make_private_folder(folder)
+    make_guarded_folder(folder)
+    make_guarded_folder(folder)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     (tmp_path / "link").symlink_to(folder)
-    with pytest.raises(LocalFolderNotPrivateError, match="link is not a folder of this user alone"):
-        make_private_folder(tmp_path / "link")
+    with pytest.raises(LocalFolderNotPrivateError, match="link is not a folder of this user"):
+        make_guarded_folder(tmp_path / "link")
     folder.chmod(0o755)
+    make_guarded_folder(folder)
+    folder.chmod(0o770)
     with pytest.raises(LocalFolderNotPrivateError):
-        make_private_folder(folder)
+        make_guarded_folder(folder)
     folder.chmod(0o700)
 
 
 def test_a_folder_of_somebody_else_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_private_folder(tmp_path / "folder")
+    make_guarded_folder(tmp_path / "folder")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(LocalFolderNotPrivateError):
-        make_private_folder(tmp_path / "folder")
+        make_guarded_folder(tmp_path / "folder")
 
 
 @pytest.mark.process

@@ -83,11 +83,12 @@ def make_caches(model: Module, anatomy: Anatomy, layers: range, reserve_tokens: 
 
 
 def _allocate_at_once(entry: Any, tokens: int) -> None:
-    # A cache grows by its `step`; one as large as the reservation makes the first growth the only one. A
-    # smaller window stays as it is: RotatingKVCache takes the smaller of both.
+    # A cache grows by its `step`; one as large as the reservation makes the first growth the only one. Caches
+    # with a window keep their own step: they grow from what they hold after prefill, so a step as large as
+    # the reservation would take them beyond it.
     for inner in getattr(entry, "caches", ()):
         _allocate_at_once(inner, tokens)
-    if hasattr(entry, "step"):
+    if type(entry) is KVCache:
         entry.step = tokens
 
 

@@ -153,7 +153,7 @@ class Scheduler:
         prompt = len(request.prompt)
         if request.request_id in self._waiting or request.request_id in self._running:
             return Refused(
-                request.request_id, "ALREADY_EXISTS", f"{request.request_id} is being served already"
+                request.request_id, "INVALID_ARGUMENT", f"{request.request_id} is being served already"
             )
         if not request.request_id or not request.prompt:
             return Refused(request.request_id, "INVALID_ARGUMENT", "a request needs an id and a prompt")

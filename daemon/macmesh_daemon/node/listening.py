@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import os
 import stat
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from macmesh.channel_options import SERVER_OPTIONS
 from macmesh.paths import socket_address
 from macmesh.v1 import cluster_pb2_grpc, inference_pb2_grpc, peer_pb2_grpc
-from macmesh_daemon.files import make_private_folder
+from macmesh_daemon.files import make_guarded_folder
 from macmesh_daemon.node.errors import LocalPortBusy
 from macmesh_daemon.node.tls import server_credentials, server_options
 
@@ -65,19 +65,18 @@ class Doors:
         """Start both servers.
 
         Raises:
-            LocalFolderNotPrivateError: the socket's folder is not this user's alone.
+            LocalFolderNotPrivateError: somebody else could replace the socket.
             LocalPortBusy: the socket cannot be bound.
         """
-        prepare_socket_folder(self._socket_path)
-        previous = os.umask(0o177)  # the socket file is made with mode 0600, with no moment in between
+        await asyncio.to_thread(prepare_socket_folder, self._socket_path)
         try:
             if self._clients.add_insecure_port(socket_address(self._socket_path)) == 0:
                 raise LocalPortBusy(str(self._socket_path), None)
-            await self._clients.start()
         except RuntimeError as error:
             raise LocalPortBusy(str(self._socket_path), error) from error
-        finally:
-            os.umask(previous)
+        # Nobody else may write to its folder, and until here nothing answers on it.
+        self._socket_path.chmod(0o600)
+        await self._clients.start()
         await self._peers.start()
         await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
 
@@ -91,14 +90,14 @@ class Doors:
 
 
 def prepare_socket_folder(path: Path) -> None:
-    """Make the socket's folder, mode 0700, and remove a socket that no daemon holds any more.
+    """Make the socket's folder and remove a socket that no daemon holds any more. Blocks.
 
     The caller holds the data folder's lock, so a socket file that is left is a dead daemon's.
 
     Raises:
-        LocalFolderNotPrivateError: the folder belongs to another user, is a link, or is open to others.
+        LocalFolderNotPrivateError: somebody else owns the folder or may write to it.
     """
-    make_private_folder(path.parent)
+    make_guarded_folder(path.parent)
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()

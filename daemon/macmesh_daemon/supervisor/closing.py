@@ -3,7 +3,7 @@
 from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2, types_pb2
 from macmesh_daemon.supervisor.interface import FINAL_STATES
 
-LOST_REASON = "WORKER_LOST"
+LOST_REASON = "WORKER_FAILED"
 
 
 class OpenBusiness:

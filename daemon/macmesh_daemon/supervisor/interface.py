@@ -18,7 +18,7 @@ class Worker(abc.ABC):
 
     * Reports of LOADING repeat while the weights load. LOADED carries the addresses of both lanes.
     * A request handed in by `submit` ends in exactly one of: a progress with a finish reason, or a failure.
-      If the worker ends first, the failure has the reason ``WORKER_LOST``.
+      If the worker ends first, the failure has the reason ``WORKER_FAILED``.
     * The last event is always a report of STOPPED (`stop` was called) or FAILED (all else, also SIGKILL).
       It comes after the process has ended and nothing of the worker is left.
     """

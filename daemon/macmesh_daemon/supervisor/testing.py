@@ -122,10 +122,10 @@ class FakeWorker(Worker):
     def _submit(self, request: peer_pb2.RunRequestRequest) -> None:
         assert self._start is not None  # noqa: S101  send() has checked it
         if self._start.stage_index != 0:
-            self._fail(request.request_id, "NOT_HEAD", "only the head takes requests")
+            self._fail(request.request_id, "EPOCH_CHANGED", "only the head takes requests")
             return
         if request.epoch != self._start.epoch:
-            self._fail(request.request_id, "EPOCH_MISMATCH", "the request was made for another plan")
+            self._fail(request.request_id, "EPOCH_CHANGED", "the request was made for another plan")
             return
         context = self._start.deployment.context_tokens
         if context and len(request.prompt_token_ids) + request.max_tokens > context:

@@ -85,13 +85,13 @@ class InferenceThread:
         import_without_tokenizers()
         # Imported here and not above: the first command decides about mlx's environment.
         from macmesh_daemon.engine.stage import load_stage  # noqa: PLC0415
-        from macmesh_daemon.worker.runner import StageRunner, use_all_usable_memory  # noqa: PLC0415
+        from macmesh_daemon.worker.runner import StageRunner, set_memory_limits  # noqa: PLC0415
 
         start, deployment = self._start, self._start.deployment
         if len(deployment.stages) > 1:
             import macmesh_rdma.ring  # noqa: F401, PLC0415  imports mlx; what comes later must be quick
         stage = deployment.stages[start.stage_index]
-        use_all_usable_memory()
+        set_memory_limits()
         model = load_stage(
             Path(start.model_path),
             stage.first_layer,

@@ -84,7 +84,7 @@ class FollowerLoop:
             case lane_pb2.PingWorker():
                 self._outlets.event(pong(item, self._steps, self._runner))
             case lane_pb2.SubmitRequest():
-                refused = Refused(item.request.request_id, "NOT_HEAD", "only the head takes requests")
+                refused = Refused(item.request.request_id, "EPOCH_CHANGED", "only the head takes requests")
                 self._outlets.event(event_to_wire(refused))
             case lane_pb2.CancelRequest():
                 pass
@@ -217,7 +217,7 @@ class HeadLoop:
         if request.epoch != self._epoch:
             return Refused(
                 request.request_id,
-                "EPOCH_MISMATCH",
+                "EPOCH_CHANGED",
                 "the request was made for another plan than the one that is served now; ask again",
             )
         if request.sampling.temperature > 0 and not request.sampling.HasField("seed"):

@@ -12,6 +12,7 @@ from macmesh_daemon.engine.errors import RemoteScheduleError
 from macmesh_daemon.engine.sampling import choose
 from macmesh_daemon.engine.stage import StageModel
 from macmesh_daemon.worker.convert import sampling_from_wire
+from macmesh_placement import Reserves
 from macmesh_rdma.lane import TensorLane
 
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
@@ -146,6 +147,11 @@ class StageRunner:
         result.has_token = True
 
 
-def use_all_usable_memory() -> None:
-    """Lets Metal wire what it recommends, as mlx-lm's own generation does; elsewhere there is no limit."""
+def set_memory_limits() -> None:
+    """Holds MLX to what the ledger charges.
+
+    Metal may wire what it recommends, as in mlx-lm's own generation; elsewhere there is no such limit. Freed
+    buffers are kept up to the size that the ledger has as allocator slack, on every backend.
+    """
     maybe_set_recommended_wired_limit()
+    mx.set_cache_limit(Reserves().buffer_cache_bytes)

@@ -124,7 +124,7 @@ def test_nonsense_is_refused(bad: Request) -> None:
 def test_an_id_is_served_once_at_a_time() -> None:
     scheduler = Scheduler(limits())
     scheduler.submit(request("a"))
-    assert refusal(scheduler.submit(request("a"))).reason == "ALREADY_EXISTS"
+    assert refusal(scheduler.submit(request("a"))).reason == "INVALID_ARGUMENT"
     run_all(scheduler)
     assert scheduler.submit(request("a")) == []
 

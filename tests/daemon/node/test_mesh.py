@@ -47,8 +47,7 @@ async def test_nodes_elect_load_and_generate_from_any_of_them(tmp_path: Path) ->
                 texts.append(done.text)
         assert len(set(texts)) == 1
 
-        status = await mesh.nodes[2].status()
-        assert status.serving_state == "ready"
+        status = await mesh.until(mesh.nodes[2], lambda s: s.serving_state == "ready", "told ready")
         assert [s.state for s in states(status)] == [peer_pb2.WORKER_STATE_READY] * 3
         covered = sorted((s.first_layer, s.end_layer) for s in status.document.plan.deployments[0].stages)
         assert covered[0][0] == 0

@@ -146,7 +146,7 @@ async def test_request_of_another_epoch_is_refused(make_worker: Callable[[], Wor
     async with asyncio.timeout(20):
         async for event in worker.events():
             if event.WhichOneof("event") == "failed":
-                assert event.failed.reason == "EPOCH_MISMATCH"
+                assert event.failed.reason == "EPOCH_CHANGED"
                 break
     await worker.stop(10)
 
@@ -204,7 +204,7 @@ async def test_fake_that_dies_reports_failed_and_closes_its_requests() -> None:
     await worker.submit(run_request("r1"))
     worker.die("killed in a test")
     *_, failed, report = await drain(worker)
-    assert (failed.failed.request_id, failed.failed.reason) == ("r1", "WORKER_LOST")
+    assert (failed.failed.request_id, failed.failed.reason) == ("r1", "WORKER_FAILED")
     assert report.report.state == peer_pb2.WORKER_STATE_FAILED
     assert report.report.error == "killed in a test"
 
@@ -244,7 +244,7 @@ async def test_killed_process_is_reported_with_the_signal_and_its_last_words() -
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     events = await drain(worker)
-    assert events[-2].failed.reason == "WORKER_LOST"
+    assert events[-2].failed.reason == "WORKER_FAILED"
     report = events[-1].report
     assert report.state == peer_pb2.WORKER_STATE_FAILED
     assert "SIGKILL" in report.error

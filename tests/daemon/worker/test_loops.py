@@ -117,7 +117,7 @@ def test_head_of_several_stages_waits_for_the_tail() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"epoch": types_pb2.Epoch(generation=9)}, "EPOCH_MISMATCH"),
+        ({"epoch": types_pb2.Epoch(generation=9)}, "EPOCH_CHANGED"),
         ({"sampling": inference_pb2.SamplingParameters(temperature=1)}, "INVALID_ARGUMENT"),
         ({"prompt_token_ids": [1, 100]}, "INVALID_ARGUMENT"),
         ({"max_tokens": 50}, "CONTEXT_LENGTH_EXCEEDED"),
@@ -184,7 +184,7 @@ def test_followers_do_what_comes() -> None:
     assert runner.released == [(1, "a")]
     assert (told.events[0].pong.nonce, told.events[0].pong.steps) == (8, 1)
     middle.take(lane_pb2.SubmitRequest(request=peer_pb2.RunRequestRequest(request_id="b")))
-    assert told.events[-1].failed.reason == "NOT_HEAD"
+    assert told.events[-1].failed.reason == "EPOCH_CHANGED"
     with pytest.raises(RemoteScheduleError, match="not the head"):
         middle.take(lane_pb2.StepResult(step=1))
 

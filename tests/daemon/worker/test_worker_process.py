@@ -138,7 +138,7 @@ async def test_requests_are_refused_cancelled_and_stopped(folder: Path) -> None:
         await talk.until(ends=3)
         assert talk.ends == {
             "long": "FINISH_REASON_CANCELLED",
-            "stale": "EPOCH_MISMATCH",
+            "stale": "EPOCH_CHANGED",
             "too long": "CONTEXT_LENGTH_EXCEEDED",
         }
         stopping = request(starts, "stopping", 50)
@@ -166,7 +166,7 @@ async def test_killed_stage_fails_the_plan_at_once_and_leaves_nothing(folder: Pa
         os.kill(workers[1].pid or 0, signal.SIGKILL)
         async with asyncio.timeout(5):
             await talk.until()
-        assert talk.ends == {"r": "WORKER_LOST"}
+        assert talk.ends == {"r": "WORKER_FAILED"}
         assert talk.final is not None
         assert talk.final.state == peer_pb2.WORKER_STATE_FAILED
         assert "stage 1" in talk.final.error or "peer" in talk.final.error
