@@ -1,8 +1,8 @@
 """The pure cluster core: election, membership and plans of one node as a state machine.
 
 `machine.ClusterMachine` is the one door: ``step(event, now) -> effects``. It has no I/O, no clock and no
-randomness of its own, so the daemon and the simulator of the tests run the same code. What the shell owes it is
-listed in `effects`.
+randomness of its own, so the daemon and the simulator of the tests run the same code. `effects` lists what
+the shell owes it.
 
 Parts, from the bottom up::
 
@@ -14,7 +14,7 @@ Parts, from the bottom up::
     tracker, admission, changes, failures                        what a coordinator counts and remembers
     planning    from "a plan is wanted" to a plan in the document    the coordinator
     rollout     from the document to a plan that serves              the coordinator
-    coordinator heartbeats, the document, members                    one instance per term that this node leads
+    coordinator heartbeats, the document, members                    one instance per term led here
 
 Roles (`view.Role`); every change of term is durable before anything that follows from it is told::
 
@@ -27,28 +27,28 @@ Roles (`view.Role`); every change of term is durable before anything that follow
     any but blank  -                                follower, on a higher term, or on a heartbeat of its own
 
 The one document: the coordinator writes a version (its own term, the next seq), stores it, and sends it in
-heartbeats to whoever holds another. A quorum that holds it commits it. At most one version is open; the first one
-of a term repeats the last version found, and nothing else is decided before that is committed.
+heartbeats to whoever holds another. A quorum that holds it commits it. At most one version is open; the first
+one of a term repeats the last version found, and nothing else is decided before that is committed.
 
 A plan at the coordinator (`planning`, then `rollout`)::
 
     phase       left when                                      then
     computing   the planner answers                            preparing; refused: recorded, what runs goes on
-    preparing   every member has promised the epoch durably    storing; a NACK or timeout drops the node: computing
+    preparing   every member has promised the epoch durably    storing; NACK or timeout: computing without it
     storing     a quorum holds the document with the plan      committed
     committed   COMMIT: every member has the epoch active      loading
     loading     every worker is LOADED                         SET_PEERS with a fresh key: connecting
     connecting  every worker is READY                          ready
     ready       a member dies, a worker ends, another wish     computing, under a new epoch
 
-The last four are not remembered anywhere: each coordinator reads them off its members' heartbeats, so the next
-one goes on where the last one was, under the plan's own epoch.
+The last four are not remembered anywhere: each coordinator reads them off its members' heartbeats, so the
+next one goes on where the last one was, under the plan's own epoch.
 
 An epoch at a member (`replica`, `worker_slot`); ``active <= promised``, both durable, neither ever falls::
 
-    PREPARE e   refused below ``promised``; else checked by the shell, then ``promised = e``; the old worker serves on
-    COMMIT e    refused unless ``e == promised``; the old worker is stopped and gone, ``active = e``, the new one starts
-    a committed document whose plan leaves this node out: its worker is stopped and gone, ``active = e``
+    PREPARE e   refused below ``promised``; else the shell checks, then ``promised = e``; what runs serves on
+    COMMIT e    refused unless ``e == promised``; the old worker is stopped, then ``active = e``, then a start
+    a committed document whose plan e leaves this node out: its worker stops and is gone, ``active = e``
 
 Safety rests on terms, votes, promises and quorums alone. Time only decides when something is tried.
 """

@@ -44,14 +44,15 @@ class Checker:
 
     def on_step(self, node: SimNode, machine: ClusterMachine) -> None:
         context = machine._context
-        if machine._coordinator is None:
-            return
         ballot = context.state.ballot
+        if machine._coordinator is None or node.disk.ballot != ballot:
+            return
         if ballot not in self.coordinators:
             self.coordinators[ballot] = node.node_id
         self._must(self.coordinators[ballot] == node.node_id, node, f"second coordinator of term {ballot}")
         version = context.state.commit_version
-        if version[:2] == ballot and version not in self.committed:
+        is_durable = version <= node.disk.document_version  # what is told of it stands behind its Persist
+        if version[:2] == ballot and version not in self.committed and is_durable:
             document = machine._replica.committed
             assert document is not None
             self._must(document.version == version, node, "it committed what it has not stored")

@@ -252,17 +252,11 @@ class World:
         machine = node.machine
         effects = machine.step(event, self.now)
         survive = len(effects)
-        last_persist = max(
-            (i for i, effect in enumerate(effects) if isinstance(effect, fx.Persist)), default=-1
-        )
-        if last_persist < 0:
-            self.checker.on_step(node, machine)
-        if self.faults.crash_in_step and self.rng.random() < self.faults.crash_in_step:
-            survive = self.rng.randint(0, len(effects))
-        for i, effect in enumerate(effects[:survive]):
+        self.checker.on_step(node, machine)
+        for effect in effects[:survive]:
             self._execute(node, effect)
-            if i == last_persist:
-                self.checker.on_step(node, machine)  # durable from here on, so that what is told may be true
+            if isinstance(effect, fx.Persist):
+                self.checker.on_step(node, machine)
         if survive == len(effects):
             self._arm(node)
         else:

@@ -22,6 +22,8 @@ def live_through(seed: int) -> World:
         world.run_until(world.agreed, 30)
         world.insist(wanted_model("final"), 60)
         world.run_until(world.ready, 60)
+        open_requests = {n.node_id: n.open_requests for n in world.nodes.values() if n.open_requests}
+        assert not open_requests, f"never answered: {open_requests}"
     except AssertionError as error:
         raise AssertionError(f"seed {seed}: {error}\n{world.story}") from error
     return world
