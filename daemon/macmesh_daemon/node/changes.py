@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
 #: Profiling a large model, planning and the prepare round, with room; loading comes after it.
 DECISION_DEADLINE_SECONDS = 120.0
+#: The core's own words for why a change came to nothing, as clients know them.
+_REASONS = {
+    "COORDINATOR_CHANGED": Reason.NO_COORDINATOR,
+    "SUPERSEDED": Reason.EPOCH_CHANGED,
+    "PLANNER_TIMEOUT": Reason.INTERNAL,
+    "NO_PLAN": Reason.INTERNAL,
+    "INVALID_PLAN": Reason.INTERNAL,
+    "NO_ELIGIBLE_NODE": Reason.DOES_NOT_FIT,
+}
+
 #: What of a refusal travels as metadata; the whole is in the status.
 _REFUSAL_FACTS = ("context_tokens", "position_limit", "largest_context_tokens", "bytes_to_add", "binding")
 
@@ -46,7 +56,10 @@ class ChangeDesk:
             future.set_result(effect.epoch)
             return
         future.set_exception(
-            CallError(known_reason(effect.reason), *_explain(effect.message, effect.refusal_json))
+            CallError(
+                _REASONS.get(effect.reason) or known_reason(effect.reason),
+                *_explain(effect.message, effect.refusal_json),
+            )
         )
 
     async def load(self, wanted: WantedModel) -> Epoch:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 #: A load of hundreds of gigabytes takes minutes; a client may set a shorter deadline on its call.
 DEFAULT_DEADLINE_SECONDS = 3600.0
-#: The load is given up when this many newer epochs were tried without one becoming ready.
-MAX_REPLANS = 5
+#: The caller is told of the failure after this many epochs; the cluster goes on trying, slower each time.
+MAX_EPOCHS = 3
 
 
 def phase_of(view: ClusterView, plan: Plan) -> str:
@@ -66,7 +66,7 @@ async def follow_load(
             continue
         error_text = _failure(view, plan) or error_text
         epochs.add(plan.epoch)
-        if not plan.deployments or len(epochs) > MAX_REPLANS:
+        if not plan.deployments or len(epochs) > MAX_EPOCHS:
             why = error_text or "the plan was withdrawn"
             raise CallError(Reason.WORKER_FAILED, f"the model could not be served: {why}")
         phase = phase_of(view, plan)

@@ -57,7 +57,8 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
                 ),
             )
         addresses = tuple(request.addresses)
-        if addresses and not self._node.peers.addresses(sender):
+        if self._node.peers.is_new_start(sender, request.boot_nonce):
+            # What a node says of its own addresses is good until this node has dialled it and knows better.
             self._node.peers.learn(sender, addresses)
         self._node.driver.notify(
             CandidateVerified(

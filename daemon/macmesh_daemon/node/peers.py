@@ -55,6 +55,7 @@ class PeerPool:
         self._credentials = credentials
         self._addresses: dict[str, tuple[str, ...]] = {}
         self._links: dict[str, _Link] = {}
+        self._boot_nonces: dict[str, int] = {}
         self._retired: list[grpc.aio.Channel] = []
 
     def learn(self, node_id: str, addresses: Iterable[str]) -> None:
@@ -62,6 +63,12 @@ class PeerPool:
         known = tuple(addresses)
         if known:
             self._addresses[node_id] = known
+
+    def is_new_start(self, node_id: str, boot_nonce: int) -> bool:
+        """Whether the peer was not met since it started; from now on it was."""
+        known = self._boot_nonces.get(node_id)
+        self._boot_nonces[node_id] = boot_nonce
+        return known != boot_nonce
 
     def addresses(self, node_id: str) -> tuple[str, ...]:
         """The addresses in use; empty where none is known."""

@@ -17,9 +17,9 @@ from macmesh_daemon.engine.errors import EngineError
 from macmesh_daemon.engine.files import vocabulary_tokens
 from macmesh_daemon.engine.lean_imports import import_without_tokenizers
 from macmesh_daemon.engine.scheduler import Limits, Scheduler
-from macmesh_daemon.worker.errors import WorkerError
+from macmesh_daemon.worker.errors import RemoteNeighbourError, RemoteStageFailedError, WorkerError
 from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, Runner
-from macmesh_rdma.errors import TransportError
+from macmesh_rdma.errors import RemoteTransportError, TransportError
 from macmesh_rdma.lane import TensorLane
 
 OpenLane = Callable[[], TensorLane | None]
@@ -38,6 +38,8 @@ class Milestones:
     """The lane is open."""
     failed: Callable[[str], None]
     """The thread has ended; why."""
+    peer_lost: Callable[[str], None]
+    """The thread has ended only because another stage was lost; how."""
 
 
 class InferenceThread:
@@ -73,6 +75,8 @@ class InferenceThread:
     def _guarded(self) -> None:
         try:
             self._run()
+        except (RemoteTransportError, RemoteNeighbourError, RemoteStageFailedError) as error:
+            self._milestones.peer_lost(str(error))
         except (EngineError, TransportError, WorkerError) as error:
             self._milestones.failed(str(error))
         except MemoryError as error:

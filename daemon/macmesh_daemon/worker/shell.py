@@ -16,7 +16,7 @@ from macmesh_daemon.supervisor.errors import RemoteFrameError
 from macmesh_daemon.supervisor.frames import encode_frame, read_frame
 from macmesh_daemon.worker.checks import check_start
 from macmesh_daemon.worker.control_lane import ControlLane
-from macmesh_daemon.worker.errors import LocalStartError, WorkerError
+from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError, WorkerError
 from macmesh_daemon.worker.inference import InferenceThread, Milestones
 from macmesh_daemon.worker.loops import Outlets
 from macmesh_rdma.errors import TransportError
@@ -52,6 +52,8 @@ class WorkerShell:
         self._may_open = asyncio.Event()
         self._end: asyncio.Future[str] = self._loop.create_future()
         self._failed_stage = start.stage_index
+        self._peer_lost = False
+        self._peers: peer_pb2.SetPeersRequest | None = None
         self._progress = (0, 0)
         self._control: ControlLane | None = None
         self._control_address = ""
@@ -76,7 +78,7 @@ class WorkerShell:
         os.environ["MLX_METAL_FAST_SYNCH"] = "1" if start.deployment.sync_mode == "fast" else "0"
         if self._stages > 1:
             self._control = ControlLane(
-                start, on_message=self._on_lane_message, on_lost=self._fail, on_stranger=_tell_stranger
+                start, on_message=self._on_lane_message, on_lost=self._lose_peer, on_stranger=_tell_stranger
             )
             self._control_address = await self._control.bind(group)
             self._reserved = ReservedPort(require_loopback(start.bind_host))
@@ -97,7 +99,7 @@ class WorkerShell:
                 os._exit(2)
             match command.WhichOneof("command"):
                 case "peers":
-                    group.create_task(self._join(command.peers), name="join")
+                    self._take_peers(command.peers, group)
                 case "submit":
                     self._inference.put(command.submit)
                 case "cancel":
@@ -109,13 +111,23 @@ class WorkerShell:
                 case _:
                     self._fail("the daemon sent a second start command")
 
+    def _take_peers(self, peers: peer_pb2.SetPeersRequest, group: asyncio.TaskGroup) -> None:
+        """Joins the other stages. The same addresses may come twice: an answer may have been lost."""
+        if self._peers is None:
+            self._peers = peers
+            group.create_task(self._join(peers), name="join")
+        elif peers != self._peers:
+            self._fail("other addresses came while the stages were joining; they must start anew to meet")
+
     async def _join(self, peers: peer_pb2.SetPeersRequest) -> None:
         try:
             async with asyncio.timeout(JOIN_DEADLINE_SECONDS):
                 await self._loaded.wait()
                 await self._join_lanes(peers)
         except TimeoutError:
-            self._fail(f"not all stages were connected within {JOIN_DEADLINE_SECONDS:g} s")
+            self._lose_peer(f"not all stages were connected within {JOIN_DEADLINE_SECONDS:g} s")
+        except RemoteNeighbourError as error:
+            self._lose_peer(str(error))
         except WorkerError as error:
             self._fail(str(error))
 
@@ -145,7 +157,7 @@ class WorkerShell:
             addresses,
             self._start.stage_index,
             self._reserved,
-            on_stall=self._soon(self._fail),
+            on_stall=self._soon(self._lose_peer),
             timeout_seconds=JOIN_DEADLINE_SECONDS,
             before_join=self._let_next_stage_open,
         )
@@ -170,12 +182,18 @@ class WorkerShell:
             case "failed":
                 if not self._end.done():
                     self._failed_stage = message.failed.stage_index
-                self._fail(message.failed.message)
+                self._lose_peer(message.failed.message)
             case kind:
                 self._fail(f"stage {stage} sent {kind} after its hello")
 
     def _fail(self, reason: str) -> None:
         self._finish(reason or "no reason was given")
+
+    def _lose_peer(self, reason: str) -> None:
+        """Ends as `_fail` does, and says that this stage is not to blame."""
+        if not self._end.done():
+            self._peer_lost = True
+        self._fail(reason)
 
     def _finish(self, reason: str) -> None:
         if not self._end.done():
@@ -220,6 +238,7 @@ class WorkerShell:
             loaded=self._soon(self._on_loaded),
             ready=self._soon(self._on_ready),
             failed=self._soon(self._fail),
+            peer_lost=self._soon(self._lose_peer),
         )
 
     def _soon(self, function: Callable[..., None]) -> Callable[..., None]:
@@ -260,6 +279,7 @@ class WorkerShell:
             control_address=self._control_address,
             tensor_address=self._reserved.address if self._reserved is not None else "",
             error=error,
+            peer_lost=self._peer_lost and state == peer_pb2.WORKER_STATE_FAILED,
         )
         self._tell(lane_pb2.WorkerEvent(report=report))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 from macmesh import MacmeshError
 from macmesh.reasons import Reason
 from macmesh.v1 import peer_pb2, peer_pb2_grpc
+from macmesh_daemon.demo.nodes import free_ports
 from macmesh_daemon.files import LocalFolderInUseError
 from macmesh_daemon.identity import init_cluster, load_credentials
 from macmesh_daemon.models.demo import demo_model_folder
@@ -84,6 +86,40 @@ async def test_a_node_of_another_cluster_sees_nothing(tmp_path: Path) -> None:
                 await stub.Hello(peer_pb2.HelloRequest(protocol_version=1), timeout=5)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         assert len((await node.status()).document.members) == 1
+
+
+async def test_a_worker_that_cannot_load_is_told_to_whoever_asked(tmp_path: Path) -> None:
+    mesh = Mesh(tmp_path, 1)
+    node = mesh.nodes[0]
+    node.make_worker = lambda: FakeWorker(load_error="layer 3 is made of cheese")
+    async with mesh:
+        await mesh.formed()
+        async with node.client() as client:
+            with pytest.raises(MacmeshError) as failed:
+                await client.load(MODEL, context_tokens=256)
+
+            assert failed.value.reason == Reason.WORKER_FAILED
+            assert "made of cheese" in str(failed.value)
+            await client.unload()
+            assert (await client.status()).serving_state == "idle"
+
+
+async def test_a_node_that_starts_again_elsewhere_is_found_by_its_own_hello(tmp_path: Path) -> None:
+    """Only the restarted node knows a seed; the other learns its new port from its greeting."""
+    mesh = Mesh(tmp_path, 2)
+    first, second = mesh.nodes
+    first.config = dataclasses.replace(first.config, seeds=())
+    async with mesh:
+        await mesh.formed()
+        await second.end()
+        [port] = free_ports(1)
+        second.config = dataclasses.replace(second.config, listen_port=port)
+        await second.start()
+        # The coordinator's heartbeats are all that tells the second node of it.
+        status = await mesh.until(
+            second, lambda s: s.coordinator_node_id == first.node_id and s.has_quorum, "together again"
+        )
+        assert len(status.nodes) == 2
 
 
 async def test_a_client_that_leaves_frees_its_slot(tmp_path: Path) -> None:

@@ -170,7 +170,10 @@ async def test_killed_stage_fails_the_plan_at_once_and_leaves_nothing(folder: Pa
         assert talk.final is not None
         assert talk.final.state == peer_pb2.WORKER_STATE_FAILED
         assert "stage 1" in talk.final.error or "peer" in talk.final.error
-        assert "SIGKILL" in (await final_report(workers[1])).error
+        assert talk.final.peer_lost
+        killed = await final_report(workers[1])
+        assert "SIGKILL" in killed.error
+        assert not killed.peer_lost
         assert [worker.pid for worker in workers] == [None, None]
 
 
@@ -190,6 +193,37 @@ async def test_silent_stage_fails_the_plan_at_the_step_deadline(folder: Path) ->
         assert talk.final is not None
         assert talk.final.state == peer_pb2.WORKER_STATE_FAILED
         assert "overdue" in talk.final.error or "longer than 1 s" in talk.final.error
+        assert talk.final.peer_lost
+
+
+async def reached(worker: Worker, state: peer_pb2.WorkerState.ValueType) -> peer_pb2.WorkerReport:
+    async for event in worker.events():
+        if event.WhichOneof("event") == "report" and event.report.state == state:
+            return event.report
+    raise AssertionError("the worker ended first")
+
+
+async def test_the_same_addresses_may_come_twice_but_no_others(folder: Path) -> None:
+    starts = plan([folder, folder], [2])
+    workers = [WorkerProcess() for _ in starts]
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            for worker, start in zip(workers, starts, strict=True):
+                await worker.start(start)
+            peers = peers_of(starts, [await reached(w, peer_pb2.WORKER_STATE_LOADED) for w in workers])
+            for worker in (*workers, *workers):
+                await worker.set_peers(peers)
+            for worker in workers:
+                await reached(worker, peer_pb2.WORKER_STATE_READY)
+            peers.epoch_key = bytes(32)
+            await workers[1].set_peers(peers)
+            failed = await reached(workers[1], peer_pb2.WORKER_STATE_FAILED)
+            assert "other addresses came" in failed.error
+            assert not failed.peer_lost
+            assert (await reached(workers[0], peer_pb2.WORKER_STATE_FAILED)).peer_lost
+    finally:
+        for worker in workers:
+            await worker.stop(5)
 
 
 async def failure_of(start: lane_pb2.StartStage) -> str:
