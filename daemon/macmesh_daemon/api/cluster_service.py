@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -44,28 +43,21 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
     ) -> AsyncIterator[cluster_pb2.WatchClusterResponse]:
         """The status, then every decision, and the status again when it has changed, at most twice a second."""
         del request, context
-        loop = asyncio.get_running_loop()
-        bulletins = self._node.board.watch()
-        following = asyncio.ensure_future(anext(bulletins))
-        told = status_of(self._node)
-        try:
+        clock = self._node.clock
+        with self._node.board.watcher() as watcher:
+            told = status_of(self._node)
             yield cluster_pb2.WatchClusterResponse(status=told)
-            look_at = loop.time() + STATUS_INTERVAL_SECONDS
+            look_at = clock.now() + STATUS_INTERVAL_SECONDS
             while True:
-                done, _ = await asyncio.wait({following}, timeout=max(0.0, look_at - loop.time()))
-                if done:
-                    yield cluster_pb2.WatchClusterResponse(event=_event(following.result()))
-                    following = asyncio.ensure_future(anext(bulletins))
-                if loop.time() >= look_at:
-                    look_at = loop.time() + STATUS_INTERVAL_SECONDS
+                bulletin = await watcher.next(max(0.0, look_at - clock.now()))
+                if bulletin is not None:
+                    yield cluster_pb2.WatchClusterResponse(event=_event(bulletin))
+                if clock.now() >= look_at:
+                    look_at = clock.now() + STATUS_INTERVAL_SECONDS
                     status = status_of(self._node)
                     if _lasting(status) != _lasting(told):
                         yield cluster_pb2.WatchClusterResponse(status=status)
                         told = status
-        finally:
-            following.cancel()
-            await asyncio.wait({following})
-            await bulletins.aclose()
 
     async def PlanModel(
         self, request: cluster_pb2.PlanModelRequest, context: grpc.aio.ServicerContext[Any, Any]

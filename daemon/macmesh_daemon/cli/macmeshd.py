@@ -11,12 +11,13 @@ import signal
 import sys
 from importlib import metadata
 
+from macmesh_daemon.cluster.errors import LocalClusterSettingsInvalid
 from macmesh_daemon.config import Config, ConfigError, add_arguments, flags_from, load_config
 from macmesh_daemon.files import FilesError
 from macmesh_daemon.identity import IdentityError
 from macmesh_daemon.logs import configure, get_logger
 from macmesh_daemon.node.errors import NodeError
-from macmesh_daemon.node.runtime import run_node
+from macmesh_daemon.node.runtime import cluster_settings, run_node
 from macmesh_daemon.supervisor.process import WorkerProcess
 
 EXIT_FAILED = 1
@@ -47,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         config = load_config(flags_from(arguments), config_path=arguments.config)
-    except ConfigError as error:
+        cluster_settings(config)
+    except (ConfigError, LocalClusterSettingsInvalid) as error:
         sys.stderr.write(f"macmeshd: {error}\n")
         return EXIT_USAGE
     faulthandler.enable()

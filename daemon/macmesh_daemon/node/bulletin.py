@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import Iterator, Mapping
 
 #: A watcher that falls this far behind loses its oldest events and is told how many.
 WATCHER_BACKLOG = 256
@@ -28,11 +29,36 @@ class Bulletin:
         return json.dumps(self.facts, sort_keys=True, default=str, separators=(",", ":"))
 
 
-@dataclass(eq=False)
-class _Watcher:
-    pending: deque[Bulletin] = field(default_factory=lambda: deque(maxlen=WATCHER_BACKLOG))
-    lost: int = 0
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
+class Watcher:
+    """One reader of a board; made by `BulletinBoard.watcher`."""
+
+    def __init__(self) -> None:
+        self._pending: deque[Bulletin] = deque(maxlen=WATCHER_BACKLOG)
+        self._lost = 0
+        self._ready = asyncio.Event()
+
+    def put(self, bulletin: Bulletin) -> None:
+        """Take a bulletin; the oldest one goes where the reader is too far behind."""
+        self._lost += len(self._pending) == WATCHER_BACKLOG
+        self._pending.append(bulletin)
+        self._ready.set()
+
+    async def next(self, wait_seconds: float) -> Bulletin | None:
+        """The oldest bulletin not read yet; None where none came in that time.
+
+        Where some were lost, a bulletin "events lost" with their count comes in their place.
+        """
+        if not self._pending:
+            self._ready.clear()
+            try:
+                async with asyncio.timeout(wait_seconds):
+                    await self._ready.wait()
+            except TimeoutError:
+                return None
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            return Bulletin(self._pending[0].time_unix_seconds, "events lost", {"count": lost})
+        return self._pending.popleft()
 
 
 class BulletinBoard:
@@ -40,34 +66,24 @@ class BulletinBoard:
 
     def __init__(self, keep: int = 1024) -> None:
         self._latest: deque[Bulletin] = deque(maxlen=keep)
-        self._watchers: set[_Watcher] = set()
+        self._watchers: set[Watcher] = set()
 
     def post(self, bulletin: Bulletin) -> None:
         """Keep the bulletin and wake every watcher."""
         self._latest.append(bulletin)
         for watcher in self._watchers:
-            if len(watcher.pending) == WATCHER_BACKLOG:
-                watcher.lost += 1
-            watcher.pending.append(bulletin)
-            watcher.ready.set()
+            watcher.put(bulletin)
 
     def latest(self) -> tuple[Bulletin, ...]:
         """The kept bulletins, oldest first."""
         return tuple(self._latest)
 
-    async def watch(self) -> AsyncGenerator[Bulletin, None]:
-        """Bulletins from now on, oldest first; ends only when the caller stops."""
-        watcher = _Watcher()
+    @contextlib.contextmanager
+    def watcher(self) -> Iterator[Watcher]:
+        """A reader of what is posted from now on."""
+        watcher = Watcher()
         self._watchers.add(watcher)
         try:
-            while True:
-                await watcher.ready.wait()
-                watcher.ready.clear()
-                while watcher.pending:
-                    if watcher.lost:
-                        lost, watcher.lost = watcher.lost, 0
-                        first = watcher.pending[0]
-                        yield Bulletin(first.time_unix_seconds, "events lost", {"count": lost})
-                    yield watcher.pending.popleft()
+            yield watcher
         finally:
             self._watchers.discard(watcher)

@@ -61,7 +61,7 @@ class LocalPortBusy(NodeError):  # noqa: N818  same
     """The port or socket cannot be listened on."""
 
     def __init__(self, address: str, cause: Exception | None) -> None:
-        what = f": {cause}" if cause is not None else ""
+        what = f": {str(cause).partition(';')[0]}" if cause is not None else ""
         super().__init__(
             f"cannot listen on {address}{what}. Another program holds it: stop that one, or set listen_port "
             "(0 takes a free port) or socket_path"

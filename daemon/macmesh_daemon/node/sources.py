@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TYPE_CHECKING
 
 from macmesh_daemon.discovery import (
@@ -61,7 +62,7 @@ class Sources:
                     hints=_hints(credentials, facts, incarnation),
                     addresses=config.announced_addresses(),
                 ),
-                interfaces=config.mdns_interfaces,
+                interfaces=config.mdns_interfaces or _loopback_only(config.listen_host),
                 announce_interval_seconds=config.mdns_announce_interval_seconds,
                 lonely_interval_seconds=config.mdns_lonely_interval_seconds,
                 clock=clock,
@@ -93,6 +94,11 @@ class Sources:
     def health(self) -> tuple[str, ...]:
         """What is wrong with the sources now."""
         return tuple(line for source in self._sources for line in source.health())
+
+
+def _loopback_only(listen_host: str) -> tuple[str, ...]:
+    """A node that listens on loopback alone has nothing to tell the network."""
+    return (listen_host,) if ipaddress.ip_address(listen_host).is_loopback else ()
 
 
 def _hints(credentials: NodeCredentials, facts: NodeFacts, incarnation: int) -> Hints:

@@ -1,7 +1,6 @@
 """The bulletin board: every watcher sees what happens after it came, in order, and nobody is ever blocked."""
 
 import asyncio
-from contextlib import aclosing
 
 from macmesh_daemon.node.bulletin import WATCHER_BACKLOG, Bulletin, BulletinBoard
 
@@ -13,27 +12,33 @@ def _bulletin(number: int) -> Bulletin:
 async def test_watchers_see_what_comes_after_them_in_order() -> None:
     board = BulletinBoard()
     board.post(_bulletin(0))
-    async with aclosing(board.watch()) as first:
-        pending = asyncio.ensure_future(anext(first))
-        await asyncio.sleep(0)
+    with board.watcher() as first, board.watcher() as second:
         board.post(_bulletin(1))
         board.post(_bulletin(2))
 
-        assert (await pending).facts["number"] == 1
-        assert (await anext(first)).facts["number"] == 2
+        for watcher in (first, second):
+            assert [await watcher.next(0), await watcher.next(0)] == [_bulletin(1), _bulletin(2)]
+            assert await watcher.next(0) is None
+
+
+async def test_a_waiting_watcher_is_woken() -> None:
+    board = BulletinBoard()
+    with board.watcher() as watcher:
+        asyncio.get_running_loop().call_soon(board.post, _bulletin(1))
+
+        assert await watcher.next(30) == _bulletin(1)
 
 
 async def test_a_watcher_that_falls_behind_is_told_how_much_it_lost() -> None:
     board = BulletinBoard()
-    async with aclosing(board.watch()) as watcher:
-        pending = asyncio.ensure_future(anext(watcher))
-        await asyncio.sleep(0)
+    with board.watcher() as watcher:
         for number in range(WATCHER_BACKLOG + 3):
             board.post(_bulletin(number))
-        told = await pending
+        told = await watcher.next(0)
 
+        assert told is not None
         assert (told.event, told.facts["count"]) == ("events lost", 3)
-        assert (await anext(watcher)).facts["number"] == 3
+        assert await watcher.next(0) == _bulletin(3)
 
 
 def test_the_latest_are_kept_within_bounds() -> None:
@@ -45,4 +50,4 @@ def test_the_latest_are_kept_within_bounds() -> None:
 
 
 def test_facts_are_stable_json() -> None:
-    assert Bulletin(0.0, "x", {"b": 1, "a": "é"}).facts_json() == '{"a":"\\u00e9","b":1}'
+    assert Bulletin(0.0, "x", {"b": 1, "a": "\u00e9"}).facts_json() == '{"a":"\\u00e9","b":1}'
