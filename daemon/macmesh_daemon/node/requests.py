@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 #: A seed travels as an unsigned 64-bit number; 32 bits are plenty and easy to type again.
 _SEED_BITS = 32
-#: Longest silence of a head: its own step deadline is shorter, so only a lost connection is this slow.
-HEAD_SILENCE_SECONDS = 120.0
+#: Longest silence of a head, which gives a sign of life every five seconds.
+HEAD_SILENCE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)

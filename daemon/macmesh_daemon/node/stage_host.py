@@ -36,6 +36,8 @@ _log = get_logger(part="stage host")
 SEND_DEADLINE_SECONDS = 5.0
 #: A worker whose epoch ended and that does not end by itself within this is killed.
 STOP_DEADLINE_SECONDS = 2.0
+#: A request that waits gives an empty response this often, so that silence means loss.
+SIGN_OF_LIFE_SECONDS = 5.0
 
 
 @dataclass(eq=False)
@@ -119,6 +121,8 @@ class StageHost:
     ) -> AsyncGenerator[peer_pb2.RunRequestResponse, None]:
         """Run a request on the hosted head and yield its tokens; leaving early cancels it.
 
+        Responses with neither token nor end are signs of life of a request that waits.
+
         Raises:
             CallError: the head does not serve this epoch, refused the request, or was lost.
         """
@@ -129,9 +133,14 @@ class StageHost:
         try:
             await self._send(hosted, lane_pb2.WorkerCommand(submit=lane_pb2.SubmitRequest(request=request)))
             while not ended:
-                # The wait is bounded by the worker: it fails a request whose step passes the deadline,
-                # and the end of its process fails every request.
-                item = await queue.get()
+                # A request may wait long for a slot. Its end is certain all the same: the worker fails one
+                # whose step passes the deadline, and the end of its process fails every request.
+                try:
+                    async with asyncio.timeout(SIGN_OF_LIFE_SECONDS):
+                        item = await queue.get()
+                except TimeoutError:
+                    yield peer_pb2.RunRequestResponse()
+                    continue
                 if item is None:
                     raise CallError(
                         Reason.WORKER_FAILED,

@@ -912,7 +912,7 @@ Global___RunRequestRequest: _TypeAlias = RunRequestRequest  # noqa: Y015
 
 @_typing.final
 class RunRequestResponse(_message.Message):
-    """RunRequestResponse is one generated token, or the end."""
+    """RunRequestResponse is one generated token, the end, or with neither a sign of life of a request that waits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

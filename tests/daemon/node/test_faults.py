@@ -17,6 +17,7 @@ from macmesh_daemon.demo.nodes import free_ports
 from macmesh_daemon.files import LocalFolderInUseError
 from macmesh_daemon.identity import init_cluster, load_credentials
 from macmesh_daemon.models.demo import demo_model_folder
+from macmesh_daemon.node import requests, stage_host
 from macmesh_daemon.node.errors import LocalPortBusy
 from macmesh_daemon.node.tls import open_channel
 from macmesh_daemon.supervisor.testing import FakeWorker
@@ -174,3 +175,28 @@ async def test_the_loss_of_the_worker_ends_the_request_and_is_repaired(tmp_path:
                 node, lambda s: s.serving_state == "ready" and len(node.workers) == 2, "ready again"
             )
             assert len((await client.complete(token_ids=[1, 2], max_tokens=3)).token_ids) == 3
+
+
+async def test_a_request_that_waits_gives_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes, so that the client's node hears of its request over the network."""
+    monkeypatch.setattr(stage_host, "SIGN_OF_LIFE_SECONDS", 0.2)
+    monkeypatch.setattr(requests, "HEAD_SILENCE_SECONDS", 1.0)
+    gate = asyncio.Event()
+    mesh = Mesh(tmp_path, 2)
+    for node in mesh.nodes:
+        node.make_worker = lambda: FakeWorker(gate=gate)
+    async with mesh:
+        await mesh.formed()
+        async with mesh.nodes[0].client() as client:
+            loaded = await client.load(MODEL, context_tokens=256)
+        assert loaded.deployment is not None
+        other = next(n for n in mesh.nodes if n.node_id != loaded.deployment.stages[0].node_id)
+        await mesh.until(other, lambda s: s.serving_state == "ready", "told ready")
+        async with other.client() as client:
+            waiting = asyncio.create_task(client.complete(token_ids=[1, 2], max_tokens=3))
+            done, _ = await asyncio.wait({waiting}, timeout=2.5)
+            assert not done
+            gate.set()
+            assert len((await waiting).token_ids) == 3
