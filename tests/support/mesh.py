@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
 import shutil
@@ -37,7 +38,9 @@ RESERVE_BYTES = 1_000_000
 @functools.cache
 def demo_profile_cache() -> Path:
     """One folder for all tests of this process: the demo model is profiled once."""
-    return Path(tempfile.mkdtemp(prefix="macmesh-test-profiles-"))
+    folder = Path(tempfile.mkdtemp(prefix="macmesh-test-profiles-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 async def profile_demo_model() -> ModelProfile:
