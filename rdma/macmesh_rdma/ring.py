@@ -17,9 +17,7 @@ import faulthandler
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -84,10 +82,12 @@ _opened = False
 
 @contextlib.contextmanager
 def _environment(addresses: Sequence[str], stage_index: int) -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="macmesh-ring-") as folder:
-        hosts = Path(folder) / "hosts.json"
-        hosts.write_text(json.dumps([[address] for address in addresses]))
-        os.environ["MLX_HOSTFILE"] = str(hosts)
+    # MLX reads a file by name. A pipe has one under /dev/fd, and leaves nothing behind in a killed process.
+    read_fd, write_fd = os.pipe()
+    with os.fdopen(read_fd, "rb"):
+        with os.fdopen(write_fd, "w", encoding="utf-8") as hosts:
+            json.dump([[address] for address in addresses], hosts)
+        os.environ["MLX_HOSTFILE"] = f"/dev/fd/{read_fd}"
         os.environ["MLX_RANK"] = str(stage_index)
         try:
             yield
