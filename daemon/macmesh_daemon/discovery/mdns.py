@@ -18,6 +18,11 @@ from macmesh_daemon.identity import is_node_id
 from macmesh_daemon.logs import get_logger
 
 POLL_SECONDS = 2.0
+#: A session that has not heard itself for this long is opened anew: sockets that were made while an address
+#: was still tentative (duplicate address detection takes a second or two) stay deaf for good. Doubles up to
+#: the maximum, for where multicast is blocked a new session is as deaf.
+DEAF_SECONDS = 3.0
+MAX_DEAF_SECONDS = 60.0
 _RESOLVERS = 4
 _OPEN_DEADLINE_SECONDS = 10.0
 _ACTION_DEADLINE_SECONDS = 5.0
@@ -87,6 +92,8 @@ class MdnsDiscovery(Discovery):
         self._wake = asyncio.Event()
         self._misses_peers = False
         self._problems: dict[str, str] = {}
+        self._deaf_since: float | None = None
+        self._deaf_patience_seconds = DEAF_SECONDS
         self._pending: asyncio.Queue[str] = asyncio.Queue(MAX_CANDIDATES)
         self._queued: set[str] = set()
 
@@ -174,14 +181,22 @@ class MdnsDiscovery(Discovery):
 
     def _check_heard(self, session: MdnsSession) -> None:
         # At least one tick has passed since the announcement was sent, whose echo takes microseconds.
+        now = self._clock.now()
         if session.heard_itself():
             self._clear_problem("echo")
-        else:
-            self._set_problem(
-                "echo",
-                "mDNS: this node does not hear its own announcement, so others may not either: "
-                "is multicast blocked, or the Local Network permission missing?",
-            )
+            self._deaf_since, self._deaf_patience_seconds = None, DEAF_SECONDS
+            return
+        self._set_problem(
+            "echo",
+            "mDNS: this node does not hear its own announcement, so others may not either: "
+            "is multicast blocked, or the Local Network permission missing?",
+        )
+        if self._deaf_since is None:
+            self._deaf_since = now
+        elif now - self._deaf_since >= self._deaf_patience_seconds:
+            self._deaf_since = None
+            self._deaf_patience_seconds = min(2 * self._deaf_patience_seconds, MAX_DEAF_SECONDS)
+            raise _ReopenError
 
     def _seen(self, instance: str, gone: bool) -> None:
         if not is_node_id(instance) or instance == self._advertisement.node_id:

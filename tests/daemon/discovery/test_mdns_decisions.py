@@ -287,6 +287,23 @@ async def test_announcements_that_are_not_heard_are_a_health_line(world: World) 
         assert world.discovery.health() == ()
 
 
+async def test_a_session_that_does_not_hear_itself_is_opened_anew_ever_more_seldom(world: World) -> None:
+    """Sockets made while an address was still tentative stay deaf; where multicast is blocked, so do new ones."""
+    world.network.hears = False
+    async with world.running():
+        await world.clock.advance(10)
+        soon = len(world.network.sessions)
+        assert soon >= 2
+        await world.clock.advance(600)
+        assert 5 <= len(world.network.sessions) - soon <= 20
+        world.network.hears = True
+        await world.clock.advance(130)
+        count = len(world.network.sessions)
+        assert world.discovery.health() == ()
+        await world.clock.advance(300)
+        assert len(world.network.sessions) == count
+
+
 async def test_a_changed_advertisement_is_sent_at_once(world: World) -> None:
     async with world.running():
         await world.clock.advance(0.5)
