@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from macmesh.reasons import Reason
 from macmesh.v1 import peer_pb2, peer_pb2_grpc
 from macmesh_daemon.cluster.events import CandidateVerified
+from macmesh_daemon.identity import RemoteUntrustedError
 from macmesh_daemon.node.call_errors import CallError, abort
 from macmesh_daemon.node.codec import from_proto, to_proto
 from macmesh_daemon.node.tls import caller_node_id
@@ -136,20 +138,15 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         """Run a request on this node's head worker."""
         await _caller(context)
         try:
-            async for response in self._node.stage_host.run_request(request):
-                yield response
+            async with aclosing(self._node.stage_host.run_request(request)) as responses:
+                async for response in responses:
+                    yield response
         except CallError as error:
             await abort(context, error)
 
 
 async def _caller(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    node_id = caller_node_id(context)
-    if node_id is None:
-        await abort(
-            context,
-            CallError(
-                Reason.NOT_A_MEMBER,
-                "the caller's certificate names no node of this cluster",
-            ),
-        )
-    return node_id
+    try:
+        return caller_node_id(context)
+    except RemoteUntrustedError as error:
+        await abort(context, CallError(Reason.NOT_A_MEMBER, str(error)))
