@@ -6,22 +6,22 @@ import asyncio
 import signal
 import sys
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
-from macmesh import AsyncClient, ClusterEvent, MacmeshError
+from macmesh import AsyncClient, MacmeshError
 from macmesh.reasons import Reason
 from macmesh_daemon.demo.nodes import DemoCluster, DemoNode, NodeSettings
 from macmesh_daemon.demo.scenario import RUNTIME_RESERVE_BYTES
 from macmesh_daemon.demo.sizing import usable_bytes_for
 from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.node.translation import reserves
-from support.mesh import profile_demo_model
+from support import mesh
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from macmesh import ClusterStatus
@@ -30,12 +30,14 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(150)]
 MODEL = str(demo_model_folder())
 CONTEXT_TOKENS = 2048
 DEADLINE_SECONDS = 60.0
+# Real processes take longer to start than nodes of this one.
+until = partial(mesh.until, deadline_seconds=DEADLINE_SECONDS)
 
 
 async def _cluster(folder: Path, count: int, *, needed: int) -> DemoCluster:
     """Some daemons of which the model needs `needed`."""
     usable_bytes = usable_bytes_for(
-        await profile_demo_model(), needed, CONTEXT_TOKENS, reserves(RUNTIME_RESERVE_BYTES)
+        await mesh.profile_demo_model(), needed, CONTEXT_TOKENS, reserves(RUNTIME_RESERVE_BYTES)
     )
     settings = NodeSettings(
         usable_bytes=usable_bytes,
@@ -46,21 +48,6 @@ async def _cluster(folder: Path, count: int, *, needed: int) -> DemoCluster:
         extra={"bandwidth_probe": False},
     )
     return DemoCluster(folder, count, settings)
-
-
-async def _until(client: AsyncClient, condition: Callable[[ClusterStatus], bool], what: str) -> ClusterStatus:
-    last: ClusterStatus | None = None
-    try:
-        async with asyncio.timeout(DEADLINE_SECONDS), aclosing(client.watch()) as updates:
-            async for update in updates:
-                if isinstance(update, ClusterEvent):
-                    continue
-                last = update
-                if condition(update):
-                    return update
-    except TimeoutError:
-        pass
-    raise AssertionError(f"never {what}; last status: {last}")
 
 
 async def _start(cluster: DemoCluster) -> None:
@@ -97,7 +84,7 @@ async def test_processes_are_killed_and_the_cluster_recovers(tmp_path: Path) -> 
         await _start(cluster)
         first, second = cluster.nodes
         async with first.client() as client:
-            await _until(client, lambda s: s.has_quorum and len(s.document.members) == 2, "formed")
+            await until(client, lambda s: s.has_quorum and len(s.document.members) == 2, "formed")
             loaded = await client.load(MODEL, context_tokens=CONTEXT_TOKENS)
             assert loaded.deployment is not None
             assert len(loaded.deployment.stages) == 2
@@ -116,7 +103,7 @@ async def test_processes_are_killed_and_the_cluster_recovers(tmp_path: Path) -> 
             with pytest.raises(MacmeshError) as lost:
                 await _generate_and_kill(client, _worker(victim))
             assert lost.value.reason in {Reason.WORKER_FAILED, Reason.EPOCH_CHANGED}
-            await _until(
+            await until(
                 client,
                 lambda s: s.serving_state == "ready" and _epoch(s) > loaded.epoch,
                 "ready after the loss of a worker",
@@ -129,12 +116,12 @@ async def test_processes_are_killed_and_the_cluster_recovers(tmp_path: Path) -> 
         assert await asyncio.to_thread(_gone, [orphan])
 
         async with first.client() as client:
-            await _until(
+            await until(
                 client, lambda s: s.serving_state in {"refused", "degraded"} or bool(s.health), "told"
             )
             await second.start()
             await second.ready(DEADLINE_SECONDS)
-            await _until(client, lambda s: s.serving_state == "ready", "ready with the node back")
+            await until(client, lambda s: s.serving_state == "ready", "ready with the node back")
             assert await _tokens(client) == greedy
         everything = [p for n in cluster.nodes for p in (_process(n), _worker(n))]
         for node in cluster.nodes:
@@ -195,7 +182,7 @@ async def test_a_node_serves_on_without_mdns_and_bandwidth(tmp_path: Path) -> No
     async with DemoCluster(tmp_path / "c", 1, settings) as cluster:
         await _start(cluster)
         async with cluster.nodes[0].client() as client:
-            status = await _until(
+            status = await until(
                 client, lambda s: s.has_quorum and any("mDNS" in h for h in s.health), "told"
             )
             assert status.serving_state == "idle"

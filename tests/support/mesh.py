@@ -8,6 +8,7 @@ import contextlib
 import functools
 import shutil
 import tempfile
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -107,6 +108,27 @@ class MeshNode:
             return await client.status()
 
 
+async def until(
+    client: AsyncClient,
+    condition: Callable[[GetStatusResponse], bool],
+    what: str,
+    deadline_seconds: float = DEADLINE_SECONDS,
+) -> GetStatusResponse:
+    """The first status told to the client that satisfies the condition."""
+    last: GetStatusResponse | None = None
+    try:
+        async with asyncio.timeout(deadline_seconds), aclosing(client.watch()) as updates:
+            async for update in updates:
+                if isinstance(update, ClusterEvent):
+                    continue
+                last = update
+                if condition(update):
+                    return update
+    except TimeoutError:
+        pass
+    raise AssertionError(f"never {what}; last status: {last}")
+
+
 class Mesh:
     """Some nodes of one cluster that find each other by static seeds."""
 
@@ -151,18 +173,8 @@ class Mesh:
         self, node: MeshNode, condition: Callable[[GetStatusResponse], bool], what: str
     ) -> GetStatusResponse:
         """The first status of the node that satisfies the condition."""
-        last: GetStatusResponse | None = None
-        try:
-            async with asyncio.timeout(DEADLINE_SECONDS), node.client() as client:
-                async for update in client.watch():
-                    if isinstance(update, ClusterEvent):
-                        continue
-                    last = update
-                    if condition(update):
-                        return update
-        except TimeoutError:
-            pass
-        raise AssertionError(f"never {what}; last status: {last}")
+        async with node.client() as client:
+            return await until(client, condition, what)
 
     async def formed(self) -> GetStatusResponse:
         """Wait until the last node knows a coordinator and all members."""

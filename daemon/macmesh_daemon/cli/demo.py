@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from macmesh import MacmeshError
 from macmesh_daemon.demo.errors import DemoError
-from macmesh_daemon.demo.scenario import DemoOptions, DemoReport, Talk, run_demo
+from macmesh_daemon.demo.scenario import DemoOptions, Talk, run_demo
 
 if TYPE_CHECKING:
     import argparse
 
     from macmesh import ClusterStatus
+    from macmesh_daemon.demo.report import DemoReport
 
 
 def run(args: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ class DemoReport:
         text: What the cluster answered.
         token_ids: The cluster's tokens.
         reference_token_ids: Those of mlx-lm.
-        seconds: Time from the start of the daemons to "discovered", "elected", "admitted", "planned", "ready",
+        seconds: Time from the start of the daemons to "discovered", "elected", "planned", "ready",
             "first_token" and "done".
         tokens_per_second: Of the cluster, after the first token.
         reference_tokens_per_second: Of mlx-lm in one process, after the first token.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macmesh import ClusterEvent, MacmeshError
+from macmesh import ClusterEvent
 from macmesh_daemon.demo.errors import LocalDemoSetupError, RemoteDemoNodeError
 from macmesh_daemon.demo.nodes import DemoCluster, NodeSettings
 from macmesh_daemon.demo.report import DemoReport
@@ -129,7 +129,7 @@ async def _run(options: DemoOptions, talk: Talk, folder: Path) -> DemoReport:
         talk.say(f"started {options.nodes} daemons: pids {', '.join(str(n.pid) for n in cluster.nodes)}")
         client_node = cluster.nodes[-1]
         async with client_node.client() as client:
-            status, votes = await _form(cluster, client, options, talk, watch)
+            votes = await _form(cluster, client, options, talk, watch)
             await _load(client, model_folder, context_tokens, talk, watch)
             status = await client.status()
             talk.show(status)
@@ -149,9 +149,8 @@ async def _profile(model_folder: Path, folder: Path) -> ModelProfile:
 
 async def _form(
     cluster: DemoCluster, client: AsyncClient, options: DemoOptions, talk: Talk, watch: _Stopwatch
-) -> tuple[ClusterStatus, dict[str, Any]]:
-    """Wait until every node is an admitted member under one coordinator."""
-    votes: dict[str, Any] = {}
+) -> dict[str, Any]:
+    """Wait until every node is an admitted member under one coordinator; returns how it was elected."""
     last: ClusterStatus | None = None
     try:
         async with asyncio.timeout(FORMATION_DEADLINE_SECONDS):
@@ -172,8 +171,7 @@ async def _form(
                             f"elected: {update.coordinator_node_id[:8]} coordinates term {update.term} "
                             f"({watch.reached('elected'):.1f} s)"
                         )
-                        votes = await _votes(cluster)
-                        return update, votes
+                        return await _votes(cluster)
     except TimeoutError:
         pass
     seen = len(last.document.members) if last is not None else 0
@@ -303,6 +301,3 @@ def cut_at_end(token_ids: tuple[int, ...], end_ids: frozenset[int]) -> tuple[int
         if token_id in end_ids:
             return token_ids[: position + 1]
     return token_ids
-
-
-__all__ = ["DemoOptions", "DemoReport", "MacmeshError", "Talk", "run_demo"]

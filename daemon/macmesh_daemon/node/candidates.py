@@ -68,7 +68,6 @@ class CandidateDialer:
         self._tasks = tasks
         self._known: dict[tuple[str, ...], _Known] = {}
         self._dials = asyncio.Semaphore(MAX_DIALS)
-        self.sources: dict[str, str] = {}
 
     def offer(self, candidate: Candidate) -> None:
         """Dial the candidate unless it is this node, is being dialled, or was dialled lately."""
@@ -127,7 +126,6 @@ class CandidateDialer:
         if stub is None:
             return
         response = await stub.Hello(self._hello(source), timeout=DIAL_DEADLINE_SECONDS, wait_for_ready=True)
-        self.sources.setdefault(node_id, source)
         self._notify(
             CandidateVerified(
                 node_id=node_id,

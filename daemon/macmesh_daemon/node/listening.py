@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from macmesh.channel_options import SERVER_OPTIONS
 from macmesh.paths import socket_address
 from macmesh.v1 import cluster_pb2_grpc, inference_pb2_grpc, peer_pb2_grpc
+from macmesh_daemon.discovery import join_address
 from macmesh_daemon.files import make_guarded_folder
 from macmesh_daemon.node.errors import LocalPortBusy
 from macmesh_daemon.node.tls import server_credentials, server_options
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 GRACE_SECONDS = 1.0
 
 
-def bracketed(host: str) -> str:
-    """The host as it stands before a port: an IPv6 address gets brackets."""
-    return f"[{host}]" if ":" in host else host
-
-
 class Doors:
     """Both gRPC servers. The port is known before anything is served."""
 
@@ -40,7 +36,7 @@ class Doors:
         self._peers = grpc.aio.server(options=server_options())
         self._clients = grpc.aio.server(options=SERVER_OPTIONS)
         self.health = health.aio.HealthServicer()
-        address = f"{bracketed(config.listen_host)}:{config.listen_port}"
+        address = join_address(config.listen_host, config.listen_port)
         try:
             self.port = self._peers.add_secure_port(address, server_credentials(credentials))
         except RuntimeError as error:

@@ -52,9 +52,8 @@ async def follow_load(
     error_text = ""
     limit = min(deadline_seconds, DEFAULT_DEADLINE_SECONDS)
     while True:
-        known = told
         try:
-            view = await driver.wait_until(partial(_news, epoch, known), limit)
+            view = await driver.wait_until(partial(_news, epoch, told), limit)
         except TimeoutError:
             raise CallError(
                 Reason.NOT_READY,

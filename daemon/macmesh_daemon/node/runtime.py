@@ -17,6 +17,7 @@ from macmesh_daemon.cluster.events import CandidateVerified, LocalHealth
 from macmesh_daemon.cluster.machine import ClusterMachine
 from macmesh_daemon.cluster.messages import NodeFacts
 from macmesh_daemon.cluster.settings import ClusterSettings
+from macmesh_daemon.discovery import join_address
 from macmesh_daemon.files import FolderLock
 from macmesh_daemon.hostinfo import collect_facts
 from macmesh_daemon.identity import begin_start, load_credentials, load_or_create_identity
@@ -26,7 +27,7 @@ from macmesh_daemon.node.candidates import CandidateDialer
 from macmesh_daemon.node.changes import ChangeDesk
 from macmesh_daemon.node.codec import to_proto
 from macmesh_daemon.node.driver import CoreDriver
-from macmesh_daemon.node.listening import Doors, bracketed
+from macmesh_daemon.node.listening import Doors
 from macmesh_daemon.node.peer_service import PROTOCOL_VERSION, PeerService
 from macmesh_daemon.node.peers import PeerPool
 from macmesh_daemon.node.planning import Planning
@@ -84,7 +85,7 @@ class Node:
         self._host_health = health
         self._tasks = tasks
         self._store = store
-        self._addresses = tuple(f"{bracketed(host)}:{self.doors.port}" for host in hosts)
+        self._addresses = tuple(join_address(host, self.doors.port) for host in hosts)
         machine = ClusterMachine(
             node_id=self.node_id,
             boot_nonce=start.boot_nonce,

@@ -21,7 +21,6 @@ from macmesh_daemon.cluster.messages import (
 from macmesh_daemon.logs import get_logger
 from macmesh_daemon.node.call_errors import CallError, known_reason
 from macmesh_daemon.node.codec import from_proto, to_proto
-from macmesh_daemon.supervisor.closing import LOST_REASON
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -49,7 +48,6 @@ class _Hosted:
         default_factory=dict
     )
     ready: bool = False
-    last_pong: lane_pb2.PongWorker | None = None
 
 
 class StageHost:
@@ -78,17 +76,6 @@ class StageHost:
         self._notify = notify
         self._tasks = tasks
         self._hosted: _Hosted | None = None
-        self._stopping: set[asyncio.Task[None]] = set()
-
-    @property
-    def epoch(self) -> Epoch | None:
-        """The epoch of the hosted worker."""
-        return self._hosted.epoch if self._hosted else None
-
-    @property
-    def active_requests(self) -> int:
-        """Requests that the hosted worker is generating or keeps waiting."""
-        return len(self._hosted.requests) if self._hosted else 0
 
     def start(self, epoch: Epoch, deployment: Deployment, stage_index: int) -> None:
         """Start a worker process for a stage; its reports reach the core as WorkerReported."""
@@ -242,8 +229,6 @@ class StageHost:
             case "failed":
                 failed = event.failed
                 self._deliver(hosted, failed.request_id, request_error(failed.reason, failed.message))
-            case "pong":
-                hosted.last_pong = event.pong
 
     @staticmethod
     def _deliver(hosted: _Hosted, request_id: str, item: peer_pb2.RunRequestResponse | CallError) -> None:
@@ -254,4 +239,4 @@ class StageHost:
 
 def request_error(reason: str, message: str) -> CallError:
     """The error of a request that a worker refused or lost."""
-    return CallError(Reason.WORKER_FAILED if reason == LOST_REASON else known_reason(reason), message)
+    return CallError(known_reason(reason), message)
