@@ -16,8 +16,9 @@ from macmesh_placement.errors import (
     PlacementError,
 )
 from macmesh_placement.ledger import Ledger, LedgerEntry, Reserves, StageDemand, stage_ledger
+from macmesh_placement.links import Link, LinkKind
 from macmesh_placement.planner import plan
-from macmesh_placement.profile import AttentionFacts, LayerProfile, ModelProfile, all_cut_points
+from macmesh_placement.profile import AttentionFacts, LayerProfile, ModelProfile, TensorShard, all_cut_points
 from macmesh_placement.request import Objective, PlanRequest
 from macmesh_placement.result import (
     Certificate,
@@ -36,6 +37,8 @@ __all__ = [
     "LayerProfile",
     "Ledger",
     "LedgerEntry",
+    "Link",
+    "LinkKind",
     "LocalClusterError",
     "LocalPlacementError",
     "LocalPlanRequestError",
@@ -52,6 +55,7 @@ __all__ = [
     "Reserves",
     "StageDemand",
     "StagePlacement",
+    "TensorShard",
     "UsableRange",
     "all_cut_points",
     "cluster_from_json",

@@ -152,6 +152,33 @@ class LayerProfile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorShard:
+    """What one of several equal nodes holds when every layer is split over them (tensor parallelism).
+
+    Traced from the model's own ``shard()``: what it does not split is whole on each node.
+
+    Attributes:
+        ways: Nodes that share every layer.
+        layers: Its part of the layers, first to last; activations, caches and attention are its part's too.
+        embedding_bytes: Its part of the embeddings.
+        norm_bytes: Its part of the final norm.
+        head_bytes: Its part of the output projection; 0 where it is tied.
+        shared_bytes: Its part of what lies outside the layers and is none of these.
+        reductions_per_step: Collective operations in one step.
+        reduced_bytes_per_token: Bytes that one node puts into them for each token.
+    """
+
+    ways: int
+    layers: tuple[LayerProfile, ...]
+    embedding_bytes: int
+    norm_bytes: int
+    head_bytes: int
+    shared_bytes: int
+    reductions_per_step: int
+    reduced_bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
     """What a model costs.
 
@@ -176,6 +203,7 @@ class ModelProfile:
         cut_reason: Why not everywhere; empty where every boundary is allowed.
         weights_source: ``"headers"`` (counted from the weight files) or ``"config"`` (no weights at hand).
         mlx_lm_version: Version whose code was traced.
+        tensor_shards: For each number of nodes that the model can be split over by tensor parallelism.
     """
 
     model_id: str
@@ -197,6 +225,7 @@ class ModelProfile:
     head_caches: tuple[CachePiece, ...] = field(default=())
     weights_source: str = "headers"
     mlx_lm_version: str = ""
+    tensor_shards: tuple[TensorShard, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -309,7 +338,9 @@ class ModelProfile:
 
 _MAX_LAYERS = 100_000
 _PLAIN_FIELDS = tuple(
-    name for name in ModelProfile.__dataclass_fields__ if name not in {"layers", "cut_points", "head_caches"}
+    name
+    for name in ModelProfile.__dataclass_fields__
+    if name not in {"layers", "cut_points", "head_caches", "tensor_shards"}
 )
 
 

@@ -7,6 +7,7 @@ from macmesh_placement.capacity import NodeCapacity
 from macmesh_placement.checks import require_integer, require_number
 from macmesh_placement.errors import LocalPlanRequestError
 from macmesh_placement.ledger import Reserves, StageDemand
+from macmesh_placement.links import Link
 from macmesh_placement.profile import ModelProfile
 
 Objective = Literal["latency", "throughput", "balanced"]
@@ -30,6 +31,15 @@ class PlanRequest:
             stage.
         stage_count: Number of stages to use; 0 lets the planner choose.
         excluded_node_ids: Nodes to leave out.
+        required_node_ids: Nodes that must take part.
+        head_node_id: The node that must run the first stage; empty: any.
+        tail_node_id: The node that must run the last stage; empty: any.
+        links: Links between nodes where they are known; other pairs are joined by a link of
+            `hop_latency_seconds` and `link_gb_per_s`.
+        decode_context_tokens: Tokens in the cache while the predicted token is decoded; 0: the full context.
+        prefill_share: Share of all tokens that are prompt tokens, 0 to below 1: times are seconds per token of
+            that mixture, prompt tokens in steps of `prefill_chunk_tokens`. Default 0, decoding alone.
+        allow_tensor_parallel: Splitting every layer over equal nodes is a candidate next to the pipeline.
         hop_latency_seconds: Time of one hop between stages beside its bytes. Default 0.3 ms.
         link_gb_per_s: Bandwidth of a link. Default 5 (Thunderbolt 5 in one direction, protocol deducted).
         tolerance: Plans within this share of the best are equals, among which the one that loads the fewest
@@ -45,6 +55,13 @@ class PlanRequest:
     objective: Objective = "balanced"
     stage_count: int = 0
     excluded_node_ids: frozenset[str] = frozenset()
+    required_node_ids: frozenset[str] = frozenset()
+    head_node_id: str = ""
+    tail_node_id: str = ""
+    links: tuple[Link, ...] = ()
+    decode_context_tokens: int = 0
+    prefill_share: float = 0.0
+    allow_tensor_parallel: bool = False
     hop_latency_seconds: float = 0.0003
     link_gb_per_s: float = 5.0
     tolerance: float = 0.02

@@ -111,7 +111,7 @@ def _randomised(path: str, value: mx.array, dtype: mx.Dtype) -> mx.array:
     """
     leaf = path.rsplit(".", 1)[-1]
     if leaf == "signs":  # of a Hadamard transform: -1 and +1 only
-        return mx.where(mx.random.uniform(shape=value.shape) < 0.5, -1.0, 1.0)  # noqa: PLR2004  even odds
+        return mx.where(mx.random.uniform(shape=value.shape) < 0.5, -1.0, 1.0)
     if value.dtype == mx.uint32:  # packed quantised weights
         return mx.random.randint(0, 1 << 30, value.shape).astype(mx.uint32)
     if not mx.issubdtype(value.dtype, mx.floating):
