@@ -80,12 +80,15 @@ def outer_weights(model: Module, anatomy: Anatomy) -> OuterWeights:
     every, head, tail = of(anatomy.shared_modules), of(anatomy.head_modules), of(anatomy.tail_modules)
     both = {key: array for key, array in head.items() if key in tail and key not in every}
     last = {key: array for key, array in tail.items() if key not in head}
-    projection = of(
-        path
-        for path in anatomy.tail_modules
-        if isinstance(modules[path], Linear | QuantizedLinear)
-        and modules[path].weight.shape[0] == anatomy.vocab_size
-    ).keys() & last.keys()
+    projection = (
+        of(
+            path
+            for path in anatomy.tail_modules
+            if isinstance(modules[path], Linear | QuantizedLinear)
+            and modules[path].weight.shape[0] == anatomy.vocab_size
+        ).keys()
+        & last.keys()
+    )
     tied = bool(both) and not projection
     if not tied:
         # Needed at both ends, yet not as the head: charged to every stage, which is never too little.

@@ -163,11 +163,11 @@ class StageModel:
         paths |= self._anatomy.head_modules if self.is_head else set()
         paths |= self._anatomy.tail_modules if self.is_tail else set()
         modules = modules_by_path(self._model)
-        groups.append(
-            [array for path in sorted(paths) for array in own_parameters(modules[path]).values()]
-        )
+        groups.append([array for path in sorted(paths) for array in own_parameters(modules[path]).values()])
         seen: set[int] = set()
-        once = [[array for array in group if not (id(array) in seen or seen.add(id(array)))] for group in groups]
+        once = [
+            [array for array in group if not (id(array) in seen or seen.add(id(array)))] for group in groups
+        ]
         return [group for group in once if group]
 
 
