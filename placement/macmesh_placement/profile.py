@@ -276,14 +276,7 @@ class ModelProfile:
             require_integer(getattr(self, name), f"profile {name}", LocalProfileError, minimum=1)
         if self.position_limit is not None:
             require_integer(self.position_limit, "profile position_limit", LocalProfileError, minimum=1)
-        if self.head_copy_bytes is not None:
-            require_integer(self.head_copy_bytes, "profile head_copy_bytes", LocalProfileError)
-            if not self.tied or self.head_copy_bytes > self.embedding_bytes:
-                raise LocalProfileError(
-                    "profile head_copy_bytes is a part of embedding_bytes, where the head is tied"
-                )
-        if self.tied and self.head_bytes:
-            raise LocalProfileError("profile head_bytes must be 0 where the head is tied to the embedding")
+        self._require_consistent_head()
         for shard in self.tensor_shards:
             if len(shard.layers) != len(self.layers):
                 raise LocalProfileError(
@@ -298,6 +291,16 @@ class ModelProfile:
                     f"profile cut_points must ascend in 1..{len(self.layers) - 1}, not {cut} after {previous}"
                 )
             previous = cut
+
+    def _require_consistent_head(self) -> None:
+        if self.tied and self.head_bytes:
+            raise LocalProfileError("profile head_bytes must be 0 where the head is tied to the embedding")
+        if self.head_copy_bytes is not None:
+            require_integer(self.head_copy_bytes, "profile head_copy_bytes", LocalProfileError)
+            if not self.tied or self.head_copy_bytes > self.embedding_bytes:
+                raise LocalProfileError(
+                    "profile head_copy_bytes is a part of embedding_bytes, where the head is tied"
+                )
 
     @property
     def layer_count(self) -> int:

@@ -47,7 +47,7 @@ def build(folder: ModelFolder) -> Module:
         raise
     except Exception as problem:
         raise LocalModelFolderError(
-            f"{folder.path} does not make a {folder.model_type} model: {_explained(problem)}"
+            f"{folder.model_id} does not make a {folder.model_type} model: {_explained(problem)}"
         ) from problem
     return model
 
