@@ -1,6 +1,7 @@
 """Profiles a model folder: mlx-lm builds the model lazily, and costs are read off shapes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +18,7 @@ from macmesh_daemon.engine.profile_caches import (
     piece_of,
 )
 from macmesh_daemon.engine.profile_cuts import cut_points
+from macmesh_daemon.engine.profile_shards import tensor_shards
 from macmesh_daemon.engine.profile_trace import AttentionCall, LayerTrace, Trace, layers_of, trace_step
 from macmesh_daemon.engine.profile_weights import layer_weights, outer_weights
 from macmesh_daemon.models.errors import LocalArchitectureError
@@ -41,7 +43,10 @@ def profile_folder(folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelPro
         LocalArchitectureError: mlx-lm lacks the architecture, or its caches cannot be costed.
         LocalModelFolderError: Config and weights do not make a model.
     """
-    return profile_model(build(folder), folder, lengths)
+    model = build(folder)
+    profile = profile_model(model, folder, lengths)
+    shards = tensor_shards(model, lambda part: profile_model(part, folder, (_PROBE_TOKENS,)))
+    return replace(profile, tensor_shards=shards)
 
 
 def profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelProfile:

@@ -12,13 +12,26 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
+from mlx.nn.layers.distributed import (
+    AllToShardedLinear,
+    QuantizedAllToShardedLinear,
+    QuantizedShardedToAllLinear,
+    ShardedToAllLinear,
+)
 from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedLinear
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 _EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
-_PROJECTIONS = (Linear, QuantizedLinear, MultiLinear, QuantizedMultiLinear, *_EXPERTS)
+#: Linear layers of which each of several nodes holds a part.
+_SHARDED = (
+    AllToShardedLinear,
+    ShardedToAllLinear,
+    QuantizedAllToShardedLinear,
+    QuantizedShardedToAllLinear,
+)
+_PROJECTIONS = (Linear, QuantizedLinear, MultiLinear, QuantizedMultiLinear, *_SHARDED, *_EXPERTS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
+from mlx.nn.layers.distributed import AllToShardedLinear, QuantizedAllToShardedLinear
 from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedLinear
 from mlx.utils import tree_flatten
@@ -80,15 +81,8 @@ def outer_weights(model: Module, anatomy: Anatomy) -> OuterWeights:
     every, head, tail = of(anatomy.shared_modules), of(anatomy.head_modules), of(anatomy.tail_modules)
     both = {key: array for key, array in head.items() if key in tail and key not in every}
     last = {key: array for key, array in tail.items() if key not in head}
-    projection = (
-        of(
-            path
-            for path in anatomy.tail_modules
-            if isinstance(modules[path], Linear | QuantizedLinear)
-            and modules[path].weight.shape[0] == anatomy.vocab_size
-        ).keys()
-        & last.keys()
-    )
+    heads = (path for path in anatomy.tail_modules if _outputs(modules[path]) == anatomy.vocab_size)
+    projection = of(heads).keys() & last.keys()
     tied = bool(both) and not projection
     if not tied:
         # Needed at both ends, yet not as the head: charged to every stage, which is never too little.
@@ -102,6 +96,13 @@ def outer_weights(model: Module, anatomy: Anatomy) -> OuterWeights:
         shared_bytes=_bytes(every.values()),
         array_count=len(head | tail),
     )
+
+
+def _outputs(module: Any) -> int:
+    """Width of what a linear layer puts out, over all nodes that share it; 0 for other modules."""
+    if isinstance(module, AllToShardedLinear | QuantizedAllToShardedLinear):
+        return int(module.weight.shape[0] * module.group.size())
+    return int(module.weight.shape[0]) if isinstance(module, Linear | QuantizedLinear) else 0
 
 
 def _bytes(arrays: Iterable[mx.array]) -> int:

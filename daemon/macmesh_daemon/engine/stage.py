@@ -164,10 +164,13 @@ class StageModel:
         paths |= self._anatomy.tail_modules if self.is_tail else set()
         modules = modules_by_path(self._model)
         groups.append([array for path in sorted(paths) for array in own_parameters(modules[path]).values()])
+        # One array may have two names, as a head that the loader makes of the embedding.
         seen: set[int] = set()
-        once = [
-            [array for array in group if not (id(array) in seen or seen.add(id(array)))] for group in groups
-        ]
+        once = []
+        for group in groups:
+            fresh = {id(array): array for array in group if id(array) not in seen}
+            seen |= fresh.keys()
+            once.append(list(fresh.values()))
         return [group for group in once if group]
 
 

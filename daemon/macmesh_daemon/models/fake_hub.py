@@ -122,10 +122,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_args: Any) -> None:
         """Says nothing: `FakeHub.served` is the log."""
 
-    def do_HEAD(self) -> None:  # noqa: N802  http.server names the methods
+    def do_HEAD(self) -> None:
         self._answer()
 
-    def do_GET(self) -> None:  # noqa: N802  as above
+    def do_GET(self) -> None:
         self._answer()
 
     def _answer(self) -> None:

@@ -9,11 +9,12 @@ and evaluates nothing. The folder is private and removed afterwards; nobody can 
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -27,7 +28,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
 from macmesh_daemon.models.errors import (
     LocalModelFolderError,
@@ -130,10 +132,9 @@ class _Client:
             raise RemoteModelBrokenError(
                 f"{self.name} holds no safetensors weights: no file matches {WEIGHTS_PATTERN}"
             )
-        tasks: list[Callable[[], None]] = [
-            lambda name=name: self._json(name, path) for name in (CONFIG_NAME, *_SIDE_FILES) if name in names
-        ]
-        tasks += [lambda name=name: self._stand_in(name, path) for name in weights]
+        small = [name for name in (CONFIG_NAME, *_SIDE_FILES) if name in names]
+        tasks = [partial(self._json, name, path) for name in small]
+        tasks += [partial(self._stand_in, name, path) for name in weights]
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE, thread_name_prefix="hub") as pool:
             running = [pool.submit(task) for task in tasks]
             try:
@@ -204,43 +205,46 @@ class _Client:
     @contextmanager
     def errors_told(self) -> Iterator[None]:
         """Turns the hub client's errors into ours."""
-        where = self._api.endpoint
         try:
             yield
         except ModelError:
             raise
-        except GatedRepoError as problem:
-            raise RemoteModelGatedError(
-                f"{self.model} is gated: accept its terms at {where}/{self.model}, and set HF_TOKEN"
-            ) from problem
-        except RevisionNotFoundError as problem:
-            raise RemoteModelNotFoundError(f"{where} has no {self.name}") from problem
-        except RepositoryNotFoundError as problem:
-            raise RemoteModelNotFoundError(
-                f"{where} has no model {self.model!r}, or shows it only to those with a token (HF_TOKEN)"
-            ) from problem
-        except EntryNotFoundError as problem:
-            raise RemoteModelBrokenError(
-                f"{self.name} lists a file that is not there: {problem}"
-            ) from problem
+        except (HfHubHTTPError, EntryNotFoundError) as problem:
+            raise self._answer_told(problem) from problem
         except HFValidationError as problem:
             raise LocalModelNotFoundError(f"{self.model!r} names no model on a hub: {problem}") from problem
         except OfflineModeIsEnabled as problem:
             raise LocalOfflineError(
-                f"{self.model} is not read from {where}: HF_HUB_OFFLINE is set; unset it, or give a folder"
+                f"{self.model} is not read from a hub: HF_HUB_OFFLINE is set; unset it, or give a folder"
             ) from problem
-        except HfHubHTTPError as problem:
-            status = problem.response.status_code
-            if status in {httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN}:
-                raise RemoteModelGatedError(
-                    f"{where} refuses {self.model} ({status}): set HF_TOKEN to a token that may read it"
-                ) from problem
-            raise RemoteHubUnavailableError(f"{where} answers {status} for {self.name}") from problem
         except (httpx2.HTTPError, httpx2.InvalidURL) as problem:
             raise RemoteHubUnavailableError(
-                f"{where} cannot be reached for {self.name}: {type(problem).__name__}: {problem}"
+                f"{self._api.endpoint} cannot be reached for {self.name}: {type(problem).__name__}: {problem}"
             ) from problem
         except OSError as problem:
             raise LocalModelFolderError(
                 f"the headers of {self.name} cannot be written to {tempfile.gettempdir()}: {problem}"
             ) from problem
+
+    def _answer_told(self, problem: Exception) -> ModelError:
+        """Our error for an answer of the hub that is one."""
+        where = self._api.endpoint
+        if isinstance(problem, GatedRepoError):
+            return RemoteModelGatedError(
+                f"{self.model} is gated: accept its terms at {where}/{self.model}, and set HF_TOKEN"
+            )
+        if isinstance(problem, RevisionNotFoundError):
+            return RemoteModelNotFoundError(f"{where} has no {self.name}")
+        if isinstance(problem, RepositoryNotFoundError):
+            return RemoteModelNotFoundError(
+                f"{where} has no model {self.model!r}, or shows it only to those with a token (HF_TOKEN)"
+            )
+        if isinstance(problem, EntryNotFoundError):
+            return RemoteModelBrokenError(f"{self.name} lists a file that is not there: {problem}")
+        assert isinstance(problem, HfHubHTTPError)  # noqa: S101  the caller's other case
+        status = problem.response.status_code
+        if status in {httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN}:
+            return RemoteModelGatedError(
+                f"{where} refuses {self.model} ({status}): set HF_TOKEN to a token that may read it"
+            )
+        return RemoteHubUnavailableError(f"{where} answers {status} for {self.name}")

@@ -7,16 +7,16 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
+from daemon.weights_only import own_bytes, weights_profile
 from macmesh_daemon.engine.anatomy import Anatomy, examine
 from macmesh_daemon.engine.profile_build import build
 from macmesh_daemon.engine.profile_trace import layers_of
-from macmesh_daemon.engine.profile_weights import layer_weights, outer_weights
+from macmesh_daemon.engine.profile_weights import layer_weights
 from macmesh_daemon.engine.stage import load_stage
 from macmesh_daemon.models.folder import read_folder
-from macmesh_placement import LayerProfile, ModelProfile, Reserves, StageDemand, stage_ledger
+from macmesh_placement import ModelProfile, Reserves, StageDemand, stage_ledger
 from zoo import BROKEN, CONFIGS, METAL_ONLY, write_model
 
 #: Their forward pass cannot be described on a CPU, so that only bytes per layer and in all are compared.
@@ -31,12 +31,6 @@ def no_kernel_compilation() -> Iterator[None]:
     mx.enable_compile()
 
 
-def own_bytes(module: Any) -> int:
-    """Bytes of a module's parameters, each array once."""
-    flat: Any = tree_flatten(module.parameters())
-    return sum(array.nbytes for array in {id(array): array for _, array in flat}.values())
-
-
 def layer_bytes(model: Any) -> list[int]:
     return [layer_weights(layer, {}).size_bytes for layer in layers_of(model)]
 
@@ -49,32 +43,6 @@ def config_alone(folder: Path, to: Path) -> Path:
     to.mkdir()
     (to / "config.json").write_text((folder / "config.json").read_text())
     return to
-
-
-def weights_profile(model: Any, anatomy: Anatomy) -> ModelProfile:
-    """A profile of the weights alone."""
-    outer = outer_weights(model, anatomy)
-    layers = [layer_weights(layer, {}) for layer in layers_of(model)]
-    return ModelProfile(
-        model_id="m",
-        model_type="m",
-        digest="",
-        layers=tuple(
-            LayerProfile(weight_bytes=layer.size_bytes, active_weight_bytes=layer.active_bytes)
-            for layer in layers
-        ),
-        embedding_bytes=outer.embedding_bytes,
-        norm_bytes=outer.norm_bytes,
-        head_bytes=outer.head_bytes,
-        tied=outer.tied,
-        head_copy_bytes=outer.head_copy_bytes,
-        shared_bytes=outer.shared_bytes,
-        hidden_size=1,
-        vocab_size=1,
-        activation_bytes=2,
-        position_limit=None,
-        cut_points=(),
-    )
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.utils import close_session
+from huggingface_hub.utils._http import close_session
 
 from macmesh_daemon.models import errors
 from macmesh_daemon.models.fake_hub import FakeHub
