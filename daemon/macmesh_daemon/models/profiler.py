@@ -20,6 +20,7 @@ from macmesh_daemon.models.errors import (
     LocalModelError,
     LocalModelFolderError,
     LocalProfileProcessError,
+    RemoteHubUnavailableError,
 )
 from macmesh_daemon.models.folder import ModelFolder
 from macmesh_placement import LocalProfileError, ModelProfile
@@ -111,7 +112,14 @@ async def profile_hub_model(
 
     hub = Hub(endpoint=hub_endpoint, deadline_seconds=hub_deadline_seconds)
     with tempfile.TemporaryDirectory(prefix="macmesh-hub-", ignore_cleanup_errors=True) as stand_ins:
-        folder = await asyncio.to_thread(read_hub, model, Path(stand_ins), revision=revision, hub=hub)
+        try:
+            # The client keeps the deadline itself, but for a name server or a list that trickles in.
+            async with asyncio.timeout(hub_deadline_seconds + hub.request_timeout_seconds):
+                folder = await asyncio.to_thread(read_hub, model, Path(stand_ins), revision=revision, hub=hub)
+        except TimeoutError:
+            raise RemoteHubUnavailableError(
+                f"the headers of {model} took more than {hub_deadline_seconds:g} s"
+            ) from None
         return await profile_model(folder, cache_dir, deadline_seconds=deadline_seconds, command=command)
 
 

