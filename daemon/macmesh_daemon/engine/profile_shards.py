@@ -76,7 +76,8 @@ def sharded(model: Module, group: PretendedGroup) -> Module:
     arrays: Any = tree_flatten(model)
     shared = {id(array): array for _, array in arrays if isinstance(array, mx.array)}
     split: Any = copy.deepcopy(model, dict(shared))
-    split.shard(group)
+    with _unevaluated():
+        split.shard(group)
     return split  # type: ignore[no-any-return]
 
 
@@ -183,6 +184,17 @@ def _shard(
         reductions_per_step=seen.count,
         reduced_bytes_per_token=-(-seen.size_bytes // _PROBE_TOKENS),
     )
+
+
+@contextmanager
+def _unevaluated() -> Iterator[None]:
+    """Some ``shard()`` copy large weights piece by piece; here they would read and hold them."""
+    original = mx.eval
+    mx.eval = lambda *_: None
+    try:
+        yield
+    finally:
+        mx.eval = original
 
 
 @contextmanager

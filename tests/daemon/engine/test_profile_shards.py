@@ -106,6 +106,26 @@ def test_heads_that_do_not_divide_are_left_out(name: str, changes: dict[str, int
     assert sorted(shards_of(write_config(tmp_path, name, **changes))) == [2]
 
 
+def test_nothing_is_read_even_where_shard_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some evaluate what they cut, which takes the memory of a whole model."""
+    folder = write_config(tmp_path, "llama", hidden_size=1024, intermediate_size=4096)
+    model = build(read_folder(folder, require_weights=False))
+    original: Any = getattr(type(model), "shard")  # noqa: B009  Module itself has none
+
+    def shard(self: Any, group: Any) -> None:
+        original(self, group)
+        mx.eval(self.parameters())
+
+    monkeypatch.setattr(type(model), "shard", shard)
+    mx.synchronize()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    shards = tensor_shards(model, lambda part: weights_profile(part, examine(part)), (2,))
+    assert shards[0].weight_bytes > 90_000_000
+    assert mx.get_peak_memory() - before < 10**6
+
+
 def test_an_architecture_without_shard_has_none(tmp_path: Path) -> None:
     assert shards_of(write_config(tmp_path, "gemma")) == {}
 
