@@ -177,6 +177,43 @@ class TensorShard:
     reductions_per_step: int
     reduced_bytes_per_token: int
 
+    def __post_init__(self) -> None:
+        require_integer(self.ways, "tensor shard ways", LocalProfileError, minimum=2)
+        for name in _SHARD_SIZES:
+            require_integer(getattr(self, name), f"tensor shard {name}", LocalProfileError)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters on one node, each counted once."""
+        outer = self.embedding_bytes + self.norm_bytes + self.head_bytes + self.shared_bytes
+        return outer + sum(layer.weight_bytes for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """The shard as a JSON object, its layers as in a profile."""
+        sizes = {name: getattr(self, name) for name in _SHARD_SIZES}
+        return {"ways": self.ways, **sizes, "layers": _layers_to_json(self.layers)}
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> "TensorShard":
+        """Reads `to_json`'s form; raises `LocalProfileError` where it is not one."""
+        reader = Reader(value, where, LocalProfileError)
+        reader.only(cls.__dataclass_fields__)
+        return cls(
+            ways=reader.integer("ways", minimum=2),
+            layers=_layers_from_json(reader, where),
+            **{name: reader.integer(name) for name in _SHARD_SIZES},
+        )
+
+
+_SHARD_SIZES = (
+    "embedding_bytes",
+    "norm_bytes",
+    "head_bytes",
+    "shared_bytes",
+    "reductions_per_step",
+    "reduced_bytes_per_token",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
@@ -187,10 +224,12 @@ class ModelProfile:
         model_type: ``model_type`` of its config.
         digest: SHA-256, hex, over its config, weight index and safetensors headers.
         layers: Its layers, first to last.
-        embedding_bytes: Token (and learned position) embeddings.
-        norm_bytes: The final norm.
+        embedding_bytes: Token embeddings, and what else the first stage needs outside the layers (learned
+            positions, norms and projections of the embedding).
+        norm_bytes: The final norm, and what else the last stage alone needs beside the head.
         head_bytes: The output projection; 0 where it is tied to the embedding.
         tied: The output projection is the embedding.
+        head_copy_bytes: Of `embedding_bytes`, what the last stage needs too where the head is tied; None: all.
         shared_bytes: Parameters outside the layers that are none of these; every stage holds them.
         outer_parameter_count: Arrays of the four above together.
         head_caches: Caches that belong to no layer; the first stage holds them.
@@ -222,6 +261,7 @@ class ModelProfile:
     cut_reason: str = ""
     shared_bytes: int = 0
     outer_parameter_count: int = 3
+    head_copy_bytes: int | None = None
     head_caches: tuple[CachePiece, ...] = field(default=())
     weights_source: str = "headers"
     mlx_lm_version: str = ""
@@ -236,8 +276,13 @@ class ModelProfile:
             require_integer(getattr(self, name), f"profile {name}", LocalProfileError, minimum=1)
         if self.position_limit is not None:
             require_integer(self.position_limit, "profile position_limit", LocalProfileError, minimum=1)
-        if self.tied and self.head_bytes:
-            raise LocalProfileError("profile head_bytes must be 0 where the head is tied to the embedding")
+        self._require_consistent_head()
+        for shard in self.tensor_shards:
+            if len(shard.layers) != len(self.layers):
+                raise LocalProfileError(
+                    f"profile tensor_shards of {shard.ways} has {len(shard.layers)} layers, "
+                    f"the model {len(self.layers)}"
+                )
         previous = 0
         for cut in self.cut_points:
             require_integer(cut, "profile cut_points", LocalProfileError, minimum=1)
@@ -247,6 +292,16 @@ class ModelProfile:
                 )
             previous = cut
 
+    def _require_consistent_head(self) -> None:
+        if self.tied and self.head_bytes:
+            raise LocalProfileError("profile head_bytes must be 0 where the head is tied to the embedding")
+        if self.head_copy_bytes is not None:
+            require_integer(self.head_copy_bytes, "profile head_copy_bytes", LocalProfileError)
+            if not self.tied or self.head_copy_bytes > self.embedding_bytes:
+                raise LocalProfileError(
+                    "profile head_copy_bytes is a part of embedding_bytes, where the head is tied"
+                )
+
     @property
     def layer_count(self) -> int:
         """Number of layers."""
@@ -255,7 +310,14 @@ class ModelProfile:
     @property
     def tail_bytes(self) -> int:
         """What the last stage holds beside its layers: norm, and the head or its copy of the embedding."""
-        return self.norm_bytes + (self.embedding_bytes if self.tied else self.head_bytes)
+        return self.norm_bytes + (self.tied_copy_bytes if self.tied else self.head_bytes)
+
+    @property
+    def tied_copy_bytes(self) -> int:
+        """What the first and the last stage both hold where they differ; 0 where the head is not tied."""
+        if not self.tied:
+            return 0
+        return self.embedding_bytes if self.head_copy_bytes is None else self.head_copy_bytes
 
     @property
     def total_weight_bytes(self) -> int:
@@ -265,9 +327,6 @@ class ModelProfile:
 
     def to_json(self) -> dict[str, Any]:
         """The profile as a JSON object; equal neighbours among the layers are written once, with a count."""
-        layers = []
-        for layer, group in groupby(self.layers):
-            layers.append({"count": len(list(group)), **layer.to_json()})
         plain = {name: getattr(self, name) for name in _PLAIN_FIELDS}
         return {
             "format": PROFILE_FORMAT,
@@ -276,7 +335,8 @@ class ModelProfile:
             if self.cut_points == all_cut_points(self.layer_count)
             else list(self.cut_points),
             "head_caches": [piece.to_json() for piece in self.head_caches],
-            "layers": layers,
+            "layers": _layers_to_json(self.layers),
+            "tensor_shards": [shard.to_json() for shard in self.tensor_shards],
         }
 
     def to_json_text(self) -> str:
@@ -297,19 +357,13 @@ class ModelProfile:
                 f"profile.format must be {PROFILE_FORMAT!r}, not {found!r}: profile the model anew"
             )
         reader.only({*cls.__dataclass_fields__, "format"})
-        layers: list[LayerProfile] = []
-        for index, item in enumerate(reader.array("layers")):
-            where = f"profile.layers[{index}]"
-            count = Reader(item, where, LocalProfileError).integer("count", default=1, minimum=1)
-            if len(layers) + count > _MAX_LAYERS:
-                raise LocalProfileError(f"{where}.count makes more than {_MAX_LAYERS} layers")
-            layers += [LayerProfile.from_json(item, where)] * count
+        layers = _layers_from_json(reader, "profile")
         cuts = reader.get("cut_points")
         return cls(
             model_id=reader.text("model_id"),
             model_type=reader.text("model_type"),
             digest=reader.text("digest"),
-            layers=tuple(layers),
+            layers=layers,
             embedding_bytes=reader.integer("embedding_bytes"),
             norm_bytes=reader.integer("norm_bytes"),
             head_bytes=reader.integer("head_bytes"),
@@ -322,12 +376,17 @@ class ModelProfile:
             cut_reason=reader.text("cut_reason", default=""),
             shared_bytes=reader.integer("shared_bytes", default=0),
             outer_parameter_count=reader.integer("outer_parameter_count", default=3),
+            head_copy_bytes=reader.optional_integer("head_copy_bytes"),
             head_caches=tuple(
                 CachePiece.from_json(piece, f"profile.head_caches[{index}]")
                 for index, piece in enumerate(reader.array("head_caches", default=[]))
             ),
             weights_source=reader.text("weights_source", default="headers"),
             mlx_lm_version=reader.text("mlx_lm_version", default=""),
+            tensor_shards=tuple(
+                TensorShard.from_json(shard, f"profile.tensor_shards[{index}]")
+                for index, shard in enumerate(reader.array("tensor_shards", default=[]))
+            ),
         )
 
     @classmethod
@@ -347,3 +406,19 @@ _PLAIN_FIELDS = tuple(
 def all_cut_points(layer_count: int) -> tuple[int, ...]:
     """Every boundary between two of ``layer_count`` layers."""
     return tuple(range(1, layer_count))
+
+
+def _layers_to_json(layers: tuple[LayerProfile, ...]) -> list[dict[str, Any]]:
+    """Equal neighbours are written once, with a count."""
+    return [{"count": len(list(group)), **layer.to_json()} for layer, group in groupby(layers)]
+
+
+def _layers_from_json(reader: Reader, where: str) -> tuple[LayerProfile, ...]:
+    layers: list[LayerProfile] = []
+    for index, item in enumerate(reader.array("layers")):
+        place = f"{where}.layers[{index}]"
+        count = Reader(item, place, LocalProfileError).integer("count", default=1, minimum=1)
+        if len(layers) + count > _MAX_LAYERS:
+            raise LocalProfileError(f"{place}.count makes more than {_MAX_LAYERS} layers")
+        layers += [LayerProfile.from_json(item, place)] * count
+    return tuple(layers)

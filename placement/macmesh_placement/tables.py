@@ -82,8 +82,7 @@ def stage_totals(profile: ModelProfile, demand: StageDemand, *, fused_attention:
 
 def whole_model_bytes(profile: ModelProfile, demand: StageDemand, totals: Integers) -> int:
     """Bytes of a single stage that holds everything: no transport, and a tied head shares the embedding."""
-    shared = profile.embedding_bytes if profile.tied else 0
-    return int(totals[0, -1]) - demand.reserves.transport_pool_bytes - shared
+    return int(totals[0, -1]) - demand.reserves.transport_pool_bytes - profile.tied_copy_bytes
 
 
 def _prefix(values: Integers) -> Integers:

@@ -91,3 +91,54 @@ def test_the_error_names_the_field(change: dict[str, object], named: str) -> Non
 def test_what_is_no_profile_is_refused(text: str) -> None:
     with pytest.raises(LocalProfileError):
         ModelProfile.from_json_text(text)
+
+
+def _with_shard(ways: int, **changes: Any) -> dict[str, Any]:
+    value = _profile(5).to_json()
+    sizes = dict.fromkeys(
+        (
+            "embedding_bytes",
+            "norm_bytes",
+            "head_bytes",
+            "shared_bytes",
+            "reductions_per_step",
+            "reduced_bytes_per_token",
+        ),
+        7,
+    )
+    value["tensor_shards"] = [{"ways": ways, **sizes, "layers": value["layers"], **changes}]
+    return value
+
+
+def test_shards_come_back_from_json() -> None:
+    profile = ModelProfile.from_json(_with_shard(4))
+    (shard,) = profile.tensor_shards
+    assert (shard.ways, shard.layers) == (4, profile.layers)
+    assert shard.weight_bytes == 4 * 7 + sum(layer.weight_bytes for layer in profile.layers)
+    assert ModelProfile.from_json_text(profile.to_json_text()) == profile
+
+
+@pytest.mark.parametrize(
+    ("ways", "changes", "named"),
+    [
+        (1, {}, r"tensor_shards\[0\].ways"),
+        (2, {"layers": []}, "tensor_shards of 2 has 0 layers"),
+        (2, {"norm_bytes": -1}, r"tensor_shards\[0\].norm_bytes"),
+        (2, {"unheard_of": 1}, "unheard_of"),
+    ],
+)
+def test_the_error_names_the_shard(ways: int, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(LocalProfileError, match=named):
+        ModelProfile.from_json(_with_shard(ways, **changes))
+
+
+def test_a_tied_head_may_copy_a_part_of_the_embedding() -> None:
+    value = {**_profile(1).to_json(), "tied": True, "head_bytes": 0, "embedding_bytes": 100, "norm_bytes": 1}
+    for part, tail_bytes in ((None, 101), (60, 61), (0, 1)):
+        profile = ModelProfile.from_json({**value, "head_copy_bytes": part})
+        assert profile.tail_bytes == tail_bytes
+        assert ModelProfile.from_json_text(profile.to_json_text()) == profile
+    with pytest.raises(LocalProfileError, match="head_copy_bytes"):
+        ModelProfile.from_json({**value, "head_copy_bytes": 101})
+    with pytest.raises(LocalProfileError, match="head_copy_bytes"):
+        ModelProfile.from_json({**value, "tied": False, "head_copy_bytes": 1})

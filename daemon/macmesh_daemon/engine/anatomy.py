@@ -1,7 +1,7 @@
 """Finds out which parameters and caches belong to which part of a model, by running it once lazily.
 
 MLX computes nothing until a result is evaluated, so a forward pass of a lazily loaded model reads no
-weights. It shows which modules outside the layers run before the first layer (the head needs them), which run
+weights. It shows which modules outside the layers are used before the first layer (the head needs them), which
 after the last one (the tail needs them), and which caches every layer is called with. No architecture is
 known by name.
 """
@@ -35,6 +35,10 @@ class Anatomy:
     """Paths of the modules outside the layers that the head needs."""
     tail_modules: frozenset[str]
     """Paths of the modules outside the layers that the tail needs."""
+    shared_modules: frozenset[str]
+    """Paths of the modules outside the layers that every stage needs; the two above contain them too."""
+    vocab_size: int
+    """Logits of one token."""
     split_refusal: str
     """Why the model cannot be cut; empty where it can."""
 
@@ -49,20 +53,18 @@ def examine(model: Module) -> Anatomy:
             stack.enter_context(trace.layer(index, layer, caches))
         for path, module in trace.outer.items():
             stack.enter_context(trace.module(path, module))
-        model(mx.zeros((1, TRACE_TOKENS), mx.int32), cache=caches)
+        logits: mx.array = model(mx.zeros((1, TRACE_TOKENS), mx.int32), cache=caches)
     architecture = type(model).__module__.rpartition(".")[2]
-    # A module that holds parameters beside other modules may use them at any time; so may one never called.
-    vague = {
-        path
-        for path, module in trace.outer.items()
-        if has_children(module) or path not in trace.before | trace.after | trace.between
-    }
+    # What was not used in this step may be used in another one, at any time.
+    shared = trace.between | (trace.outer.keys() - trace.before - trace.after)
     return Anatomy(
         architecture=architecture,
         layer_count=len(layers),
         layer_caches=tuple(tuple(indices) for indices in trace.caches),
-        head_modules=frozenset(trace.before | vague),
-        tail_modules=frozenset(trace.after | vague),
+        head_modules=frozenset(trace.before | shared),
+        tail_modules=frozenset(trace.after | shared),
+        shared_modules=frozenset(shared),
+        vocab_size=logits.shape[-1],
         split_refusal=trace.refusal(architecture),
     )
 
@@ -94,20 +96,24 @@ class _Trace:
 
     @contextlib.contextmanager
     def module(self, path: str, module: Module) -> Iterator[None]:
-        def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if not any(self.calls):
-                self.before.add(path)
-            elif all(self.calls):
-                self.after.add(path)
-            else:
-                self.between.add(path)
-            return original(*args, **kwargs)
+        """Notes when the module's own parameters are read, by itself or by the model around it."""
+        own = set(own_parameters(module))
 
-        methods = {"__call__": call}
-        if hasattr(module, "as_linear"):
-            methods["as_linear"] = call
-        with swapped(module, methods):
+        def read(original: Callable[..., Any], key: str) -> Any:
+            if key in own:
+                self._use(path)
+            return original(key)
+
+        with swapped(module, {"__getattr__": read, "__getitem__": read}):
             yield
+
+    def _use(self, path: str) -> None:
+        if not any(self.calls):
+            self.before.add(path)
+        elif all(self.calls):
+            self.after.add(path)
+        else:
+            self.between.add(path)
 
     def refusal(self, architecture: str) -> str:
         if reason := unsplittable_reason(architecture):
@@ -126,9 +132,13 @@ def modules_by_path(module: Any) -> dict[str, Module]:
     return dict(module.named_modules())
 
 
-def has_children(module: Any) -> bool:
-    """Whether a module contains others."""
-    return bool(module.children())
+def own_parameters(module: Any) -> dict[str, mx.array]:
+    """The parameters that a module itself holds, by name; buffers, whose names start with "_", are none."""
+    return {
+        name: value
+        for name, value in module.items()
+        if isinstance(value, mx.array) and not name.startswith("_")
+    }
 
 
 def require_splittable(anatomy: Anatomy) -> None:
@@ -181,5 +191,5 @@ def _modules_outside(model: Module, layers: list[Module]) -> dict[str, Module]:
     return {
         path: module
         for path, module in modules_by_path(model).items()
-        if id(module) not in inside and any(isinstance(value, mx.array) for value in module.values())
+        if id(module) not in inside and own_parameters(module)
     }

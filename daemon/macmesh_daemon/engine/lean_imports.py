@@ -33,9 +33,10 @@ class _Absent(types.ModuleType):
 
 
 def import_without_tokenizers() -> None:
-    """Puts the placeholders in place; call it before mlx-lm is imported. What is imported already stays."""
-    if not any(name in sys.modules for name in ABSENT):
-        for name in ABSENT:
+    """Puts the placeholders in place; call it before mlx-lm is imported. A package imported already stays."""
+    there = sys.modules.keys() & {name.partition(".")[0] for name in ABSENT}
+    for name in ABSENT:
+        if name.partition(".")[0] not in there:
             module = _Absent(name)
             module.__path__ = []
             sys.modules[name] = module

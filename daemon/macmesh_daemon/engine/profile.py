@@ -1,12 +1,14 @@
 """Profiles a model folder: mlx-lm builds the model lazily, and costs are read off shapes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 from mlx.nn.layers.base import Module
 from mlx_lm.models.cache import make_prompt_cache
 
+from macmesh_daemon.engine.anatomy import examine
 from macmesh_daemon.engine.profile_build import build
 from macmesh_daemon.engine.profile_caches import (
     CHECK_STEPS,
@@ -16,6 +18,7 @@ from macmesh_daemon.engine.profile_caches import (
     piece_of,
 )
 from macmesh_daemon.engine.profile_cuts import cut_points
+from macmesh_daemon.engine.profile_shards import tensor_shards
 from macmesh_daemon.engine.profile_trace import AttentionCall, LayerTrace, Trace, layers_of, trace_step
 from macmesh_daemon.engine.profile_weights import layer_weights, outer_weights
 from macmesh_daemon.models.errors import LocalArchitectureError
@@ -40,7 +43,10 @@ def profile_folder(folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelPro
         LocalArchitectureError: mlx-lm lacks the architecture, or its caches cannot be costed.
         LocalModelFolderError: Config and weights do not make a model.
     """
-    return profile_model(build(folder), folder, lengths)
+    model = build(folder)
+    profile = profile_model(model, folder, lengths)
+    shards = tensor_shards(model, lambda part: profile_model(part, folder, (_PROBE_TOKENS,)))
+    return replace(profile, tensor_shards=shards)
 
 
 def profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelProfile:
@@ -65,7 +71,8 @@ def profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int] = (
             piece for cache, piece in zip(flat, pieces, strict=True) if piece and id(cache) in fresh
         )
         profiles.append(_layer_profile(layer, seen, trace, found, folder))
-    outer = outer_weights(model)
+    anatomy = examine(model)
+    outer = outer_weights(model, anatomy)
     cuts, reason = cut_points(model, trace.layers)
     first = trace.layers[0]
     return ModelProfile(
@@ -75,12 +82,13 @@ def profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int] = (
         layers=tuple(profiles),
         embedding_bytes=outer.embedding_bytes,
         norm_bytes=outer.norm_bytes,
-        head_bytes=0 if trace.head_is_tied else outer.head_bytes,
-        tied=trace.head_is_tied,
-        shared_bytes=outer.shared_bytes + (outer.head_bytes if trace.head_is_tied else 0),
+        head_bytes=outer.head_bytes,
+        tied=outer.tied,
+        head_copy_bytes=outer.head_copy_bytes,
+        shared_bytes=outer.shared_bytes,
         outer_parameter_count=outer.array_count,
         hidden_size=first.input_bytes // first.input_item_bytes // _PROBE_TOKENS,
-        vocab_size=outer.vocab_size or _text_config(folder).get("vocab_size", 0),
+        vocab_size=anatomy.vocab_size,
         activation_bytes=first.input_item_bytes,
         position_limit=folder.position_limit,
         cut_points=cuts,

@@ -1,6 +1,9 @@
-"""The profile process: prints the profile of one model folder as JSON and ends.
+"""The profile process: prints the profile of one model as JSON and ends.
 
-Usage: macmesh-profile MODEL_FOLDER [--model-id ID] [--lengths 300,40,1]
+Usage: macmesh-profile MODEL [--revision REVISION] [--hub-endpoint URL] [--model-id ID] [--lengths 300,40,1]
+
+MODEL is a folder, or organisation/model on a hub, of which only the config and the headers of the weight
+files are read.
 
 stdout carries the profile and nothing else. On failure the last line of stderr is ``{"error": {"reason",
 "message"}}`` and the exit code is 2 where the architecture is not supported, else 1.
@@ -9,12 +12,15 @@ stdout carries the profile and nothing else. On failure the last line of stderr 
 import argparse
 import json
 import sys
-from contextlib import redirect_stdout
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 from macmesh_daemon.engine.lean_imports import import_without_tokenizers
 from macmesh_daemon.models.errors import LocalArchitectureError, ModelError
-from macmesh_daemon.models.folder import read_folder
+from macmesh_daemon.models.folder import ModelFolder, is_hub_id, read_folder
 from macmesh_placement import LocalProfileError
 
 EXIT_OK = 0
@@ -26,23 +32,35 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the process; returns its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        folder = read_folder(
-            options.folder.expanduser().absolute(), model_id=options.model_id, require_weights=False
-        )
-        # mlx-lm takes time to import: only once the folder is known to be sound.
-        import_without_tokenizers()
-        from macmesh_daemon.engine.profile import profile_folder  # noqa: PLC0415  see above
+        with _folder(options) as folder:
+            # mlx-lm takes time to import: only once the folder is known to be sound.
+            import_without_tokenizers()
+            from macmesh_daemon.engine.profile import profile_folder  # noqa: PLC0415  see above
 
-        with redirect_stdout(sys.stderr):
-            profile = profile_folder(folder, options.lengths)
+            with redirect_stdout(sys.stderr):
+                profile = profile_folder(folder, options.lengths)
     except LocalProfileError as problem:
         return _fail(
-            LocalArchitectureError(f"{options.folder} has a shape that a profile cannot tell: {problem}")
+            LocalArchitectureError(f"{options.model} has a shape that a profile cannot tell: {problem}")
         )
     except ModelError as problem:
         return _fail(problem)
     sys.stdout.write(profile.to_json_text())
     return EXIT_OK
+
+
+@contextmanager
+def _folder(options: argparse.Namespace) -> Iterator[ModelFolder]:
+    path = Path(options.model).expanduser().absolute()
+    if path.exists() or not is_hub_id(options.model):
+        yield read_folder(path, model_id=options.model_id, require_weights=False)
+        return
+    from macmesh_daemon.models.hub import Hub, read_hub  # noqa: PLC0415  a folder needs no hub client
+
+    with tempfile.TemporaryDirectory(prefix="macmesh-hub-") as stand_ins:
+        hub = Hub(endpoint=options.hub_endpoint)
+        folder = read_hub(options.model, Path(stand_ins), revision=options.revision, hub=hub)
+        yield replace(folder, model_id=options.model_id or folder.model_id)
 
 
 def _fail(problem: ModelError) -> int:
@@ -62,7 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="macmesh-profile", description="prints what a model costs, layer by layer, as JSON"
     )
-    parser.add_argument("folder", type=Path, help="model folder; without weights, its config is profiled")
+    parser.add_argument(
+        "model", help="model folder (without weights, its config is profiled), or organisation/model on a hub"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit on the hub (default: its main branch)")
+    parser.add_argument("--hub-endpoint", help="address of the hub (default: HF_ENDPOINT, or Hugging Face)")
     parser.add_argument("--model-id", default="", help="name to write into the profile (default: the folder)")
     parser.add_argument(
         "--lengths",

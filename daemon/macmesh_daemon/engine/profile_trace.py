@@ -12,15 +12,26 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx.nn.layers.embedding import Embedding
+from mlx.nn.layers.distributed import (
+    AllToShardedLinear,
+    QuantizedAllToShardedLinear,
+    QuantizedShardedToAllLinear,
+    ShardedToAllLinear,
+)
 from mlx.nn.layers.linear import Linear
-from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
+from mlx.nn.layers.quantized import QuantizedLinear
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 _EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
-_PROJECTIONS = (Linear, QuantizedLinear, MultiLinear, QuantizedMultiLinear, *_EXPERTS)
-_EMBEDDINGS = (Embedding, QuantizedEmbedding)
+#: Linear layers of which each of several nodes holds a part.
+_SHARDED = (
+    AllToShardedLinear,
+    ShardedToAllLinear,
+    QuantizedAllToShardedLinear,
+    QuantizedShardedToAllLinear,
+)
+_PROJECTIONS = (Linear, QuantizedLinear, MultiLinear, QuantizedMultiLinear, *_SHARDED, *_EXPERTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +66,11 @@ class Trace:
         tokens: Tokens of the step.
         layers: One entry per layer.
         experts: Experts that one token is sent to, by id of the expert module.
-        head_is_tied: The embedding was used as the output projection.
     """
 
     tokens: int
     layers: list[LayerTrace]
     experts: dict[int, int] = field(default_factory=dict)
-    head_is_tied: bool = False
     current: LayerTrace | None = None
 
 
@@ -145,18 +154,9 @@ def _watched_projections(trace: Trace) -> Iterator[None]:
 
         return call
 
-    def reporting_head(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
-        def as_linear(self: Module, x: mx.array) -> mx.array:
-            trace.head_is_tied = True
-            return original(self, x)
-
-        return as_linear
-
     with ExitStack() as stack:
         for kind in _PROJECTIONS:
             stack.enter_context(_replaced(kind, "__call__", reporting(kind.__call__)))
-        for embedding in _EMBEDDINGS:
-            stack.enter_context(_replaced(embedding, "as_linear", reporting_head(embedding.as_linear)))
         yield
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx.nn.layers.embedding import Embedding
+from mlx.nn.layers.distributed import AllToShardedLinear, QuantizedAllToShardedLinear
 from mlx.nn.layers.linear import Linear
-from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
+from mlx.nn.layers.quantized import QuantizedLinear
 from mlx.utils import tree_flatten
 
-from macmesh_daemon.engine.profile_trace import layers_of
+from macmesh_daemon.engine.anatomy import Anatomy, modules_by_path, own_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,19 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class OuterWeights:
-    """Parameters outside the layers."""
+    """Parameters outside the layers, named as in a profile."""
 
     embedding_bytes: int
+    head_copy_bytes: int | None
     norm_bytes: int
     head_bytes: int
     shared_bytes: int
     array_count: int
-    vocab_size: int
+
+    @property
+    def tied(self) -> bool:
+        """The last stage needs the first one's embedding."""
+        return self.head_copy_bytes is not None
 
 
 def layer_weights(layer: Module, experts: Mapping[int, int]) -> LayerWeights:
@@ -60,45 +65,48 @@ def layer_weights(layer: Module, experts: Mapping[int, int]) -> LayerWeights:
     )
 
 
-def outer_weights(model: Module) -> OuterWeights:
-    """Sorts the parameters outside the layers.
+def outer_weights(model: Module, anatomy: Anatomy) -> OuterWeights:
+    """Sorts the parameters outside the layers by the stages that load them.
 
-    A norm is the final one where it is the only one outside the layers. The head is the linear layer that
-    puts out the vocabulary. What is neither stays ``shared``: every stage is charged with it.
+    Args:
+        model: The model.
+        anatomy: What `examine` found: which modules the first and the last stage need.
     """
-    inside: set[int] = set()
-    inside_modules: set[int] = set()
-    for layer in layers_of(model):
-        inside |= set(_own_arrays(layer))
-        inside_modules |= {id(module) for module in _modules(layer)}
-    outer = {key: array for key, array in _own_arrays(model).items() if key not in inside}
-    modules = [module for module in _modules(model) if id(module) not in inside_modules]
-    embeddings = [module for module in modules if isinstance(module, Embedding | QuantizedEmbedding)]
-    vocab_size = max((module.weight.shape[0] for module in embeddings), default=0)
-    heads = [
-        module
-        for module in modules
-        if isinstance(module, Linear | QuantizedLinear) and module.weight.shape[0] == vocab_size
-    ]
-    norms = [module for module in modules if "Norm" in type(module).__name__ and _own_arrays(module)]
-    embedding = _take(outer, embeddings)
-    head = _take(outer, heads[:1])
-    norm = _take(outer, norms) if len(norms) == 1 else 0
-    count = len([array for array in _own_arrays(model) if array not in inside])
+    modules = modules_by_path(model)
+
+    def of(paths: Iterable[str]) -> dict[int, mx.array]:
+        arrays = [array for path in paths for array in own_parameters(modules[path]).values()]
+        return {id(array): array for array in arrays}
+
+    every, head, tail = of(anatomy.shared_modules), of(anatomy.head_modules), of(anatomy.tail_modules)
+    both = {key: array for key, array in head.items() if key in tail and key not in every}
+    last = {key: array for key, array in tail.items() if key not in head}
+    heads = (path for path in anatomy.tail_modules if _outputs(modules[path]) == anatomy.vocab_size)
+    projection = of(heads).keys() & last.keys()
+    tied = bool(both) and not projection
+    if not tied:
+        # Needed at both ends, yet not as the head: charged to every stage, which is never too little.
+        every |= both
+    first = {key: array for key, array in head.items() if key not in every}
     return OuterWeights(
-        embedding_bytes=embedding,
-        norm_bytes=norm,
-        head_bytes=head,
-        shared_bytes=sum(array.nbytes for array in outer.values()),
-        array_count=count,
-        vocab_size=vocab_size,
+        embedding_bytes=_bytes(first.values()),
+        head_copy_bytes=_bytes(both.values()) if tied else None,
+        norm_bytes=_bytes(array for key, array in last.items() if key not in projection),
+        head_bytes=_bytes(last[key] for key in projection),
+        shared_bytes=_bytes(every.values()),
+        array_count=len(head | tail),
     )
 
 
-def _take(outer: dict[int, mx.array], modules: Iterable[Module]) -> int:
-    """Removes the modules' arrays from ``outer`` and returns their bytes."""
-    keys = {key for module in modules for key in _own_arrays(module)}
-    return sum(outer.pop(key).nbytes for key in keys if key in outer)
+def _outputs(module: Any) -> int:
+    """Width of what a linear layer puts out, over all nodes that share it; 0 for other modules."""
+    if isinstance(module, AllToShardedLinear | QuantizedAllToShardedLinear):
+        return int(module.weight.shape[0] * module.group.size())
+    return int(module.weight.shape[0]) if isinstance(module, Linear | QuantizedLinear) else 0
+
+
+def _bytes(arrays: Iterable[mx.array]) -> int:
+    return sum(array.nbytes for array in arrays)
 
 
 def _own_arrays(module: Any) -> dict[int, mx.array]:

@@ -10,7 +10,14 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_map
 from mlx_lm.utils import load_model
 
-from macmesh_daemon.engine.anatomy import Anatomy, examine, modules_by_path, require_splittable, swap_methods
+from macmesh_daemon.engine.anatomy import (
+    Anatomy,
+    examine,
+    modules_by_path,
+    own_parameters,
+    require_splittable,
+    swap_methods,
+)
 from macmesh_daemon.engine.caches import StageCaches, advance_ghost, arrays_of, make_caches
 from macmesh_daemon.engine.errors import LocalModelLoadError, LocalStageError
 from macmesh_daemon.engine.files import check_model_files
@@ -149,17 +156,22 @@ class StageModel:
         return call
 
     def _owned_parameters(self) -> list[list[mx.array]]:
-        """Arrays to read, in groups: one for each layer, one for what is outside the layers."""
+        """Arrays to read, each once, in groups: one for each layer, one for what is outside the layers."""
         all_layers = list(self._model.layers)
         groups = [arrays_of(all_layers[index].parameters()) for index in self.layers]
-        paths = set(self._anatomy.head_modules) if self.is_head else set()
-        if self.is_tail:
-            paths |= self._anatomy.tail_modules
+        paths = set(self._anatomy.shared_modules)
+        paths |= self._anatomy.head_modules if self.is_head else set()
+        paths |= self._anatomy.tail_modules if self.is_tail else set()
         modules = modules_by_path(self._model)
-        outside = [
-            value for path in sorted(paths) for value in modules[path].values() if isinstance(value, mx.array)
-        ]
-        return [*groups, outside] if outside else groups
+        groups.append([array for path in sorted(paths) for array in own_parameters(modules[path]).values()])
+        # One array may have two names, as a head that the loader makes of the embedding.
+        seen: set[int] = set()
+        once = []
+        for group in groups:
+            fresh = {id(array): array for array in group if id(array) not in seen}
+            seen |= fresh.keys()
+            once.append(list(fresh.values()))
+        return [group for group in once if group]
 
 
 def load_stage(

@@ -8,8 +8,14 @@ from macmesh_daemon.models.errors import (
     LocalModelError,
     LocalModelFolderError,
     LocalModelNotFoundError,
+    LocalOfflineError,
     LocalProfileProcessError,
     ModelError,
+    RemoteHubUnavailableError,
+    RemoteModelBrokenError,
+    RemoteModelError,
+    RemoteModelGatedError,
+    RemoteModelNotFoundError,
 )
 from macmesh_daemon.models.folder import ModelFolder, resolve
 
@@ -18,8 +24,14 @@ __all__ = [
     "LocalModelError",
     "LocalModelFolderError",
     "LocalModelNotFoundError",
+    "LocalOfflineError",
     "LocalProfileProcessError",
     "ModelError",
     "ModelFolder",
+    "RemoteHubUnavailableError",
+    "RemoteModelBrokenError",
+    "RemoteModelError",
+    "RemoteModelGatedError",
+    "RemoteModelNotFoundError",
     "resolve",
 ]

@@ -3,11 +3,17 @@
 The tree::
 
     ModelError
-    └── LocalModelError                   what this machine holds, or was asked for, cannot be used
-        ├── LocalModelNotFoundError       no such folder
-        ├── LocalModelFolderError         a folder that is broken; names the file
-        ├── LocalArchitectureError        mlx-lm here cannot run the architecture, or macmesh cannot cost it
-        └── LocalProfileProcessError      the profile process failed or was too slow
+    ├── LocalModelError                   what this machine holds, or was asked for, cannot be used
+    │   ├── LocalModelNotFoundError       no such folder
+    │   ├── LocalModelFolderError         a folder that is broken; names the file
+    │   ├── LocalArchitectureError        mlx-lm here cannot run the architecture, or macmesh cannot cost it
+    │   ├── LocalProfileProcessError      the profile process failed or was too slow
+    │   └── LocalOfflineError             a hub was asked for while HF_HUB_OFFLINE is set
+    └── RemoteModelError                  what a hub holds, or how it answers, is no use
+        ├── RemoteModelNotFoundError      no such model there, or no such revision
+        ├── RemoteModelGatedError         it wants a token, or one with more rights
+        ├── RemoteModelBrokenError        no safetensors weights, or a file that contradicts itself
+        └── RemoteHubUnavailableError     it cannot be reached, fails, or is too slow
 """
 
 
@@ -47,3 +53,37 @@ class LocalProfileProcessError(LocalModelError):
     """The profile process ended badly, printed no profile, or outlived its deadline."""
 
     reason = "INTERNAL"
+
+
+class LocalOfflineError(LocalModelError):
+    """A hub was asked for while this machine is told to stay offline."""
+
+    reason = "OFFLINE"
+
+
+class RemoteModelError(ModelError):
+    """What a hub holds, or how it answers, is no use."""
+
+
+class RemoteModelNotFoundError(RemoteModelError):
+    """The hub has no such model, or no such revision of it."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
+class RemoteModelGatedError(RemoteModelError):
+    """The hub wants a token, or one with more rights."""
+
+    reason = "MODEL_GATED"
+
+
+class RemoteModelBrokenError(RemoteModelError):
+    """A model without safetensors weights, or with a file that contradicts itself."""
+
+    reason = "MODEL_BROKEN"
+
+
+class RemoteHubUnavailableError(RemoteModelError):
+    """The hub cannot be reached, fails, or is too slow; asking again may help."""
+
+    reason = "HUB_UNAVAILABLE"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 #: What mlx-lm reads weights from.
 WEIGHTS_PATTERN = "model*.safetensors"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 #: Names under which configs state the most positions, best first.
 _POSITION_FIELDS = (
@@ -91,6 +94,11 @@ def position_limit(config: Mapping[str, Any]) -> int | None:
                 if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                     return value
     return None
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a name has the form of a model on a hub: ``organisation/model``."""
+    return _HUB_ID.fullmatch(model) is not None
 
 
 def resolve(model_id: str, search_folders: Iterable[Path], *, require_weights: bool = True) -> ModelFolder:

@@ -20,6 +20,7 @@ from macmesh_daemon.models.errors import (
     LocalModelError,
     LocalModelFolderError,
     LocalProfileProcessError,
+    RemoteHubUnavailableError,
 )
 from macmesh_daemon.models.folder import ModelFolder
 from macmesh_placement import LocalProfileError, ModelProfile
@@ -78,6 +79,48 @@ async def profile_model(
     except OSError as problem:
         _log.warning("profile not kept", path=str(path), error=str(problem))
     return profile
+
+
+async def profile_hub_model(
+    model: str,
+    cache_dir: Path,
+    *,
+    revision: str | None = None,
+    hub_endpoint: str | None = None,
+    hub_deadline_seconds: float = 120.0,
+    deadline_seconds: float = 60.0,
+    command: Sequence[str] = PROFILE_COMMAND,
+) -> ModelProfile:
+    """The profile of a model on a hub, of which only config, index and headers are fetched.
+
+    Args:
+        model: ``organisation/model``.
+        cache_dir: As for `profile_model`; the same content as a local folder shares its entry.
+        revision: Branch, tag or commit; None for the main branch.
+        hub_endpoint: Address of the hub; None for that of ``HF_ENDPOINT``, or Hugging Face's own.
+        hub_deadline_seconds: Longest time for reading the headers.
+        deadline_seconds: As for `profile_model`.
+        command: As for `profile_model`.
+
+    Raises:
+        LocalModelNotFoundError: The name is none of a hub.
+        LocalOfflineError: The hub client was told to stay offline.
+        RemoteModelError: The hub does not have the model, does not show it, or cannot be reached.
+        LocalModelError: As `profile_model`.
+    """
+    from macmesh_daemon.models.hub import Hub, read_hub  # noqa: PLC0415  a folder needs no hub client
+
+    hub = Hub(endpoint=hub_endpoint, deadline_seconds=hub_deadline_seconds)
+    with tempfile.TemporaryDirectory(prefix="macmesh-hub-", ignore_cleanup_errors=True) as stand_ins:
+        try:
+            # The client keeps the deadline itself, but for a name server or a list that trickles in.
+            async with asyncio.timeout(hub_deadline_seconds + hub.request_timeout_seconds):
+                folder = await asyncio.to_thread(read_hub, model, Path(stand_ins), revision=revision, hub=hub)
+        except TimeoutError:
+            raise RemoteHubUnavailableError(
+                f"the headers of {model} took more than {hub_deadline_seconds:g} s"
+            ) from None
+        return await profile_model(folder, cache_dir, deadline_seconds=deadline_seconds, command=command)
 
 
 def profile_key(folder: ModelFolder) -> str:
