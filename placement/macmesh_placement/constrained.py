@@ -146,6 +146,8 @@ class LabelSearch:
         best: tuple[float, int, int] | None = None
         made = 0
         for size in range(1, self._subsets.deepest + 1):
+            if not levels[-1].count:
+                break
             bounds = self._bounds(criteria, combined, size)
             grown = []
             for node in range(self._shape.node_count):
@@ -155,8 +157,6 @@ class LabelSearch:
                     longer = longer.chosen(_all_within(longer.values, limits))
                     grown.append(longer.chosen(self._promising(longer, bounds)))
             level = _joined(grown, len(criteria))
-            if not level.count:
-                break
             whole = self._whole(level, criteria, size)
             if len(whole[0]) and (best is None or whole[1].min() < best[0]):
                 at = int(whole[1].argmin())
@@ -177,9 +177,9 @@ class LabelSearch:
     ) -> tuple[_Labels, int]:
         """All labels with a stage of the node before them."""
         low = windows.low[node]
+        is_tail = bool(labels.first[0] < 0)
         able = (labels.mask >> node & 1 == 0) & (low[labels.begin] < labels.begin)
-        if labels.count and labels.node[0] >= 0:
-            able &= labels.begin > 0
+        able &= labels.begin > 0
         at = np.flatnonzero(able)
         ends = labels.begin[at]
         counts = ends - low[ends]
@@ -200,9 +200,9 @@ class LabelSearch:
                 values[row] += criterion.cost.begin[node, begins] + criterion.cost.end[node, ends]
             else:
                 values[row] += criterion.cost[node, begins, ends]
-            if criterion.hops is not None and labels.node[0] >= 0:
+            if criterion.hops is not None and not is_tail:
                 values[row] += criterion.hops.forward[kind, labels.first[rows]]
-        tail = labels.tail[rows] if labels.node[0] >= 0 else np.full(len(rows), kind, dtype=np.int64)
+        tail = np.full(len(rows), kind, dtype=np.int64) if is_tail else labels.tail[rows]
         return (
             _Labels(
                 labels.mask[rows] | 1 << node,

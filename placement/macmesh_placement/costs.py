@@ -54,14 +54,14 @@ class Rates:
     compute: Floats
 
     @classmethod
-    def of(cls, nodes: Sequence[NodeCapacity]) -> "Rates":
-        """The nodes' rates; an unknown one takes the slowest known of its kind.
+    def of(cls, nodes: Sequence[NodeCapacity], among: Sequence[NodeCapacity]) -> "Rates":
+        """The nodes' rates; an unknown one takes the slowest known of its kind ``among`` all nodes.
 
         Compute that no node knows is taken to be unlimited.
         """
-        speeds = [node.bandwidth_gb_per_s for node in nodes if node.bandwidth_gb_per_s > 0]
+        speeds = [node.bandwidth_gb_per_s for node in among if node.bandwidth_gb_per_s > 0]
         assumed = min(speeds, default=ASSUMED_BANDWIDTH_GB_PER_S)
-        known = [node.flops_tflops for node in nodes if node.flops_tflops]
+        known = [node.flops_tflops for node in among if node.flops_tflops]
         slowest = min(known, default=np.inf)
         return cls(
             bandwidth=np.array([(node.bandwidth_gb_per_s or assumed) * 1e9 for node in nodes]),
@@ -145,9 +145,8 @@ def outer_seconds(profile: ModelProfile, rates: Rates, mixture: Mixture) -> tupl
     return embedding, mixture.decode_share * head
 
 
-def stage_seconds(profile: ModelProfile, nodes: Sequence[NodeCapacity], mixture: Mixture) -> Additive:
+def stage_seconds(profile: ModelProfile, rates: Rates, mixture: Mixture) -> Additive:
     """Seconds of one token in each stage, hops aside."""
-    rates = Rates.of(nodes)
     per_layer = layer_seconds(profile.layers, rates, mixture, profile.hidden_size)
     return additive(per_layer, *outer_seconds(profile, rates, mixture), boundaries(profile))
 

@@ -123,8 +123,8 @@ def _token_seconds(problem: Problem, choice: Choice, decode_share: float) -> flo
     """Seconds of one token of the plan, for another mixture of tokens."""
     mixture = problem.mixture.with_share(decode_share)
     if choice.tensor is not None:
-        return retimed(problem.request, problem.nodes, choice.tensor, mixture).latency_seconds
-    seconds = stage_seconds(problem.profile, problem.nodes, mixture)
+        return retimed(problem.request, problem.nodes, problem.rates, choice.tensor, mixture).latency_seconds
+    seconds = stage_seconds(problem.profile, problem.rates, mixture)
     total = sum(seconds.of(*stage) for stage in choice.path)
     if len(choice.path) > 1:
         total += sum(

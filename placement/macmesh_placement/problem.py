@@ -8,7 +8,7 @@ import numpy as np
 from macmesh_placement.capacity import NodeCapacity
 from macmesh_placement.chain import ChainSearch, link_order
 from macmesh_placement.constrained import Criterion, LabelSearch, Resource, SearchTooLargeError
-from macmesh_placement.costs import Mixture, stage_seconds
+from macmesh_placement.costs import Mixture, Rates, stage_seconds
 from macmesh_placement.hops import Hops, LinkMap
 from macmesh_placement.reach import Reach
 from macmesh_placement.request import PlanRequest
@@ -79,6 +79,7 @@ class Problem:
         self.profile = request.profile
         self.context_tokens = context_tokens
         self.demand = request.demand(context_tokens)
+        self._offered = nodes
         self.mixture = Mixture.of(request, context_tokens)
         self.at: Integers = boundaries(self.profile)
         kinds = {node.fused_attention for node in nodes}
@@ -183,7 +184,12 @@ class Problem:
     @cached_property
     def seconds(self) -> Additive:
         """Seconds of each stage for the request's mixture of tokens, hops aside."""
-        return stage_seconds(self.profile, self.nodes, self.mixture)
+        return stage_seconds(self.profile, self.rates, self.mixture)
+
+    @cached_property
+    def rates(self) -> Rates:
+        """What the nodes were measured at; what is unknown is taken from the slowest node offered."""
+        return Rates.of(self.nodes, self._offered)
 
     @cached_property
     def links(self) -> LinkMap:
@@ -397,7 +403,7 @@ class Problem:
                 tensor=plan,
             )
             for plan in tensor_plans(
-                self.request, self.nodes, self.demand, self.mixture, self.links, self.crowded_hosts
+                self.request, self.nodes, self.rates, self.demand, self.mixture, self.links, self.crowded_hosts
             )
         ]
 

@@ -94,6 +94,7 @@ def tensor_ledger(
 def tensor_plans(
     request: PlanRequest,
     nodes: tuple[NodeCapacity, ...],
+    rates: Rates,
     demand: StageDemand,
     mixture: Mixture,
     links: LinkMap,
@@ -104,6 +105,7 @@ def tensor_plans(
     Args:
         request: Its profile's shards, pins and stage count: a forced count must be the number of ways.
         nodes: The nodes.
+        rates: What they were measured at.
         demand: How they will be used.
         mixture: Which tokens are timed.
         links: The links between the nodes.
@@ -128,7 +130,7 @@ def tensor_plans(
                 and request.pinned_node_ids <= {nodes[index].node_id for index in group}
                 and _hosts_hold([nodes[index] for index in group], needs, host_budgets)
             ):
-                plans.append(_plan(request, shard, nodes, _head_first(request, nodes, group), link, mixture))
+                plans.append(_plan(request, shard, nodes, rates, _head_first(request, nodes, group), link, mixture))
     return plans
 
 
@@ -180,13 +182,13 @@ def _plan(
     request: PlanRequest,
     shard: TensorShard,
     nodes: tuple[NodeCapacity, ...],
+    rates: Rates,
     group: tuple[int, ...],
     link: Link,
     mixture: Mixture,
 ) -> TensorPlan:
     profile = shard_profile(request.profile, shard)
-    every = Rates.of(nodes)
-    rates = Rates(every.bandwidth[list(group)], every.compute[list(group)])
+    rates = Rates(rates.bandwidth[list(group)], rates.compute[list(group)])
     width = -(-profile.hidden_size // shard.ways)
     embedding, head = outer_seconds(profile, rates, mixture)
     seconds = layer_seconds(profile.layers, rates, mixture, width).sum(axis=1) + embedding + head
@@ -215,7 +217,7 @@ def _load(profile: ModelProfile, node: NodeCapacity, ways: int) -> int:
 
 
 def retimed(
-    request: PlanRequest, nodes: tuple[NodeCapacity, ...], plan: TensorPlan, mixture: Mixture
+    request: PlanRequest, nodes: tuple[NodeCapacity, ...], rates: Rates, plan: TensorPlan, mixture: Mixture
 ) -> TensorPlan:
     """The same plan, timed for another mixture of tokens."""
-    return _plan(request, plan.shard, nodes, plan.nodes, plan.link, mixture)
+    return _plan(request, plan.shard, nodes, rates, plan.nodes, plan.link, mixture)
