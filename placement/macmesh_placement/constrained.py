@@ -22,6 +22,8 @@ from macmesh_placement.windows import Windows
 
 #: Labels compared with each, beside the exact comparison for two criteria.
 _NEIGHBOURS = 12
+#: Most ways to split the allowed sets of nodes in two that are looked at one by one.
+_MOST_SPLITS = 10_000
 
 
 class SearchTooLargeError(Exception):
@@ -105,7 +107,7 @@ class _Labels:
 
 @dataclass(frozen=True, slots=True)
 class _Bound:
-    """What the cheapest beginnings add, by (nodes left, class that follows, boundary)."""
+    """What the cheapest beginnings add, by (nodes used, class that follows, boundary)."""
 
     weights: Floats
     ahead: Floats
@@ -140,15 +142,23 @@ class LabelSearch:
         limits = np.array([criterion.limit for criterion in criteria])
         none = np.full(1, -1, dtype=np.int64)
         labels = _Labels(
-            np.zeros(1, dtype=np.int64), none, none, np.full(1, last), np.zeros((len(criteria), 1)), none, none
+            np.zeros(1, dtype=np.int64),
+            none,
+            none,
+            np.full(1, last),
+            np.zeros((len(criteria), 1)),
+            none,
+            none,
         )
         levels = [labels]
         best: tuple[float, int, int] | None = None
         made = 0
+        bounds: list[_Bound] = []
         for size in range(1, self._subsets.deepest + 1):
             if not levels[-1].count:
                 break
-            bounds = self._bounds(criteria, combined, size)
+            if not bounds or self._shape.stage_count:
+                bounds = self._bounds(criteria, combined, size)
             grown = []
             for node in range(self._shape.node_count):
                 longer, count = self._grown(levels[-1], node, criteria, windows, self._label_limit - made)
@@ -231,33 +241,48 @@ class LabelSearch:
         return bounds
 
     def _bound(self, weights: Floats, table: Floats, hops: Hops | None, limit: float, size: int) -> _Bound:
-        shape = self._shape
-        if shape.stage_count:
-            sizes = np.array([bin(mask).count("1") for mask in range(len(table))])
-            table = np.where((sizes == shape.stage_count - size)[:, None, None], table, np.inf)
-        else:
-            table = table.copy()
-        sets = np.arange(len(table))
-        for node in range(shape.node_count):
-            if node not in shape.required:
-                holding = sets[sets >> node & 1 == 1]
-                table[holding] = np.minimum(table[holding], table[holding ^ (1 << node)])
         kinds = table.shape[1]
-        if hops is None:
-            ahead = np.repeat(table.min(axis=1, keepdims=True), kinds, axis=1)
-            back = np.zeros(kinds)
+        if hops is None or not hops.forward.any():
+            table = table.min(axis=1, keepdims=True)
+        ahead = self._least_ahead(table, size)
+        if hops is None or not hops.forward.any():
+            ahead = np.broadcast_to(ahead, (len(ahead), kinds, ahead.shape[2]))
         else:
-            ahead = (table[:, :, None, :] + hops.forward[None, :, :, None]).min(axis=1)
+            ahead = np.stack(
+                [(ahead + hops.forward[:, kind][:, None]).min(axis=1) for kind in range(kinds)], axis=1
+            )
+        back = np.zeros(kinds)
+        if hops is not None:
             back = hops.back.min(axis=1) if kinds > 1 else np.full(1, hops.least_back)
         return _Bound(weights, ahead, back, limit * (1 + 1e-12))
+
+    def _least_ahead(self, table: Floats, size: int) -> Floats:
+        """By the nodes used: the least of the table over the sets of other nodes that may come before."""
+        shape, sets = self._shape, np.arange(len(table))
+        allowed = self._subsets.allowed
+        if allowed is not None and sum(1 << int(mask).bit_count() for mask in allowed) <= _MOST_SPLITS:
+            least = np.full_like(table, np.inf)
+            for whole in self._subsets.complete():
+                used = sets[sets & whole == sets]
+                least[used] = np.minimum(least[used], table[used ^ whole])
+            return least
+        if shape.stage_count:
+            sizes = np.array([int(mask).bit_count() for mask in sets])
+            least = np.where((sizes == shape.stage_count - size)[:, None, None], table, np.inf)
+        else:
+            least = table.copy()
+        for node in range(shape.node_count):
+            if node not in shape.required:
+                split = least.reshape(-1, 2, 1 << node, *least.shape[1:])
+                np.minimum(split[:, 1], split[:, 0], out=split[:, 1])
+        return least[::-1]
 
     def _promising(self, labels: _Labels, bounds: list[_Bound]) -> npt.NDArray[np.bool_]:
         """Whole pipelines, and labels whose cheapest beginnings stay within the limits."""
         whole = labels.begin == 0
-        rest = (1 << self._shape.node_count) - 1 ^ labels.mask
         keep = np.ones(labels.count, dtype=bool)
         for bound in bounds:
-            ahead = bound.ahead[rest, labels.first, labels.begin] + bound.back[labels.tail]
+            ahead = bound.ahead[labels.mask, labels.first, labels.begin] + bound.back[labels.tail]
             keep &= bound.weights @ labels.values + ahead <= bound.limit
         keep |= whole
         return keep
@@ -269,7 +294,10 @@ class LabelSearch:
         if size < 2 or shape.stage_count not in {0, size}:  # noqa: PLR2004  a pipeline has two stages at least
             return none
         wanted = shape.required_mask
-        at = np.flatnonzero((level.begin == 0) & (level.mask & wanted == wanted))
+        good = (level.begin == 0) & (level.mask & wanted == wanted)
+        if self._subsets.allowed is not None:
+            good &= np.isin(level.mask, self._subsets.allowed)
+        at = np.flatnonzero(good)
         if not len(at):
             return none
         values = level.values[:, at]

@@ -1,6 +1,7 @@
 """What every hop between two nodes costs, and which nodes may stand for each other."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ class Hops:
         back: [C, C]; cost of the token's way back, from the class of the last stage to that of the first.
         least_back: The least of the ways back between two different nodes.
         most_back: The most.
+        barred: Some hops are barred, for hops over RDMA alone.
     """
 
     classes: Integers
@@ -32,6 +34,7 @@ class Hops:
     back: Floats
     least_back: float
     most_back: float
+    barred: bool = False
 
     @property
     def class_count(self) -> int:
@@ -41,7 +44,7 @@ class Hops:
     def of_path(self, nodes: list[int]) -> list[float]:
         """The cost of each stage's hop to the next; the last stage's is the way back."""
         kinds = [int(self.classes[node]) for node in nodes]
-        costs = [float(self.forward[left, right]) for left, right in zip(kinds, kinds[1:], strict=False)]
+        costs = [float(self.forward[left, right]) for left, right in pairwise(kinds)]
         return [*costs, float(self.back[kinds[-1], kinds[0]])]
 
     def scaled(self, weight: float) -> "Hops":
@@ -59,7 +62,7 @@ class Hops:
         forward, back = np.where(allowed, self.forward, np.inf), np.where(allowed, self.back, np.inf)
         sizes = np.bincount(self.classes, minlength=self.class_count)
         least, most = _extremes(back, sizes)
-        return replace(self, forward=forward, back=back, least_back=least, most_back=most)
+        return replace(self, forward=forward, back=back, least_back=least, most_back=most, barred=True)
 
 
 def _scaled(values: Floats, weight: float) -> Floats:
@@ -119,7 +122,9 @@ class LinkMap:
 
     def _between_classes(self) -> Integers:
         """[C, C]: the link between two nodes of these classes."""
-        members = [np.flatnonzero(self.classes == kind) for kind in range(int(self.classes.max(initial=-1)) + 1)]
+        members = [
+            np.flatnonzero(self.classes == kind) for kind in range(int(self.classes.max(initial=-1)) + 1)
+        ]
         first = np.array([found[0] for found in members], dtype=np.int64)
         last = np.array([found[-1] for found in members], dtype=np.int64)
         return self._ids[first[:, None], last[None, :]]
@@ -143,6 +148,31 @@ class LinkMap:
             return True
         after = [*nodes[1:], nodes[0]]
         return bool(self._rdma[self._ids[nodes, after]].all())
+
+    def rdma_rings(self) -> Integers:
+        """The sets of two or more nodes, as bits, that some ring of RDMA links joins.
+
+        Dynamic programming over (nodes of a path, its ends) from the lowest node of each set.
+        """
+        count = len(self._ids)
+        near = [
+            sum(1 << other for other in range(count) if other != node and self._rdma[self._ids[node, other]])
+            for node in range(count)
+        ]
+        ends = [0] * (1 << count)
+        found = []
+        for mask in range(1, 1 << count):
+            lowest = mask & -mask
+            if mask == lowest:
+                ends[mask] = mask
+                continue
+            for node in range(count):
+                bit = 1 << node
+                if mask & bit and bit != lowest and ends[mask ^ bit] & near[node]:
+                    ends[mask] |= bit
+            if ends[mask] & near[lowest.bit_length() - 1]:
+                found.append(mask)
+        return np.array(found, dtype=np.int64)
 
     def common_link(self, nodes: list[int]) -> Link | None:
         """The link by which every two of these nodes are joined, if it is one and the same kind of link."""

@@ -14,7 +14,6 @@ import numpy as np
 from macmesh_placement.constrained import Combined, Criterion, SearchTooLargeError
 from macmesh_placement.hops import Hops
 from macmesh_placement.problem import Choice, Problem
-from macmesh_placement.search import Path
 from macmesh_placement.tables import Additive, Floats
 from macmesh_placement.windows import Windows
 
@@ -54,10 +53,10 @@ class _Movement:
         )
         hops = self.hops.scaled(seconds_weight)
         table = None
-        path: Path | None
         if problem.exact and not problem.crowded_hosts:
-            table = problem.subsets.table(cost, self.windows, hops)
-            path = problem.subsets.best_path(table, cost, self.windows, hops)
+            subsets = problem.subsets_for(hops)
+            table = subsets.table(cost, self.windows, hops)
+            path = subsets.best_path(table, cost, self.windows, hops)
         else:
             path = problem.cheapest(cost, self.windows, hops)
         if path is None:
@@ -101,6 +100,12 @@ def fewest_bytes(
         return None, 0.0
     if movement.within(light.choice):
         return light.choice, 0.0
+    return _proved(movement, light, known)
+
+
+def _proved(movement: _Movement, light: _Found, known: Choice) -> tuple[Choice | None, float]:
+    """As `fewest_bytes`, where the lightest plan is too slow."""
+    problem = movement.problem
     found, least_bytes, priced = _priced(movement, light, known)
     best = found if found is not None else known
     if best.load_bytes <= least_bytes + _HALF_BYTE:
@@ -182,5 +187,5 @@ def _by_labels(
         if table is None:
             table = problem.subsets.table(found.cost, windows, found.hops)
         combined = Combined((1.0, price), found.hops, limit + price * movement.latency, table)
-    best = problem.label_search(_MOST_LABELS).solve(criteria, windows, combined)
+    best = problem.label_search(_MOST_LABELS, movement.hops).solve(criteria, windows, combined)
     return None if best is None else problem.choice(best[1])

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from macmesh_placement.hops import Hops
 from macmesh_placement.movement import fewest_bytes
 from macmesh_placement.problem import Choice, Problem
-from macmesh_placement.tables import Additive
 
 #: Slack of comparisons between sums of the same terms in another order.
 ROUNDING = 1e-9
+#: Bytes are whole: half of one is rounding.
+_HALF_BYTE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +125,7 @@ def _preferred(problem: Problem, near: list[Choice], limit: float) -> tuple[list
     return (preferred, None, proved) if preferred else (near, problem.hops, proved)
 
 
-def fastest_within(
-    problem: Problem, slowest_seconds: float, hops: Hops
-) -> tuple[Choice | None, float, bool]:
+def fastest_within(problem: Problem, slowest_seconds: float, hops: Hops) -> tuple[Choice | None, float, bool]:
     """The pipeline of least latency over these hops whose stages take at most that long.
 
     Returns:
@@ -264,35 +264,38 @@ def _evened(problem: Problem, choice: Choice, limit_seconds: float) -> Choice:
 
     A tie-break: where nodes are equally fast, every split has the same latency and the search picks any.
     """
-    best, score = choice, _unevenness(problem.seconds, choice)
-    improved = len(choice.path) > 1 and choice.tensor is None and not problem.crowded_hosts
+    path = list(choice.path)
+    improved = len(path) > 1 and choice.tensor is None and not problem.crowded_hosts
+    hop_seconds = choice.latency_seconds - sum(problem.seconds.of(*stage) for stage in path)
+    times = [problem.seconds.of(*stage) for stage in path]
     while improved:
         improved = False
-        for index in range(len(best.path) - 1):
+        for left, right in pairwise(range(len(path))):
             for step in (-1, 1):
-                moved = _moved(problem, best, index, step)
-                if moved is None or moved.load_bytes > best.load_bytes + 0.5:
+                moved = _moved(problem, path[left], path[right], step)
+                if moved is None:
                     continue
-                if objective_seconds(problem, moved) > limit_seconds:
+                new = [problem.seconds.of(*stage) for stage in moved]
+                more_even = new[0] ** 2 + new[1] ** 2 < (times[left] ** 2 + times[right] ** 2) * (
+                    1 - ROUNDING
+                )
+                if not more_even:
                     continue
-                value = _unevenness(problem.seconds, moved)
-                if value < score * (1 - ROUNDING):
-                    best, score, improved = moved, value, True
-    return best
+                changed = [*times[:left], *new, *times[right + 1 :]]
+                if _seconds(problem, sum(changed) + hop_seconds, max(changed)) <= limit_seconds:
+                    path[left : right + 1], times, improved = moved, changed, True
+    return problem.choice(path) if path != list(choice.path) else choice
 
 
-def _unevenness(seconds: Additive, choice: Choice) -> float:
-    return float(sum(seconds.of(*stage) ** 2 for stage in choice.path))
-
-
-def _moved(problem: Problem, choice: Choice, index: int, step: int) -> Choice | None:
-    left, right = choice.path[index], choice.path[index + 1]
+def _moved(
+    problem: Problem, left: tuple[int, int, int], right: tuple[int, int, int], step: int
+) -> list[tuple[int, int, int]] | None:
+    """The two stages with the cut between them moved; None where that does not fit or loads more bytes."""
     cut = left[2] + step
     if not left[1] < cut < right[2]:
         return None
-    new_left, new_right = (left[0], left[1], cut), (right[0], cut, right[2])
-    if not (problem.fits(new_left) and problem.fits(new_right)):
+    moved = [(left[0], left[1], cut), (right[0], cut, right[2])]
+    if not all(problem.fits(stage) for stage in moved):
         return None
-    path = [*choice.path]
-    path[index : index + 2] = [new_left, new_right]
-    return problem.choice(path)
+    before = sum(problem.loads.of(*stage) for stage in (left, right))
+    return moved if sum(problem.loads.of(*stage) for stage in moved) <= before + _HALF_BYTE else None

@@ -133,7 +133,7 @@ def _token_seconds(problem: Problem, choice: Choice, decode_share: float) -> flo
     return total
 
 
-def _certificate_notes(problem: Problem, outcome: Outcome, notes: list[str]) -> tuple[str, ...]:
+def _certificate_notes(outcome: Outcome, notes: list[str]) -> tuple[str, ...]:
     found = [*notes]
     if outcome.unproved_seconds:
         found.append(
@@ -174,7 +174,7 @@ def _placement(problem: Problem, outcome: Outcome, notes: list[str]) -> Placemen
             best_objective_seconds=outcome.best_seconds,
             objective_seconds=objective_seconds(problem, choice),
             fewest_bytes_proved=exact and outcome.preference_proved and outcome.unproved_bytes == 0,
-            notes=_certificate_notes(problem, outcome, notes),
+            notes=_certificate_notes(outcome, notes),
         ),
         parallelism="pipeline" if choice.tensor is None else "tensor",
         predicted_prefill_seconds_per_token=_token_seconds(problem, choice, 0.0),

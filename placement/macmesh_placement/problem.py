@@ -1,6 +1,6 @@
 """One planning problem, prepared: which stages fit on which node, and what they cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -30,6 +30,8 @@ from macmesh_placement.windows import Windows
 MAX_EXACT_NODES = 12
 #: Most labels of one search within the RAM of shared machines.
 _MOST_HOST_LABELS = 3_000_000
+#: Most labels of one search for the best way back.
+_MOST_WAY_BACK_LABELS = 30_000
 #: Rows of boundaries that one problem may spend on the exact way back; about a tenth of a microsecond each
 #: boundary. Allows every search on up to 6 nodes and a few on 8.
 _WAY_BACK_ROWS = 60_000
@@ -100,9 +102,7 @@ class Problem:
         self.pins_impossible = not request.pinned_node_ids <= {node.node_id for node in able}
         self._way_back_rows = _WAY_BACK_ROWS
 
-    def _roomiest(
-        self, nodes: tuple[NodeCapacity, ...], crowded: dict[str, int]
-    ) -> tuple[NodeCapacity, ...]:
+    def _roomiest(self, nodes: tuple[NodeCapacity, ...], crowded: dict[str, int]) -> tuple[NodeCapacity, ...]:
         pinned = self.request.pinned_node_ids
         return tuple(
             node
@@ -258,6 +258,14 @@ class Problem:
         return SubsetSearch(self.shape, self.links.classes)
 
     @cached_property
+    def _rdma_subsets(self) -> SubsetSearch:
+        return SubsetSearch(self.shape, self.links.classes, allowed=self.links.rdma_rings())
+
+    def subsets_for(self, hops: Hops) -> SubsetSearch:
+        """The search over all subsets, or over those that RDMA links join in a ring where others are barred."""
+        return self._rdma_subsets if hops.barred else self.subsets
+
+    @cached_property
     def _chain(self) -> ChainSearch:
         return ChainSearch(self.shape)
 
@@ -283,43 +291,52 @@ class Problem:
         """
         if not self.exact:
             return self._chain.solve(cost, windows, hops)
-        table = self.subsets.table(cost, windows, hops)
-        path = self.subsets.best_path(table, cost, windows, hops)
+        subsets = self.subsets_for(hops)
+        if not len(subsets.complete()):
+            return None
+        table = subsets.table(cost, windows, hops)
+        path = subsets.best_path(table, cost, windows, hops)
         if path is None or not self.host_overflows(path):
             return path
-        open_ended = Hops(hops.classes, hops.forward, np.zeros_like(hops.back), 0.0, 0.0)
-        found = self.label_search(_MOST_HOST_LABELS).solve(
+        open_ended = replace(hops, back=np.zeros_like(hops.back), least_back=0.0, most_back=0.0)
+        found = self.label_search(_MOST_HOST_LABELS, hops).solve(
             [Criterion(cost, open_ended, np.inf, table), *self.host_criteria], windows
         )
         return None if found is None else found[1]
 
-    def label_search(self, label_limit: int) -> LabelSearch:
+    def label_search(self, label_limit: int, hops: Hops) -> LabelSearch:
         """A search within several criteria."""
-        return LabelSearch(self.subsets, self.links.classes, label_limit)
+        return LabelSearch(self.subsets_for(hops), self.links.classes, label_limit)
 
     def cheapest_closed(
         self, cost: Additive, windows: Windows, hops: Hops, below: float
     ) -> tuple[Path | None, bool]:
         """The cheapest pipeline with its way back, if it costs less than ``below``; and whether that is exact.
 
-        One search for each node as the head, where few enough rows are left.
+        By labels, where few are enough; else one search for each node as the head, where few enough rows are
+        left.
         """
         if not self.exact:
             return None, False
-        if self.crowded_hosts:
-            table = self.subsets.table(cost, windows, hops)
-            try:
-                found = self.label_search(_MOST_HOST_LABELS).solve(
-                    [Criterion(cost, hops, below, table), *self.host_criteria], windows
-                )
-            except SearchTooLargeError:
-                return None, False
-            return (None if found is None else found[1]), True
+        table = self.subsets.table(cost, windows, hops)
+        criteria = [Criterion(cost, hops, below, table), *self.host_criteria]
+        limit = _MOST_HOST_LABELS if self.crowded_hosts else _MOST_WAY_BACK_LABELS
+        try:
+            found = self.label_search(limit, hops).solve(criteria, windows)
+        except SearchTooLargeError:
+            return (None, False) if self.crowded_hosts else self._by_heads(cost, windows, hops, below)
+        return (None if found is None else found[1]), True
+
+    def _by_heads(
+        self, cost: Additive, windows: Windows, hops: Hops, below: float
+    ) -> tuple[Path | None, bool]:
         best: Path | None = None
         for node in range(len(self.nodes)):
             if self.shape.head not in {None, node}:
                 continue
-            self._way_back_rows -= (len(self.nodes) << len(self.nodes)) // 4 * max(1, self.hops.class_count // 4)
+            self._way_back_rows -= (
+                (len(self.nodes) << len(self.nodes)) // 4 * max(1, self.hops.class_count // 4)
+            )
             if self._way_back_rows < 0:
                 return best, False
             search = self._headed(node)
@@ -403,7 +420,13 @@ class Problem:
                 tensor=plan,
             )
             for plan in tensor_plans(
-                self.request, self.nodes, self.rates, self.demand, self.mixture, self.links, self.crowded_hosts
+                self.request,
+                self.nodes,
+                self.rates,
+                self.demand,
+                self.mixture,
+                self.links,
+                self.crowded_hosts,
             )
         ]
 

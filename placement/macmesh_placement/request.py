@@ -68,6 +68,22 @@ class PlanRequest:
     reserves: Reserves = field(default_factory=Reserves)
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        seen: set[str] = set()
+        for node in self.nodes:
+            if node.node_id in seen:
+                raise LocalPlanRequestError(f"node {node.node_id!r} is there twice")
+            seen.add(node.node_id)
+        if wrong := unknown_or_repeated(self.links, seen):
+            raise LocalPlanRequestError(wrong)
+        self._check_pins(seen)
+        for node in self.nodes:
+            if any(not 0 <= layer < self.profile.layer_count for layer in node.resident_layers):
+                raise LocalPlanRequestError(
+                    f"node {node.node_id!r} resident_layers names layers that the model lacks"
+                )
+
+    def _check_numbers(self) -> None:
         require_integer(self.context_tokens, "context_tokens", LocalPlanRequestError)
         require_integer(self.slots, "slots", LocalPlanRequestError, minimum=1)
         require_integer(self.prefill_chunk_tokens, "prefill_chunk_tokens", LocalPlanRequestError, minimum=1)
@@ -88,19 +104,6 @@ class PlanRequest:
             raise LocalPlanRequestError(
                 f"objective must be one of {get_args(Objective)}, not {self.objective!r}"
             )
-        seen: set[str] = set()
-        for node in self.nodes:
-            if node.node_id in seen:
-                raise LocalPlanRequestError(f"node {node.node_id!r} is there twice")
-            seen.add(node.node_id)
-        if wrong := unknown_or_repeated(self.links, seen):
-            raise LocalPlanRequestError(wrong)
-        self._check_pins(seen)
-        for node in self.nodes:
-            if any(not 0 <= layer < self.profile.layer_count for layer in node.resident_layers):
-                raise LocalPlanRequestError(
-                    f"node {node.node_id!r} resident_layers names layers that the model lacks"
-                )
 
     def _check_pins(self, known: set[str]) -> None:
         named = {

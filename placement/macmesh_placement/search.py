@@ -95,21 +95,33 @@ class SubsetSearch:
         shape: What the pipeline must look like.
         classes: [nodes]; the link class of each node.
         head: A node that the first stage must be on; None: as the shape says.
+        allowed: The sets of nodes, as bits, that may make a whole pipeline; None: any.
     """
 
-    def __init__(self, shape: Shape, classes: Integers, head: int | None = None) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        classes: Integers,
+        *,
+        head: int | None = None,
+        allowed: Integers | None = None,
+    ) -> None:
         self.shape = shape
+        self.allowed = allowed
         self._head = head
         self._classes = classes
         self._class_count = int(classes.max(initial=0)) + 1
         count = shape.node_count
         self.deepest = min(shape.stage_count or count, count)
         self._levels: list[tuple[Integers, Integers, Integers, Integers]] = []
+        self._others: list[Integers] = []
         for size in range(1, self.deepest + 1):
             sets = [c for c in combinations(range(count), size) if head is None or head in c]
             members = np.array(sets, dtype=np.int64).reshape(-1, size)
             masks = (1 << members).sum(axis=1)
             self._levels.append((masks, members, masks[:, None] ^ (1 << members), classes[members]))
+            places = np.array([[i for i in range(size) if i != left] for left in range(size)], dtype=np.int64)
+            self._others.append(classes[members][:, places.reshape(size, size - 1)])
         self.set_count = 1 << count
 
     def table(self, cost: Additive, windows: Windows, hops: Hops) -> Floats:
@@ -131,6 +143,10 @@ class SubsetSearch:
                 sums[..., 0] = 0.0
             elif self._class_count == 1:
                 sums = best[previous, 0] + hops.forward[0, 0]
+            elif self._class_count == self.shape.node_count:
+                before = self._others[size - 1]
+                step = hops.forward[before, kinds[..., None]]
+                sums = (best[previous[..., None], before] + step[..., None]).min(axis=2)
             else:
                 sums = (best[previous] + hops.forward.T[kinds][..., None]).min(axis=2)
             made = windows.minima(sums + begin[members], members) + cost.end[members]
@@ -151,7 +167,7 @@ class SubsetSearch:
         found = [self._levels[size - 1][0] for size in sizes if size <= self.deepest]
         masks = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
         chosen: Integers = masks[masks & wanted == wanted]
-        return chosen
+        return chosen if self.allowed is None else np.intersect1d(chosen, self.allowed)
 
     def solve(self, cost: Additive, windows: Windows, hops: Hops) -> Path | None:
         """See `Search.solve`."""

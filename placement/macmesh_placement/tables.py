@@ -16,6 +16,7 @@ from macmesh_placement.profile import LayerProfile, ModelProfile
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
+
 def boundaries(profile: ModelProfile) -> Integers:
     """The layer numbers at which a stage may begin or end, ascending."""
     return np.array([0, *profile.cut_points, profile.layer_count], dtype=np.int64)

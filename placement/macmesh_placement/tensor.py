@@ -130,7 +130,9 @@ def tensor_plans(
                 and request.pinned_node_ids <= {nodes[index].node_id for index in group}
                 and _hosts_hold([nodes[index] for index in group], needs, host_budgets)
             ):
-                plans.append(_plan(request, shard, nodes, rates, _head_first(request, nodes, group), link, mixture))
+                plans.append(
+                    _plan(request, shard, nodes, rates, _head_first(request, nodes, group), link, mixture)
+                )
     return plans
 
 
@@ -212,7 +214,11 @@ def _load(profile: ModelProfile, node: NodeCapacity, ways: int) -> int:
         for index, layer in enumerate(profile.layers)
         if not (held and index in node.resident_layers)
     )
-    load += 0 if held and (node.holds_embedding or (profile.tied and node.holds_head)) else profile.embedding_bytes
+    load += (
+        0
+        if held and (node.holds_embedding or (profile.tied and node.holds_head))
+        else profile.embedding_bytes
+    )
     return load + (0 if held and node.holds_head else profile.norm_bytes + profile.head_bytes)
 
 

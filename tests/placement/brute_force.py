@@ -183,7 +183,9 @@ def plans(request: PlanRequest) -> Plans:
         return Plans(np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool), {})
     stages = [stages for part in parts for stages in part[3]]
     return Plans(
-        *(np.concatenate([part[index] for part in parts]) for index in range(3)),
+        np.concatenate([part[0] for part in parts]),
+        np.concatenate([part[1] for part in parts]),
+        np.concatenate([part[2] for part in parts]),
         {tuple((names[j], a, b) for j, a, b in plan): row for row, plan in enumerate(stages)},
     )
 
