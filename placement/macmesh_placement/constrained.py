@@ -296,7 +296,9 @@ class LabelSearch:
         wanted = shape.required_mask
         good = (level.begin == 0) & (level.mask & wanted == wanted)
         if self._subsets.allowed is not None:
-            good &= np.isin(level.mask, self._subsets.allowed)
+            may = np.zeros(self._subsets.set_count, dtype=bool)
+            may[self._subsets.allowed] = True
+            good &= may[level.mask]
         at = np.flatnonzero(good)
         if not len(at):
             return none
@@ -347,7 +349,8 @@ def _undominated(labels: _Labels) -> Integers:
     if len(values) == 1:
         keep = fresh
     elif len(values) == 2:  # noqa: PLR2004  two criteria: a running minimum decides
-        _, rank = np.unique(values[1], return_inverse=True)
+        rank = np.empty(labels.count, dtype=np.int64)
+        rank[np.argsort(values[1], kind="stable")] = np.arange(labels.count)
         group = np.cumsum(fresh)
         # Later groups lie wholly below earlier ones, so that one running minimum serves them all.
         lowered = rank - group * (len(rank) + 1)

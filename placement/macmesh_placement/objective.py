@@ -9,6 +9,7 @@ import numpy as np
 from macmesh_placement.hops import Hops
 from macmesh_placement.movement import fewest_bytes
 from macmesh_placement.problem import Choice, Problem
+from macmesh_placement.tables import Floats
 
 #: Slack of comparisons between sums of the same terms in another order.
 ROUNDING = 1e-9
@@ -193,7 +194,7 @@ def _smallest_cap(problem: Problem) -> float | None:
     return float(caps[first]) if len(caps) else high
 
 
-def _stage_times(problem: Problem, above: float, upto: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _stage_times(problem: Problem, above: float, upto: float) -> Floats:
     """The times of stages that fit, ascending, above one and up to another."""
     count = len(problem.at)
     found = []
@@ -203,7 +204,11 @@ def _stage_times(problem: Problem, above: float, upto: float) -> np.ndarray[tupl
         inside = (times > above * (1 - 1e-12)) & (times <= upto * (1 + 1e-12))
         inside &= (begins >= problem.low[node][None, :]) & (begins < np.arange(count)[None, :])
         found.append(times[inside])
-    return np.unique(np.concatenate(found))
+    every = np.sort(np.concatenate(found))
+    distinct: Floats = every[
+        np.concatenate([np.ones(min(1, len(every)), dtype=bool), every[1:] > every[:-1]])
+    ]
+    return distinct
 
 
 def _balanced_best(problem: Problem) -> Best | None:

@@ -15,6 +15,7 @@ from macmesh_placement.request import PlanRequest
 from macmesh_placement.search import Path, Shape, SubsetSearch
 from macmesh_placement.tables import (
     Additive,
+    Floats,
     Integers,
     boundaries,
     load_bytes,
@@ -32,9 +33,9 @@ MAX_EXACT_NODES = 12
 _MOST_HOST_LABELS = 3_000_000
 #: Most labels of one search for the best way back.
 _MOST_WAY_BACK_LABELS = 30_000
-#: Rows of boundaries that one problem may spend on the exact way back; about a tenth of a microsecond each
-#: boundary. Allows every search on up to 6 nodes and a few on 8.
-_WAY_BACK_ROWS = 60_000
+#: Rows (sets x their nodes) that one problem may spend on the exact way back, where labels are too many. A row
+#: takes some microseconds: every search on up to 6 nodes, and several on 8 where the links are of few classes.
+_WAY_BACK_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,8 @@ class Problem:
         #: A node that must take part can hold no stage at all.
         self.pins_impossible = not request.pinned_node_ids <= {node.node_id for node in able}
         self._way_back_rows = _WAY_BACK_ROWS
+        self._headed: dict[int, SubsetSearch] = {}
+        self._last_table: tuple[Additive, Windows, Hops, Floats] | None = None
 
     def _roomiest(self, nodes: tuple[NodeCapacity, ...], crowded: dict[str, int]) -> tuple[NodeCapacity, ...]:
         pinned = self.request.pinned_node_ids
@@ -295,6 +298,7 @@ class Problem:
         if not len(subsets.complete()):
             return None
         table = subsets.table(cost, windows, hops)
+        self._last_table = (cost, windows, hops, table)
         path = subsets.best_path(table, cost, windows, hops)
         if path is None or not self.host_overflows(path):
             return path
@@ -318,7 +322,7 @@ class Problem:
         """
         if not self.exact:
             return None, False
-        table = self.subsets.table(cost, windows, hops)
+        table = self._table(cost, windows, hops)
         criteria = [Criterion(cost, hops, below, table), *self.host_criteria]
         limit = _MOST_HOST_LABELS if self.crowded_hosts else _MOST_WAY_BACK_LABELS
         try:
@@ -327,32 +331,30 @@ class Problem:
             return (None, False) if self.crowded_hosts else self._by_heads(cost, windows, hops, below)
         return (None if found is None else found[1]), True
 
+    def _table(self, cost: Additive, windows: Windows, hops: Hops) -> Floats:
+        """The table of the last search, if that was this one; else anew."""
+        last = self._last_table
+        if last is not None and last[0] is cost and last[1] is windows and last[2] is hops:
+            return last[3]
+        return self.subsets_for(hops).table(cost, windows, hops)
+
     def _by_heads(
         self, cost: Additive, windows: Windows, hops: Hops, below: float
     ) -> tuple[Path | None, bool]:
         best: Path | None = None
-        for node in range(len(self.nodes)):
-            if self.shape.head not in {None, node}:
+        for kind in range(self.hops.class_count):
+            if self.shape.head is not None and self.links.classes[self.shape.head] != kind:
                 continue
-            self._way_back_rows -= (
-                (len(self.nodes) << len(self.nodes)) // 4 * max(1, self.hops.class_count // 4)
-            )
+            self._way_back_rows -= (len(self.nodes) << len(self.nodes)) // 2
             if self._way_back_rows < 0:
                 return best, False
-            search = self._headed(node)
+            if kind not in self._headed:
+                self._headed[kind] = SubsetSearch(self.shape, self.links.classes, head_class=kind)
+            search = self._headed[kind]
             closed = search.closed_path(search.table(cost, windows, hops), cost, windows, hops)
             if closed is not None and closed[0] < below:
                 below, best = closed
         return best, True
-
-    def _headed(self, node: int) -> SubsetSearch:
-        if node not in self._heads:
-            self._heads[node] = SubsetSearch(self.shape, self.links.classes, head=node)
-        return self._heads[node]
-
-    @cached_property
-    def _heads(self) -> dict[int, SubsetSearch]:
-        return {}
 
     def reachable(self, low: Integers) -> bool:
         """Whether a pipeline of several stages lies within these windows.

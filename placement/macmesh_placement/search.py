@@ -94,7 +94,7 @@ class SubsetSearch:
     Args:
         shape: What the pipeline must look like.
         classes: [nodes]; the link class of each node.
-        head: A node that the first stage must be on; None: as the shape says.
+        head_class: The link class that the first stage's node must be of; None: as the shape says.
         allowed: The sets of nodes, as bits, that may make a whole pipeline; None: any.
     """
 
@@ -103,12 +103,12 @@ class SubsetSearch:
         shape: Shape,
         classes: Integers,
         *,
-        head: int | None = None,
+        head_class: int | None = None,
         allowed: Integers | None = None,
     ) -> None:
         self.shape = shape
         self.allowed = allowed
-        self._head = head
+        self._head_class = head_class
         self._classes = classes
         self._class_count = int(classes.max(initial=0)) + 1
         count = shape.node_count
@@ -116,13 +116,18 @@ class SubsetSearch:
         self._levels: list[tuple[Integers, Integers, Integers, Integers]] = []
         self._others: list[Integers] = []
         for size in range(1, self.deepest + 1):
-            sets = [c for c in combinations(range(count), size) if head is None or head in c]
+            sets = [
+                chosen
+                for chosen in combinations(range(count), size)
+                if head_class is None or any(classes[node] == head_class for node in chosen)
+            ]
             members = np.array(sets, dtype=np.int64).reshape(-1, size)
             masks = (1 << members).sum(axis=1)
             self._levels.append((masks, members, masks[:, None] ^ (1 << members), classes[members]))
             places = np.array([[i for i in range(size) if i != left] for left in range(size)], dtype=np.int64)
             self._others.append(classes[members][:, places.reshape(size, size - 1)])
         self.set_count = 1 << count
+        self._complete = self._whole_sets()
 
     def table(self, cost: Additive, windows: Windows, hops: Hops) -> Floats:
         """The least cost of every beginning of a pipeline.
@@ -133,8 +138,8 @@ class SubsetSearch:
         """
         count = cost.begin.shape[1]
         allowed = self.shape.begins(count)
-        if self._head is not None:
-            allowed[np.arange(len(allowed)) != self._head, 0] = False
+        if self._head_class is not None:
+            allowed[self._classes != self._head_class, 0] = False
         begin = np.where(allowed, cost.begin, np.inf)
         best = np.full((self.set_count, self._class_count, count), np.inf)
         for size, (masks, members, previous, kinds) in enumerate(self._levels, start=1):
@@ -162,12 +167,19 @@ class SubsetSearch:
 
     def complete(self) -> Integers:
         """The sets of nodes that make a whole pipeline of the shape."""
+        return self._complete
+
+    def _whole_sets(self) -> Integers:
         wanted = self.shape.required_mask
         sizes = [self.shape.stage_count] if self.shape.stage_count else range(2, self.deepest + 1)
         found = [self._levels[size - 1][0] for size in sizes if size <= self.deepest]
         masks = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
         chosen: Integers = masks[masks & wanted == wanted]
-        return chosen if self.allowed is None else np.intersect1d(chosen, self.allowed)
+        if self.allowed is None:
+            return chosen
+        may = np.zeros(self.set_count, dtype=bool)
+        may[self.allowed] = True
+        return chosen[may[chosen]]
 
     def solve(self, cost: Additive, windows: Windows, hops: Hops) -> Path | None:
         """See `Search.solve`."""
@@ -187,13 +199,13 @@ class SubsetSearch:
     def closed_path(
         self, table: Floats, cost: Additive, windows: Windows, hops: Hops
     ) -> tuple[float, Path] | None:
-        """The cheapest whole pipeline, the way back to the fixed head included, with its cost."""
-        if self._head is None:
-            raise ValueError("the way back needs a fixed head")
+        """The cheapest whole pipeline, the way back to the head's class included, with its cost."""
+        if self._head_class is None:
+            raise ValueError("the way back needs the class of the head")
         masks = self.complete()
         if not len(masks):
             return None
-        ends = table[masks, :, -1] + hops.back[:, self._classes[self._head]]
+        ends = table[masks, :, -1] + hops.back[:, self._head_class]
         mask, kind = divmod(int(ends.argmin()), self._class_count)
         if not np.isfinite(ends[mask, kind]):
             return None
@@ -206,6 +218,8 @@ class SubsetSearch:
         path: Path = []
         mask, kind = state
         allowed = self.shape.begins(table.shape[2])
+        if self._head_class is not None:
+            allowed[self._classes != self._head_class, 0] = False
         b = table.shape[2] - 1
         while mask:
             for node in (i for i in range(mask.bit_length()) if mask >> i & 1 and self._classes[i] == kind):
@@ -218,7 +232,7 @@ class SubsetSearch:
                     sums = before.min(axis=0) + np.where(allowed[node], cost.begin[node], np.inf)[a0:b]
                 else:
                     sums = np.full(b - a0, np.inf)
-                    if a0 == 0:
+                    if a0 == 0 and allowed[node, 0]:
                         sums[0] = cost.begin[node, 0]
                 if float(sums.min() + cost.end[node, b]) == table[mask, kind, b]:
                     a = a0 + int(sums.argmin())
