@@ -18,7 +18,11 @@ from macmesh_placement.tables import Additive, Floats
 from macmesh_placement.windows import Windows
 
 #: Most labels for the proof.
-_MOST_LABELS = 200_000
+_MOST_LABELS = 300_000
+#: Labels of the first attempt.
+_FEW_LABELS = 20_000
+#: Limits on the bytes to try then, as shares of the way from what is proved to what is found.
+_SHARES = (0.25, 0.55)
 #: Seconds weigh so little against bytes that they only decide between equal loads.
 _TIE_BREAK_BYTES_PER_SECOND = 1e-3
 _ROUNDING = 1e-9
@@ -114,7 +118,7 @@ def _proved(movement: _Movement, light: _Found, known: Choice) -> tuple[Choice |
     if not problem.exact:
         return found, best.load_bytes - least_bytes
     try:
-        better = _by_labels(movement, light, priced, best.load_bytes)
+        better = _by_labels(movement, light, priced, (least_bytes, best.load_bytes))
     except SearchTooLargeError:
         return found, best.load_bytes - least_bytes
     return (better if better is not None else found), 0.0
@@ -162,33 +166,53 @@ def _priced(
 
 
 def _by_labels(
-    movement: _Movement, light: _Found, priced: tuple[float, _Found] | None, load_bytes: float
+    movement: _Movement,
+    light: _Found,
+    priced: tuple[float, _Found] | None,
+    between: tuple[float, float],
 ) -> Choice | None:
-    """The lightest plan that loads fewer bytes than that, by labels; None where there is none.
+    """The lightest plan that loads fewer bytes than the upper of two bounds, by labels; None where there is none.
+
+    How many labels there are depends on the most bytes that are of interest. So where they are many, lower limits
+    are tried first: a plan found below one of them is the lightest, and none found is soon told.
 
     Raises:
         SearchTooLargeError: More labels than allowed.
     """
     problem, windows = movement.problem, movement.windows
-    limit = load_bytes - _HALF_BYTE
     seconds_table = movement.fastest.table if movement.fastest is not None else None
     if seconds_table is None:
         seconds_table = problem.subsets_for(movement.hops).table(problem.seconds, windows, movement.hops)
     free = movement.hops.scaled(0.0)
     load_table = light.table
     if load_table is None:
-        load_table = problem.subsets.table(problem.loads, windows, free)
-    criteria = [
-        Criterion(problem.loads, free, limit, load_table),
-        Criterion(problem.seconds, movement.hops, movement.latency, seconds_table),
-        *problem.host_criteria,
-    ]
-    combined = None
+        load_table = problem.subsets_for(movement.hops).table(problem.loads, windows, free)
+    sum_table = None
     if priced is not None:
-        price, found = priced
-        table = found.table
-        if table is None:
-            table = problem.subsets.table(found.cost, windows, found.hops)
-        combined = Combined((1.0, price), found.hops, limit + price * movement.latency, table)
-    best = problem.label_search(_MOST_LABELS, movement.hops).solve(criteria, windows, combined)
-    return None if best is None else problem.choice(best[1])
+        sum_table = priced[1].table
+        if sum_table is None:
+            subsets = problem.subsets_for(movement.hops)
+            sum_table = subsets.table(priced[1].cost, windows, priced[1].hops)
+
+    def search(limit: float, label_limit: int) -> Choice | None:
+        criteria = [
+            Criterion(problem.loads, free, limit, load_table),
+            Criterion(problem.seconds, movement.hops, movement.latency, seconds_table),
+            *problem.host_criteria,
+        ]
+        combined = None
+        if priced is not None and sum_table is not None:
+            price, found = priced
+            combined = Combined((1.0, price), found.hops, limit + price * movement.latency, sum_table)
+        best = problem.label_search(label_limit, movement.hops).solve(criteria, windows, combined)
+        return None if best is None else problem.choice(best[1])
+
+    least, most = between[0], between[1] - _HALF_BYTE
+    try:
+        return search(most, _FEW_LABELS)
+    except SearchTooLargeError:
+        for share in _SHARES:
+            found = search(least + share * (most - least), _MOST_LABELS)
+            if found is not None:
+                return found
+        return search(most, _MOST_LABELS)
