@@ -121,19 +121,29 @@ class LabelSearch:
     Args:
         subsets: The search whose shape it shares; not one of a fixed head.
         classes: [nodes]; link class of each node.
-        label_limit: Most labels to make.
     """
 
-    def __init__(self, subsets: SubsetSearch, classes: Integers, label_limit: int) -> None:
+    def __init__(self, subsets: SubsetSearch, classes: Integers) -> None:
         self._subsets = subsets
         self._shape: Shape = subsets.shape
         self._classes = classes
-        self._label_limit = label_limit
+        self._ahead: dict[tuple[int, int], tuple[Floats, Hops | None, Floats]] = {}
 
     def solve(
-        self, criteria: list[Criterion], windows: Windows, combined: Combined | None = None
+        self,
+        criteria: list[Criterion],
+        windows: Windows,
+        combined: Combined | None = None,
+        *,
+        label_limit: int,
     ) -> tuple[float, Path] | None:
         """The least of the first criterion within all limits, with its path; None where nothing is.
+
+        Args:
+            criteria: What a plan uses; hand in the same tables again and what is worked out of them is kept.
+            windows: Where stages may begin.
+            combined: A weighted sum of the criteria with a table of its own.
+            label_limit: Most labels to make.
 
         Raises:
             SearchTooLargeError: More labels than allowed.
@@ -161,7 +171,7 @@ class LabelSearch:
                 bounds = self._bounds(criteria, combined, size)
             grown = []
             for node in range(self._shape.node_count):
-                longer, count = self._grown(levels[-1], node, criteria, windows, self._label_limit - made)
+                longer, count = self._grown(levels[-1], node, criteria, windows, label_limit - made)
                 made += count
                 if longer.count:
                     longer = longer.chosen(_all_within(longer.values, limits))
@@ -242,19 +252,26 @@ class LabelSearch:
 
     def _bound(self, weights: Floats, table: Floats, hops: Hops | None, limit: float, size: int) -> _Bound:
         kinds = table.shape[1]
-        if hops is None or not hops.forward.any():
-            table = table.min(axis=1, keepdims=True)
-        ahead = self._least_ahead(table, size)
-        if hops is None or not hops.forward.any():
-            ahead = np.broadcast_to(ahead, (len(ahead), kinds, ahead.shape[2]))
-        else:
-            ahead = np.stack(
-                [(ahead + hops.forward[:, kind][:, None]).min(axis=1) for kind in range(kinds)], axis=1
-            )
         back = np.zeros(kinds)
         if hops is not None:
             back = hops.back.min(axis=1) if kinds > 1 else np.full(1, hops.least_back)
-        return _Bound(weights, ahead, back, limit * (1 + 1e-12))
+        key = id(table), size if self._shape.stage_count else 0
+        kept = self._ahead.get(key)
+        if kept is None or kept[0] is not table or kept[1] is not hops:
+            kept = self._ahead[key] = (table, hops, self._ahead_of(table, hops, size))
+        return _Bound(weights, kept[2], back, limit * (1 + 1e-12))
+
+    def _ahead_of(self, table: Floats, hops: Hops | None, size: int) -> Floats:
+        """[sets used, classes, boundaries]: the least that beginnings and the hop to what follows cost."""
+        kinds = table.shape[1]
+        if hops is None or not hops.forward.any():
+            least = self._least_ahead(table.min(axis=1, keepdims=True), size)
+            free: Floats = np.broadcast_to(least, (len(least), kinds, least.shape[2]))
+            return free
+        least = self._least_ahead(table, size)
+        return np.stack(
+            [(least + hops.forward[:, kind][:, None]).min(axis=1) for kind in range(kinds)], axis=1
+        )
 
     def _least_ahead(self, table: Floats, size: int) -> Floats:
         """By the nodes used: the least of the table over the sets of other nodes that may come before."""

@@ -194,6 +194,8 @@ def _by_labels(
             subsets = problem.subsets_for(movement.hops)
             sum_table = subsets.table(priced[1].cost, windows, priced[1].hops)
 
+    labels = problem.label_search(movement.hops)
+
     def search(limit: float, label_limit: int) -> Choice | None:
         criteria = [
             Criterion(problem.loads, free, limit, load_table),
@@ -204,7 +206,7 @@ def _by_labels(
         if priced is not None and sum_table is not None:
             price, found = priced
             combined = Combined((1.0, price), found.hops, limit + price * movement.latency, sum_table)
-        best = problem.label_search(label_limit, movement.hops).solve(criteria, windows, combined)
+        best = labels.solve(criteria, windows, combined, label_limit=label_limit)
         return None if best is None else problem.choice(best[1])
 
     least, most = between[0], between[1] - _HALF_BYTE

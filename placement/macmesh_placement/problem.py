@@ -303,14 +303,16 @@ class Problem:
         if path is None or not self.host_overflows(path):
             return path
         open_ended = replace(hops, back=np.zeros_like(hops.back), least_back=0.0, most_back=0.0)
-        found = self.label_search(_MOST_HOST_LABELS, hops).solve(
-            [Criterion(cost, open_ended, np.inf, table), *self.host_criteria], windows
+        found = self.label_search(hops).solve(
+            [Criterion(cost, open_ended, np.inf, table), *self.host_criteria],
+            windows,
+            label_limit=_MOST_HOST_LABELS,
         )
         return None if found is None else found[1]
 
-    def label_search(self, label_limit: int, hops: Hops) -> LabelSearch:
+    def label_search(self, hops: Hops) -> LabelSearch:
         """A search within several criteria."""
-        return LabelSearch(self.subsets_for(hops), self.links.classes, label_limit)
+        return LabelSearch(self.subsets_for(hops), self.links.classes)
 
     def cheapest_closed(
         self, cost: Additive, windows: Windows, hops: Hops, below: float
@@ -326,7 +328,7 @@ class Problem:
         criteria = [Criterion(cost, hops, below, table), *self.host_criteria]
         limit = _MOST_HOST_LABELS if self.crowded_hosts else _MOST_WAY_BACK_LABELS
         try:
-            found = self.label_search(limit, hops).solve(criteria, windows)
+            found = self.label_search(hops).solve(criteria, windows, label_limit=limit)
         except SearchTooLargeError:
             return (None, False) if self.crowded_hosts else self._by_heads(cost, windows, hops, below)
         return (None if found is None else found[1]), True
@@ -377,8 +379,11 @@ class Problem:
         path = search.best_path(table, nothing, windows, free)
         if path is None or not self.host_overflows(path):
             return path is not None
-        labels = LabelSearch(search, classes, _MOST_HOST_LABELS)
-        found = labels.solve([Criterion(nothing, None, 0.0, table), *self.host_criteria], windows)
+        found = LabelSearch(search, classes).solve(
+            [Criterion(nothing, None, 0.0, table), *self.host_criteria],
+            windows,
+            label_limit=_MOST_HOST_LABELS,
+        )
         return found is not None
 
     def feasible(self) -> bool:
