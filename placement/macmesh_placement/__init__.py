@@ -6,7 +6,7 @@ in `macmesh_placement.errors`.
 """
 
 from macmesh_placement.cachecost import CachePiece
-from macmesh_placement.capacity import NodeCapacity, cluster_from_json
+from macmesh_placement.capacity import Cluster, NodeCapacity, cluster_from_json
 from macmesh_placement.caps import UsableRange, usable_for_stage_count
 from macmesh_placement.errors import (
     LocalClusterError,
@@ -34,6 +34,7 @@ __all__ = [
     "AttentionFacts",
     "CachePiece",
     "Certificate",
+    "Cluster",
     "LayerProfile",
     "Ledger",
     "LedgerEntry",

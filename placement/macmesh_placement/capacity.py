@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from macmesh_placement.checks import Reader, parse, require_integer, require_number
 from macmesh_placement.errors import LocalClusterError
+from macmesh_placement.links import Link, unknown_or_repeated
 
 CLUSTER_FORMAT = "macmesh-cluster/1"
 
@@ -22,6 +23,7 @@ class NodeCapacity:
         flops_tflops: Measured compute of matrix products; None where unknown.
         fused_attention: Its backend has fused attention kernels (Metal has, the CPU has none).
         resident_layers: Layers of the wanted model that it holds in memory now.
+        resident_ways: Nodes that share each resident layer by tensor parallelism; 1: it holds whole layers.
         holds_embedding: It holds the embedding now.
         holds_head: It holds the final norm and the head now.
     """
@@ -37,6 +39,7 @@ class NodeCapacity:
     resident_layers: frozenset[int] = field(default=frozenset())
     holds_embedding: bool = False
     holds_head: bool = False
+    resident_ways: int = 1
 
     def __post_init__(self) -> None:
         where = f"node {self.node_id!r}"
@@ -45,6 +48,7 @@ class NodeCapacity:
         require_integer(self.ram_bytes, f"{where} ram_bytes", LocalClusterError, minimum=1)
         require_integer(self.usable_bytes, f"{where} usable_bytes", LocalClusterError)
         require_number(self.bandwidth_gb_per_s, f"{where} bandwidth_gb_per_s", LocalClusterError)
+        require_integer(self.resident_ways, f"{where} resident_ways", LocalClusterError, minimum=1)
         if self.flops_tflops is not None:
             require_number(self.flops_tflops, f"{where} flops_tflops", LocalClusterError)
             if self.flops_tflops == 0:
@@ -63,27 +67,39 @@ class NodeCapacity:
         return self.name or self.node_id
 
 
-def cluster_from_json(text: str) -> list[NodeCapacity]:
-    """The nodes that a cluster file describes.
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a cluster file describes: its nodes and the links between them."""
 
-    The file is ``{"format": "macmesh-cluster/1", "nodes": [{...}]}``, or only the array. A node has ``name``,
-    ``ram_bytes``, ``usable_bytes``, ``bandwidth_gb_per_s``, and where wanted ``node_id`` (default: the name),
-    ``host_id``, ``flops_tflops`` and ``fused_attention``.
+    nodes: tuple[NodeCapacity, ...]
+    links: tuple[Link, ...] = ()
+
+
+def cluster_from_json(text: str) -> Cluster:
+    """The nodes and links that a cluster file describes.
+
+    The file is ``{"format": "macmesh-cluster/1", "nodes": [{...}], "links": [{...}]}``, or only the array of
+    nodes. A node has ``name``, ``ram_bytes``, ``usable_bytes``, ``bandwidth_gb_per_s``, and where wanted
+    ``node_id`` (default: the name), ``host_id``, ``flops_tflops`` and ``fused_attention``. A link is
+    ``{"nodes": [id, id], "kind": "rdma" | "tcp" | "shm"}``, and where measured ``latency_ms`` and
+    ``gb_per_s``; see `macmesh_placement.links.LINK_DEFAULTS`.
 
     Raises:
         LocalClusterError: The text is no such file; the message names the field.
     """
     value = parse(text, "cluster file", LocalClusterError)
+    found_links: list[object] = []
     if isinstance(value, dict):
         reader = Reader(value, "cluster", LocalClusterError)
-        reader.only({"format", "nodes", "comment"})
+        reader.only({"format", "nodes", "links", "comment"})
         found = reader.text("format", default=CLUSTER_FORMAT)
         if found != CLUSTER_FORMAT:
             raise LocalClusterError(f"cluster.format must be {CLUSTER_FORMAT!r}, not {found!r}")
         value = reader.array("nodes")
+        found_links = reader.array("links", default=[])
     if not isinstance(value, list):
         raise LocalClusterError("a cluster file is a JSON object with 'nodes', or an array of nodes")
-    nodes = [_node_from_json(item, f"nodes[{index}]") for index, item in enumerate(value)]
+    nodes = tuple(_node_from_json(item, f"nodes[{index}]") for index, item in enumerate(value))
     if not nodes:
         raise LocalClusterError("cluster.nodes is empty: name at least one node")
     seen: set[str] = set()
@@ -91,7 +107,10 @@ def cluster_from_json(text: str) -> list[NodeCapacity]:
         if node.node_id in seen:
             raise LocalClusterError(f"node {node.node_id!r} is there twice: names must differ")
         seen.add(node.node_id)
-    return nodes
+    links = tuple(Link.from_json(item, f"links[{index}]") for index, item in enumerate(found_links))
+    if wrong := unknown_or_repeated(links, seen):
+        raise LocalClusterError(f"cluster.{wrong}")
+    return Cluster(nodes, links)
 
 
 _NODE_FIELDS = {

@@ -1,28 +1,38 @@
 """Exact search for the cheapest pipeline when stages also use up shared resources.
 
-Two things couple the stages of a plan beyond "each node once": the RAM of a machine that runs several nodes,
-and a bound on one cost while another is minimised. Both are resources: a stage uses some of them, a plan must
-stay within their limits. Labels (cost, use of each resource) are kept per (set of nodes, layers covered); a
-label that another beats in every respect is dropped, and so is one that cannot be completed within the
-limits.
+Three things couple the stages of a plan beyond "each node once": the RAM of a machine that runs several nodes,
+a bound on one cost while another is minimised, and the token's way back, which joins the last stage to the
+first. Each is a *criterion*: a plan uses some of it and must stay within its limit.
+
+Labels are ends of pipelines (from some boundary to the last layer), one level per number of stages, kept as
+arrays. A label is dropped when another of the same nodes, first and last link class and boundary is no worse
+in every criterion, or when the least that any beginning could add - known from `SubsetSearch.table` - takes it
+past a limit. So nothing is lost: what comes out is the optimum, or the search says that it is too large.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from macmesh_placement.search import Path
+from macmesh_placement.hops import Hops
+from macmesh_placement.search import Path, Shape, SubsetSearch
 from macmesh_placement.tables import Additive, Floats, Integers
+from macmesh_placement.windows import Windows
+
+#: Labels compared with each, beside the exact comparison for two criteria.
+_NEIGHBOURS = 12
+#: Most ways to split the allowed sets of nodes in two that are looked at one by one.
+_MOST_SPLITS = 10_000
 
 
 class SearchTooLargeError(Exception):
-    """More labels than the search may keep; the caller falls back and says so in the certificate."""
+    """More labels than the search may make; the caller falls back and says so in the certificate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Something that stages use up.
+    """The RAM of one machine.
 
     Attributes:
         use: [nodes, boundaries, boundaries]; what the stage of a node from a to b uses.
@@ -34,131 +44,350 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True)
-class _Label:
-    cost: float
-    used: tuple[float, ...]
-    node: int
-    begin: int
-    parent: "_Label | None"
+class Criterion:
+    """A cost of stages and hops, and the most that a plan may cost.
 
-
-_Level = dict[tuple[int, int], list[_Label]]
-"""Labels by nodes used (a bit mask) and boundary reached."""
-
-
-class ConstrainedSearch:
-    """As `SubsetSearch`, within resources.
-
-    Args:
-        node_count: Number of nodes.
-        stage_count: Exact number of stages; 0 for any from two on.
-        resources: What the plan may use up.
-        cost_limit: Plans that cost more are of no interest.
-        label_limit: Most labels to make.
+    Attributes:
+        cost: Of stages; additive, or [nodes, boundaries, boundaries].
+        hops: Of hops; None: free.
+        limit: The most, inclusive.
+        table: `SubsetSearch.table` of it; None: nothing is known of what beginnings add.
     """
 
-    def __init__(
-        self,
-        node_count: int,
-        stage_count: int,
-        resources: list[Resource],
-        *,
-        cost_limit: float = np.inf,
-        label_limit: int = 200_000,
-    ) -> None:
-        self._node_count = node_count
-        self._stage_count = stage_count
-        self._resources = resources
-        self._cost_limit = cost_limit
-        self._label_limit = label_limit
+    cost: Additive | Floats
+    hops: Hops | None
+    limit: float
+    table: Floats | None = None
 
-    def solve(self, cost: Additive, low: Integers) -> Path | None:
-        """See `Search.solve`.
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """A weighted sum of the first criteria: the table of the sum bounds better than the sum of the tables.
+
+    Attributes:
+        weights: Weight of each criterion, from the first.
+        hops: Its hops.
+        limit: The weighted sum of the limits.
+        table: Its table.
+    """
+
+    weights: tuple[float, ...]
+    hops: Hops
+    limit: float
+    table: Floats
+
+
+@dataclass(slots=True)
+class _Labels:
+    """One level of labels, as columns."""
+
+    mask: Integers
+    first: Integers
+    tail: Integers
+    begin: Integers
+    values: Floats
+    parent: Integers
+    node: Integers
+    count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count = len(self.mask)
+
+    def chosen(self, keep: npt.NDArray[np.bool_] | Integers) -> "_Labels":
+        return _Labels(
+            self.mask[keep],
+            self.first[keep],
+            self.tail[keep],
+            self.begin[keep],
+            self.values[:, keep],
+            self.parent[keep],
+            self.node[keep],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """What the cheapest beginnings add, by (nodes used, class that follows, boundary)."""
+
+    weights: Floats
+    ahead: Floats
+    back: Floats
+    limit: float
+
+
+class LabelSearch:
+    """As `SubsetSearch`, within criteria; the first is minimised.
+
+    Args:
+        subsets: The search whose shape it shares; not one of a fixed head.
+        classes: [nodes]; link class of each node.
+    """
+
+    def __init__(self, subsets: SubsetSearch, classes: Integers) -> None:
+        self._subsets = subsets
+        self._shape: Shape = subsets.shape
+        self._classes = classes
+        self._ahead: dict[tuple[int, int], tuple[Floats, Hops | None, Floats]] = {}
+
+    def solve(
+        self,
+        criteria: list[Criterion],
+        windows: Windows,
+        combined: Combined | None = None,
+        *,
+        label_limit: int,
+    ) -> tuple[float, Path] | None:
+        """The least of the first criterion within all limits, with its path; None where nothing is.
+
+        Args:
+            criteria: What a plan uses; hand in the same tables again and what is worked out of them is kept.
+            windows: Where stages may begin.
+            combined: A weighted sum of the criteria with a table of its own.
+            label_limit: Most labels to make.
 
         Raises:
             SearchTooLargeError: More labels than allowed.
         """
-        last = low.shape[1] - 1
-        ends = _reachable_ends(low)
-        to_go = [_least_to_go(resource.use, low) for resource in self._resources]
-        matrices = np.stack([cost.matrix(node) for node in range(self._node_count)])
-        cost_to_go = _least_to_go(matrices, low)
-        level: _Level = {(0, 0): [_Label(0.0, (0.0,) * len(self._resources), -1, 0, None)]}
-        complete: list[_Label] = []
+        last = windows.low.shape[1] - 1
+        limits = np.array([criterion.limit for criterion in criteria])
+        none = np.full(1, -1, dtype=np.int64)
+        labels = _Labels(
+            np.zeros(1, dtype=np.int64),
+            none,
+            none,
+            np.full(1, last),
+            np.zeros((len(criteria), 1)),
+            none,
+            none,
+        )
+        levels = [labels]
+        best: tuple[float, int, int] | None = None
         made = 0
-        for size in range(1, (self._stage_count or self._node_count) + 1):
-            following: _Level = {}
-            for mask, node, a, b in self._moves(level, ends):
-                for label in level[mask, a]:
-                    extended = self._extend(label, node, a, b, cost, to_go)
-                    if extended is not None and extended.cost + cost_to_go[b] <= self._cost_limit:
-                        _insert(following.setdefault((mask | 1 << node, b), []), extended)
-                        made += 1
-                if made > self._label_limit:
-                    raise SearchTooLargeError
-            if size == self._stage_count or (self._stage_count == 0 and size > 1):
-                complete += [label for (_, b), labels in following.items() if b == last for label in labels]
-            level = following
-        best = min(complete, key=lambda label: label.cost, default=None)
-        return None if best is None else _walk(best, last)
+        bounds: list[_Bound] = []
+        for size in range(1, self._subsets.deepest + 1):
+            if not levels[-1].count:
+                break
+            if not bounds or self._shape.stage_count:
+                bounds = self._bounds(criteria, combined, size)
+            grown = []
+            for node in range(self._shape.node_count):
+                longer, count = self._grown(levels[-1], node, criteria, windows, label_limit - made)
+                made += count
+                if longer.count:
+                    longer = longer.chosen(_all_within(longer.values, limits))
+                    grown.append(longer.chosen(self._promising(longer, bounds)))
+            level = _joined(grown, len(criteria))
+            whole = self._whole(level, criteria, size)
+            if len(whole[0]) and (best is None or whole[1].min() < best[0]):
+                at = int(whole[1].argmin())
+                best = (float(whole[1][at]), size, int(whole[0][at]))
+                limits[0] = min(limits[0], np.nextafter(best[0], -np.inf))
+            keep = np.ones(level.count, dtype=bool)
+            keep[whole[0]] = False
+            keep &= level.begin > 0
+            # Parents are places in the level as it is kept: whole pipelines stay at the front.
+            order = np.concatenate([whole[0], np.flatnonzero(keep)[_undominated(level.chosen(keep))]])
+            levels.append(level.chosen(order))
+            if best is not None and best[1] == size:
+                best = (best[0], size, int(np.flatnonzero(order == best[2])[0]))
+        return None if best is None else (best[0], _walk(levels, best[1], best[2]))
 
-    def _moves(self, level: _Level, ends: list[list[list[int]]]) -> Iterator[tuple[int, int, int, int]]:
-        """The stages that could follow: (nodes used so far, node, begin, end)."""
-        for mask, a in level:
-            for node in range(self._node_count):
-                if not mask >> node & 1:
-                    for b in ends[node][a]:
-                        yield mask, node, a, b
+    def _grown(
+        self, labels: _Labels, node: int, criteria: list[Criterion], windows: Windows, left: int
+    ) -> tuple[_Labels, int]:
+        """All labels with a stage of the node before them."""
+        low = windows.low[node]
+        is_tail = bool(labels.first[0] < 0)
+        able = (labels.mask >> node & 1 == 0) & (low[labels.begin] < labels.begin)
+        able &= labels.begin > 0
+        at = np.flatnonzero(able)
+        ends = labels.begin[at]
+        counts = ends - low[ends]
+        total = int(counts.sum())
+        if total > left:
+            raise SearchTooLargeError
+        rows = np.repeat(at, counts)
+        firsts = np.repeat(np.cumsum(counts) - counts, counts)
+        begins = np.arange(total) - firsts + np.repeat(low[ends], counts)
+        if self._shape.head is not None:
+            fine = (begins == 0) == (node == self._shape.head)
+            rows, begins = rows[fine], begins[fine]
+        ends = labels.begin[rows]
+        kind = int(self._classes[node])
+        values = labels.values[:, rows]
+        for row, criterion in enumerate(criteria):
+            if isinstance(criterion.cost, Additive):
+                values[row] += criterion.cost.begin[node, begins] + criterion.cost.end[node, ends]
+            else:
+                values[row] += criterion.cost[node, begins, ends]
+            if criterion.hops is not None and not is_tail:
+                values[row] += criterion.hops.forward[kind, labels.first[rows]]
+        tail = np.full(len(rows), kind, dtype=np.int64) if is_tail else labels.tail[rows]
+        return (
+            _Labels(
+                labels.mask[rows] | 1 << node,
+                np.full(len(rows), kind, dtype=np.int64),
+                tail,
+                begins,
+                values,
+                rows,
+                np.full(len(rows), node, dtype=np.int64),
+            ),
+            total,
+        )
 
-    def _extend(
-        self, label: _Label, node: int, a: int, b: int, cost: Additive, to_go: list[Floats]
-    ) -> _Label | None:
-        used = []
-        for resource, before, rest in zip(self._resources, label.used, to_go, strict=True):
-            after = before + float(resource.use[node, a, b])
-            if after + rest[b] > resource.limit:
-                return None
-            used.append(after)
-        return _Label(label.cost + cost.of(node, a, b), tuple(used), node, a, label)
+    def _bounds(self, criteria: list[Criterion], combined: Combined | None, size: int) -> list[_Bound]:
+        """The bounds for labels of that many stages."""
+        bounds = []
+        for row, criterion in enumerate(criteria):
+            if criterion.table is not None:
+                weights = np.zeros(len(criteria))
+                weights[row] = 1.0
+                bounds.append(self._bound(weights, criterion.table, criterion.hops, criterion.limit, size))
+        if combined is not None:
+            weights = np.zeros(len(criteria))
+            weights[: len(combined.weights)] = combined.weights
+            bounds.append(self._bound(weights, combined.table, combined.hops, combined.limit, size))
+        return bounds
+
+    def _bound(self, weights: Floats, table: Floats, hops: Hops | None, limit: float, size: int) -> _Bound:
+        kinds = table.shape[1]
+        back = np.zeros(kinds)
+        if hops is not None:
+            back = hops.back.min(axis=1) if kinds > 1 else np.full(1, hops.least_back)
+        key = id(table), size if self._shape.stage_count else 0
+        kept = self._ahead.get(key)
+        if kept is None or kept[0] is not table or kept[1] is not hops:
+            kept = self._ahead[key] = (table, hops, self._ahead_of(table, hops, size))
+        return _Bound(weights, kept[2], back, limit * (1 + 1e-12))
+
+    def _ahead_of(self, table: Floats, hops: Hops | None, size: int) -> Floats:
+        """[sets used, classes, boundaries]: the least that beginnings and the hop to what follows cost."""
+        kinds = table.shape[1]
+        if hops is None or not hops.forward.any():
+            least = self._least_ahead(table.min(axis=1, keepdims=True), size)
+            free: Floats = np.broadcast_to(least, (len(least), kinds, least.shape[2]))
+            return free
+        least = self._least_ahead(table, size)
+        return np.stack(
+            [(least + hops.forward[:, kind][:, None]).min(axis=1) for kind in range(kinds)], axis=1
+        )
+
+    def _least_ahead(self, table: Floats, size: int) -> Floats:
+        """By the nodes used: the least of the table over the sets of other nodes that may come before."""
+        shape, sets = self._shape, np.arange(len(table))
+        allowed = self._subsets.allowed
+        if allowed is not None and sum(1 << int(mask).bit_count() for mask in allowed) <= _MOST_SPLITS:
+            least = np.full_like(table, np.inf)
+            for whole in self._subsets.complete():
+                used = sets[sets & whole == sets]
+                least[used] = np.minimum(least[used], table[used ^ whole])
+            return least
+        if shape.stage_count:
+            sizes = np.array([int(mask).bit_count() for mask in sets])
+            least = np.where((sizes == shape.stage_count - size)[:, None, None], table, np.inf)
+        else:
+            least = table.copy()
+        for node in range(shape.node_count):
+            if node not in shape.required:
+                split = least.reshape(-1, 2, 1 << node, *least.shape[1:])
+                np.minimum(split[:, 1], split[:, 0], out=split[:, 1])
+        return least[::-1]
+
+    def _promising(self, labels: _Labels, bounds: list[_Bound]) -> npt.NDArray[np.bool_]:
+        """Whole pipelines, and labels whose cheapest beginnings stay within the limits."""
+        whole = labels.begin == 0
+        keep = np.ones(labels.count, dtype=bool)
+        for bound in bounds:
+            ahead = bound.ahead[labels.mask, labels.first, labels.begin] + bound.back[labels.tail]
+            keep &= bound.weights @ labels.values + ahead <= bound.limit
+        keep |= whole
+        return keep
+
+    def _whole(self, level: _Labels, criteria: list[Criterion], size: int) -> tuple[Integers, Floats]:
+        """Whole pipelines of the shape within the limits: their places and what they cost."""
+        shape = self._shape
+        none = (np.zeros(0, dtype=np.int64), np.zeros(0))
+        if size < 2 or shape.stage_count not in {0, size}:  # noqa: PLR2004  a pipeline has two stages at least
+            return none
+        wanted = shape.required_mask
+        good = (level.begin == 0) & (level.mask & wanted == wanted)
+        if self._subsets.allowed is not None:
+            may = np.zeros(self._subsets.set_count, dtype=bool)
+            may[self._subsets.allowed] = True
+            good &= may[level.mask]
+        at = np.flatnonzero(good)
+        if not len(at):
+            return none
+        values = level.values[:, at]
+        for row, criterion in enumerate(criteria):
+            if criterion.hops is not None:
+                values[row] += criterion.hops.back[level.tail[at], level.first[at]]
+        limits = np.array([criterion.limit for criterion in criteria])
+        fine = _all_within(values, limits) & np.isfinite(values[0])
+        return at[fine], values[0, fine]
 
 
-def _reachable_ends(low: Integers) -> list[list[list[int]]]:
-    """For each node and begin a, the ends b with low[node, b] <= a < b."""
-    count = low.shape[1]
-    return [[(np.flatnonzero(row[a + 1 :] <= a) + a + 1).tolist() for a in range(count)] for row in low]
+def _all_within(values: Floats, limits: Floats) -> npt.NDArray[np.bool_]:
+    """[labels]: every criterion is within its limit."""
+    within: npt.NDArray[np.bool_] = np.all(values <= limits[:, None], axis=0)
+    return within
 
 
-def _least_to_go(use: Floats, low: Integers) -> Floats:
-    """The least that any stages use from each boundary to the end, were a node free to serve twice."""
-    nodes, count = low.shape
-    fits = np.arange(count)[None, :, None] >= low[:, None, :]
-    fits &= np.arange(count)[None, :, None] < np.arange(count)[None, None, :]
-    cheapest = np.where(fits, use, np.inf).min(axis=0) if nodes else np.full((count, count), np.inf)
-    least = np.full(count, np.inf)
-    least[-1] = 0.0
-    for a in range(count - 2, -1, -1):
-        least[a] = (cheapest[a, a + 1 :] + least[a + 1 :]).min()
-    return least
+def _joined(parts: list[_Labels], criteria: int) -> _Labels:
+    if not parts:
+        none = np.zeros(0, dtype=np.int64)
+        return _Labels(none, none, none, none, np.zeros((criteria, 0)), none, none)
+    return _Labels(
+        np.concatenate([part.mask for part in parts]),
+        np.concatenate([part.first for part in parts]),
+        np.concatenate([part.tail for part in parts]),
+        np.concatenate([part.begin for part in parts]),
+        np.concatenate([part.values for part in parts], axis=1),
+        np.concatenate([part.parent for part in parts]),
+        np.concatenate([part.node for part in parts]),
+    )
 
 
-def _insert(labels: list[_Label], new: _Label) -> None:
-    """Adds the label unless another beats it in every respect; drops those that it beats."""
-    for old in labels:
-        if old.cost <= new.cost and all(x <= y for x, y in zip(old.used, new.used, strict=True)):
-            return
-    labels[:] = [
-        old
-        for old in labels
-        if old.cost < new.cost or any(x < y for x, y in zip(old.used, new.used, strict=True))
-    ]
-    labels.append(new)
+def _undominated(labels: _Labels) -> Integers:
+    """The places of labels that no other of the same state beats or equals in every criterion.
+
+    Exact for one and two criteria; for more, each is compared with some neighbours only, which drops fewer.
+    """
+    if labels.count == 0:
+        return np.zeros(0, dtype=np.int64)
+    state = labels.mask
+    for column in (labels.first, labels.tail, labels.begin):
+        state = state * (int(column.max()) + 1) + column
+    order: Integers = np.lexsort((*labels.values[::-1], state))
+    state, values = state[order], labels.values[:, order]
+    fresh = np.concatenate([[True], state[1:] != state[:-1]])
+    keep = np.ones(labels.count, dtype=bool)
+    if len(values) == 1:
+        keep = fresh
+    elif len(values) == 2:  # noqa: PLR2004  two criteria: a running minimum decides
+        rank = np.empty(labels.count, dtype=np.int64)
+        rank[np.argsort(values[1], kind="stable")] = np.arange(labels.count)
+        group = np.cumsum(fresh)
+        # Later groups lie wholly below earlier ones, so that one running minimum serves them all.
+        lowered = rank - group * (len(rank) + 1)
+        running = np.minimum.accumulate(lowered)
+        keep = fresh | (lowered < np.concatenate([[0], running[:-1]]))
+    else:
+        for distance in range(1, min(_NEIGHBOURS, labels.count - 1) + 1):
+            same = state[distance:] == state[:-distance]
+            beaten = (values[:, :-distance] <= values[:, distance:]).all(axis=0)
+            keep[distance:] &= ~(same & beaten)
+    chosen: Integers = order[keep]
+    return chosen
 
 
-def _walk(label: _Label, end: int) -> Path:
+def _walk(levels: list[_Labels], size: int, place: int) -> Path:
     path: Path = []
-    b = end
-    current: _Label | None = label
-    while current is not None and current.parent is not None:
-        path.append((current.node, current.begin, b))
-        b, current = current.begin, current.parent
-    return path[::-1]
+    while size:
+        label = levels[size]
+        parent = int(label.parent[place])
+        end = int(levels[size - 1].begin[parent])
+        path.append((int(label.node[place]), int(label.begin[place]), end))
+        size, place = size - 1, parent
+    return path

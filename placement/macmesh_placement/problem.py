@@ -1,51 +1,73 @@
 """One planning problem, prepared: which stages fit on which node, and what they cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from macmesh_placement.capacity import NodeCapacity
-from macmesh_placement.constrained import ConstrainedSearch, Resource
+from macmesh_placement.chain import ChainSearch, link_order
+from macmesh_placement.constrained import Criterion, LabelSearch, Resource, SearchTooLargeError
+from macmesh_placement.costs import Mixture, Rates, stage_seconds
+from macmesh_placement.hops import Hops, LinkMap
+from macmesh_placement.reach import Reach
 from macmesh_placement.request import PlanRequest
-from macmesh_placement.search import ChainSearch, Path, Search, SubsetSearch
+from macmesh_placement.search import Path, Shape, SubsetSearch
 from macmesh_placement.tables import (
     Additive,
     Floats,
     Integers,
     boundaries,
-    hop_seconds,
     load_bytes,
     lowest_begins,
-    stage_seconds,
+    lowest_begins_within,
     stage_totals,
     whole_model_bytes,
 )
+from macmesh_placement.tensor import TensorPlan, tensor_plans
+from macmesh_placement.windows import Windows
 
 #: Most nodes for which every subset in every order is tried.
 MAX_EXACT_NODES = 12
+#: Most labels of one search within the RAM of shared machines.
+_MOST_HOST_LABELS = 3_000_000
+#: Most labels of one search for the best way back.
+_MOST_WAY_BACK_LABELS = 30_000
+#: Rows (sets x their nodes) that one problem may spend on the exact way back, where labels are too many. A row
+#: takes some microseconds: every search on up to 6 nodes, and several on 8 where the links are of few classes.
+_WAY_BACK_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One plan as the search sees it: its stages and what they cost together."""
+    """One plan as the search sees it, and what it costs together.
+
+    Attributes:
+        path: Its stages; of a tensor-parallel plan, the whole model on each node.
+        latency_seconds: Seconds of one token, hops and way back included.
+        slowest_seconds: Seconds of the slowest stage.
+        load_bytes: Bytes to load.
+        all_rdma: It has no hop, or all its hops are over RDMA, the way back included.
+        tensor: The tensor-parallel plan; None for a pipeline.
+    """
 
     path: tuple[tuple[int, int, int], ...]
     latency_seconds: float
     slowest_seconds: float
     load_bytes: float
+    all_rdma: bool = True
+    tensor: TensorPlan | None = None
 
 
 class Problem:
     """A request at one context, as arrays.
 
     Args:
-        request: What is asked.
+        request: What is asked, its pins included; see `PlanRequest.without_pins`.
         nodes: The nodes that may take part.
         context_tokens: Tokens of context of one slot.
-        share_hosts: Keep all nodes of a machine and respect its RAM; else only the roomiest node of each
-            crowded machine.
+        share_hosts: Keep all nodes of a machine and respect its RAM; else only the roomiest node (or a pinned
+            one) of each crowded machine.
     """
 
     def __init__(
@@ -60,6 +82,8 @@ class Problem:
         self.profile = request.profile
         self.context_tokens = context_tokens
         self.demand = request.demand(context_tokens)
+        self._offered = nodes
+        self.mixture = Mixture.of(request, context_tokens)
         self.at: Integers = boundaries(self.profile)
         kinds = {node.fused_attention for node in nodes}
         self._totals = {
@@ -68,17 +92,41 @@ class Problem:
         crowded = self._crowded_hosts(nodes)
         self.crowded_hosts = crowded if share_hosts else {}
         if crowded and not share_hosts:
-            nodes = tuple(
-                node
-                for node in nodes
-                if node.host not in crowded
-                or node
-                == max((n for n in nodes if n.host == node.host), key=lambda n: (n.usable_bytes, n.node_id))
-            )
+            nodes = self._roomiest(nodes, crowded)
         self.all_nodes = nodes
-        able = [node for node in nodes if self._holds_something(node)]
-        self.nodes = tuple(able)
-        self.exact = len(self.nodes) <= MAX_EXACT_NODES
+        able = tuple(node for node in nodes if self._holds_something(node))
+        self.exact = len(able) <= MAX_EXACT_NODES
+        if not self.exact:
+            able = self._in_link_order(able)
+        self.nodes = able
+        #: A node that must take part can hold no stage at all.
+        self.pins_impossible = not request.pinned_node_ids <= {node.node_id for node in able}
+        self._way_back_rows = _WAY_BACK_ROWS
+        self._headed: dict[int, SubsetSearch] = {}
+        self._last_table: tuple[Additive, Windows, Hops, Floats] | None = None
+
+    def _roomiest(self, nodes: tuple[NodeCapacity, ...], crowded: dict[str, int]) -> tuple[NodeCapacity, ...]:
+        pinned = self.request.pinned_node_ids
+        return tuple(
+            node
+            for node in nodes
+            if node.host not in crowded
+            or node
+            == max(
+                (other for other in nodes if other.host == node.host),
+                key=lambda n: (n.node_id in pinned, n.usable_bytes, n.node_id),
+            )
+        )
+
+    def _in_link_order(self, nodes: tuple[NodeCapacity, ...]) -> tuple[NodeCapacity, ...]:
+        place = {node.node_id: index for index, node in enumerate(nodes)}
+        links = LinkMap(self.request, nodes, collapse=False)
+        order = link_order(
+            links.hops(self.request, self.mixture),
+            place.get(self.request.head_node_id),
+            place.get(self.request.tail_node_id),
+        )
+        return tuple(nodes[index] for index in order)
 
     def _crowded_hosts(self, nodes: tuple[NodeCapacity, ...]) -> dict[str, int]:
         """Machines whose nodes could together need more than the machine has, with what it has."""
@@ -111,21 +159,55 @@ class Problem:
         return self._totals[node.fused_attention]
 
     @cached_property
-    def seconds(self) -> Additive:
-        """Seconds of each stage, hops aside."""
-        return stage_seconds(self.request, self.nodes, self.context_tokens)
-
-    @cached_property
-    def latency(self) -> Additive:
-        """Seconds of each stage with its hop; over a whole plan that is one `row_seconds` too much."""
-        hop = self.request.hop_latency_seconds + self.row_seconds
-        return Additive(begin=self.seconds.begin + hop, end=self.seconds.end)
+    def shape(self) -> Shape:
+        """What a pipeline of several stages must look like."""
+        place = {node.node_id: index for index, node in enumerate(self.nodes)}
+        return Shape(
+            node_count=len(self.nodes),
+            stage_count=self.request.stage_count,
+            required=frozenset(
+                place[node_id] for node_id in self.request.pinned_node_ids if node_id in place
+            ),
+            head=place.get(self.request.head_node_id),
+            tail=place.get(self.request.tail_node_id),
+        )
 
     @property
-    def row_seconds(self) -> float:
-        """Seconds that the hidden state of one token takes over a link, latency aside."""
-        row = self.profile.hidden_size * self.profile.activation_bytes
-        return row / (self.request.link_gb_per_s * 1e9)
+    def several_stages(self) -> bool:
+        """Plans of more than one stage are worth looking for."""
+        shape = self.shape
+        return (
+            not self.pins_impossible
+            and len(self.nodes) > 1
+            and len(self.at) > 2  # noqa: PLR2004  a cut point at least
+            and shape.stage_count != 1
+            and (shape.head is None or shape.head != shape.tail)
+        )
+
+    @cached_property
+    def seconds(self) -> Additive:
+        """Seconds of each stage for the request's mixture of tokens, hops aside."""
+        return stage_seconds(self.profile, self.rates, self.mixture)
+
+    @cached_property
+    def rates(self) -> Rates:
+        """What the nodes were measured at; what is unknown is taken from the slowest node offered."""
+        return Rates.of(self.nodes, self._offered)
+
+    @cached_property
+    def links(self) -> LinkMap:
+        """The links between the nodes."""
+        return LinkMap(self.request, self.nodes, collapse=self.exact)
+
+    @cached_property
+    def hops(self) -> Hops:
+        """Seconds of every hop."""
+        return self.links.hops(self.request, self.mixture)
+
+    @cached_property
+    def rdma_hops(self) -> Hops:
+        """As `hops`, with all but RDMA links barred."""
+        return self.hops.restricted(self.links.rdma_allowed)
 
     @cached_property
     def loads(self) -> Additive:
@@ -133,23 +215,32 @@ class Problem:
         return load_bytes(self.profile, self.nodes)
 
     @cached_property
-    def second_matrices(self) -> Floats:
-        """[nodes, boundaries, boundaries]: seconds of each stage."""
-        return np.stack([self.seconds.matrix(node) for node in range(len(self.nodes))])
-
-    @cached_property
-    def fits(self) -> npt.NDArray[np.bool_]:
-        """[nodes, boundaries, boundaries]: the stage fits on the node."""
-        return np.stack([self._totals[node.fused_attention] <= node.usable_bytes for node in self.nodes])
-
-    @cached_property
     def low(self) -> Integers:
         """[nodes, boundaries]: lowest begin of a stage that fits, for each end."""
-        return lowest_begins(self.fits)
+        low = np.empty((len(self.nodes), len(self.at)), dtype=np.int64)
+        for fused, totals in self._totals.items():
+            mine = np.array([node.fused_attention is fused for node in self.nodes], dtype=bool)
+            usable = np.array([node.usable_bytes for node in self.nodes], dtype=np.int64)
+            low[mine] = lowest_begins(totals, usable[mine])
+        return self.shape.ends(low)
+
+    @cached_property
+    def windows(self) -> Windows:
+        """Where stages that fit may begin."""
+        return Windows(self.low)
 
     def low_within(self, seconds: float) -> Integers:
         """As `low`, of stages that take at most that long."""
-        return lowest_begins(self.fits & (self.second_matrices <= seconds))
+        return np.maximum(self.low, lowest_begins_within(self.seconds, seconds))
+
+    def windows_within(self, seconds: float) -> Windows:
+        """As `windows`, of stages that take at most that long."""
+        return self.windows if np.isinf(seconds) else Windows(self.low_within(seconds))
+
+    @cached_property
+    def host_criteria(self) -> list[Criterion]:
+        """The RAM of machines that could be overcrowded."""
+        return [Criterion(resource.use, None, resource.limit) for resource in self.host_resources()]
 
     def host_resources(self) -> list[Resource]:
         """The RAM of machines that could be overcrowded, as resources."""
@@ -165,58 +256,251 @@ class Problem:
         return resources
 
     @cached_property
-    def search(self) -> Search:
-        """The search for this problem, within its hosts' RAM."""
-        resources = self.host_resources()
-        if resources:
-            return ConstrainedSearch(len(self.nodes), self.request.stage_count, resources)
-        if self.exact:
-            return SubsetSearch(len(self.nodes), self.request.stage_count)
-        return ChainSearch(self.request.stage_count)
+    def subsets(self) -> SubsetSearch:
+        """The search over all subsets and orders; for `exact` problems."""
+        return SubsetSearch(self.shape, self.links.classes)
+
+    @cached_property
+    def _rdma_subsets(self) -> SubsetSearch:
+        return SubsetSearch(self.shape, self.links.classes, allowed=self.links.rdma_rings())
+
+    def subsets_for(self, hops: Hops) -> SubsetSearch:
+        """The search over all subsets, or over those that RDMA links join in a ring where others are barred."""
+        return self._rdma_subsets if hops.barred else self.subsets
+
+    @cached_property
+    def _chain(self) -> ChainSearch:
+        return ChainSearch(self.shape)
+
+    @cached_property
+    def _reach(self) -> Reach:
+        return Reach(self.shape)
+
+    def host_overflows(self, path: Path) -> bool:
+        """Whether the path needs more than a shared machine has."""
+        return any(
+            sum(resource.use[stage] for stage in path) > resource.limit for resource in self._host_limits
+        )
+
+    @cached_property
+    def _host_limits(self) -> list[Resource]:
+        return self.host_resources()
+
+    def cheapest(self, cost: Additive, windows: Windows, hops: Hops) -> Path | None:
+        """The cheapest pipeline of several stages, the way back aside, within the RAM of shared machines.
+
+        Raises:
+            SearchTooLargeError: Shared machines make the search too large.
+        """
+        if not self.exact:
+            return self._chain.solve(cost, windows, hops)
+        subsets = self.subsets_for(hops)
+        if not len(subsets.complete()):
+            return None
+        table = subsets.table(cost, windows, hops)
+        self._last_table = (cost, windows, hops, table)
+        path = subsets.best_path(table, cost, windows, hops)
+        if path is None or not self.host_overflows(path):
+            return path
+        open_ended = replace(hops, back=np.zeros_like(hops.back), least_back=0.0, most_back=0.0)
+        found = self.label_search(hops).solve(
+            [Criterion(cost, open_ended, np.inf, table), *self.host_criteria],
+            windows,
+            label_limit=_MOST_HOST_LABELS,
+        )
+        return None if found is None else found[1]
+
+    def label_search(self, hops: Hops) -> LabelSearch:
+        """A search within several criteria."""
+        return LabelSearch(self.subsets_for(hops), self.links.classes)
+
+    def cheapest_closed(
+        self, cost: Additive, windows: Windows, hops: Hops, below: float
+    ) -> tuple[Path | None, bool]:
+        """The cheapest pipeline with its way back, if it costs less than ``below``; and whether that is exact.
+
+        By labels, where few are enough; else one search for each node as the head, where few enough rows are
+        left.
+        """
+        if not self.exact:
+            return None, False
+        table = self._table(cost, windows, hops)
+        criteria = [Criterion(cost, hops, below, table), *self.host_criteria]
+        limit = _MOST_HOST_LABELS if self.crowded_hosts else _MOST_WAY_BACK_LABELS
+        try:
+            found = self.label_search(hops).solve(criteria, windows, label_limit=limit)
+        except SearchTooLargeError:
+            return (None, False) if self.crowded_hosts else self._by_heads(cost, windows, hops, below)
+        return (None if found is None else found[1]), True
+
+    def _table(self, cost: Additive, windows: Windows, hops: Hops) -> Floats:
+        """The table of the last search, if that was this one; else anew."""
+        last = self._last_table
+        if last is not None and last[0] is cost and last[1] is windows and last[2] is hops:
+            return last[3]
+        return self.subsets_for(hops).table(cost, windows, hops)
+
+    def _by_heads(
+        self, cost: Additive, windows: Windows, hops: Hops, below: float
+    ) -> tuple[Path | None, bool]:
+        best: Path | None = None
+        for kind in range(self.hops.class_count):
+            if self.shape.head is not None and self.links.classes[self.shape.head] != kind:
+                continue
+            self._way_back_rows -= (len(self.nodes) << len(self.nodes)) // 2
+            if self._way_back_rows < 0:
+                return best, False
+            if kind not in self._headed:
+                self._headed[kind] = SubsetSearch(self.shape, self.links.classes, head_class=kind)
+            search = self._headed[kind]
+            closed = search.closed_path(search.table(cost, windows, hops), cost, windows, hops)
+            if closed is not None and closed[0] < below:
+                below, best = closed
+        return best, True
+
+    def reachable(self, low: Integers) -> bool:
+        """Whether a pipeline of several stages lies within these windows.
+
+        Raises:
+            SearchTooLargeError: Shared machines make the search too large.
+        """
+        if self.exact and not self._reach.possible(low):
+            return False
+        if self.exact and not self.crowded_hosts:
+            return True
+        nothing = Additive(begin=np.zeros(low.shape), end=np.zeros(low.shape))
+        classes = np.zeros(len(low), dtype=np.int64)
+        free = Hops(classes, np.zeros((1, 1)), np.zeros((1, 1)), 0.0, 0.0)
+        if not self.exact:
+            return self._chain.solve(nothing, Windows(low), free) is not None
+        search = SubsetSearch(self.shape, classes)
+        windows = Windows(low)
+        table = search.table(nothing, windows, free)
+        path = search.best_path(table, nothing, windows, free)
+        if path is None or not self.host_overflows(path):
+            return path is not None
+        found = LabelSearch(search, classes).solve(
+            [Criterion(nothing, None, 0.0, table), *self.host_criteria],
+            windows,
+            label_limit=_MOST_HOST_LABELS,
+        )
+        return found is not None
 
     def feasible(self) -> bool:
-        """Whether any plan fits."""
+        """Whether any plan fits, pins respected.
+
+        Raises:
+            SearchTooLargeError: Shared machines make the search too large.
+        """
         if not self.nodes:
             return False
-        if self.singles():
+        if self.singles() or self.tensors():
             return True
-        if self.request.stage_count == 1 or len(self.at) == 2:  # noqa: PLR2004  no cut point: nothing to search
-            return False
-        nothing = Additive(
-            begin=np.zeros((len(self.nodes), len(self.at))), end=np.zeros((len(self.nodes), len(self.at)))
-        )
-        return self.search.solve(nothing, self.low) is not None
+        return self.several_stages and self.reachable(self.low)
 
     def singles(self) -> list[Choice]:
         """Plans of one stage, where allowed."""
-        if self.request.stage_count not in {0, 1}:
+        if self.request.stage_count not in {0, 1} or self.pins_impossible:
             return []
+        pinned = self.request.pinned_node_ids
         last = len(self.at) - 1
         found = []
         for index, node in enumerate(self.nodes):
-            if self._whole_fits(node):
+            if self._whole_fits(node) and pinned <= {node.node_id}:
                 seconds = self.seconds.of(index, 0, last)
                 load = self._whole_load(node)
                 found.append(Choice(((index, 0, last),), seconds, seconds, load))
         return found
 
+    def tensors(self) -> list[Choice]:
+        """Plans that split every layer over equal nodes, where allowed."""
+        if not self.request.allow_tensor_parallel or self.pins_impossible:
+            return []
+        last = len(self.at) - 1
+        return [
+            Choice(
+                tuple((node, 0, last) for node in plan.nodes),
+                plan.latency_seconds,
+                plan.latency_seconds,
+                plan.load_bytes,
+                all_rdma=self.links.all_rdma(list(plan.nodes)) and plan.link.kind == "rdma",
+                tensor=plan,
+            )
+            for plan in tensor_plans(
+                self.request,
+                self.nodes,
+                self.rates,
+                self.demand,
+                self.mixture,
+                self.links,
+                self.crowded_hosts,
+            )
+        ]
+
     def _whole_load(self, node: NodeCapacity) -> float:
         profile = self.profile
-        held = node.holds_embedding or (profile.tied and node.holds_head)
+        whole = node.resident_ways == 1
+        held = whole and (node.holds_embedding or (profile.tied and node.holds_head))
         load = sum(
             layer.weight_bytes
             for index, layer in enumerate(profile.layers)
-            if index not in node.resident_layers
+            if not whole or index not in node.resident_layers
         )
         load += 0 if held else profile.embedding_bytes
-        return load + (0 if node.holds_head else profile.norm_bytes + profile.head_bytes)
+        return load + (0 if whole and node.holds_head else profile.norm_bytes + profile.head_bytes)
+
+    def hop_seconds(self, path: tuple[tuple[int, int, int], ...]) -> list[float]:
+        """Seconds of each stage's hop; the last stage's is the way back."""
+        return [0.0] if len(path) == 1 else self.hops.of_path([node for node, _, _ in path])
 
     def choice(self, path: Path) -> Choice:
         """What a path costs."""
-        seconds = [self.seconds.of(*stage) for stage in path]
+        if len(path) == 1:
+            node = self.nodes[path[0][0]]
+            seconds = self.seconds.of(*path[0])
+            return Choice(tuple(path), seconds, seconds, self._whole_load(node))
+        times = [self.seconds.of(*stage) for stage in path]
         return Choice(
             tuple(path),
-            sum(seconds) + hop_seconds(self.request, len(path)),
-            max(seconds),
+            sum(times) + sum(self.hop_seconds(tuple(path))),
+            max(times),
             sum(self.loads.of(*stage) for stage in path),
+            all_rdma=self.links.all_rdma([node for node, _, _ in path]),
+        )
+
+    def fits(self, stage: tuple[int, int, int]) -> bool:
+        """Whether the stage may be part of a plan of several stages."""
+        node, a, b = stage
+        return bool(self.low[node, b] <= a) and bool(self.shape.begins(len(self.at))[node, a])
+
+    def current(self) -> Choice | None:
+        """The pipeline that the nodes run now, as far as what they hold tells it, if it may go on."""
+        holding = [
+            (min(node.resident_layers), index)
+            for index, node in enumerate(self.nodes)
+            if node.resident_layers and node.resident_ways == 1
+        ]
+        path: Path = []
+        edges = {int(layer): boundary for boundary, layer in enumerate(self.at)}
+        for first, index in sorted(holding):
+            held = self.nodes[index].resident_layers
+            a, b = edges.get(first), edges.get(first + len(held))
+            begins_right = a == (path[-1][2] if path else 0)
+            if a is None or b is None or not begins_right or held != set(range(first, first + len(held))):
+                return None
+            path.append((index, a, b))
+        if not path or path[-1][2] != len(self.at) - 1:
+            return None
+        return self.choice(path) if self._allowed(path) else None
+
+    def _allowed(self, path: Path) -> bool:
+        if len(path) == 1:
+            return any(single.path == tuple(path) for single in self.singles())
+        used = {node for node, _, _ in path}
+        return (
+            self.several_stages
+            and self.shape.stage_count in {0, len(path)}
+            and self.shape.required <= used
+            and all(self.fits(stage) for stage in path)
+            and not self.host_overflows(path)
         )

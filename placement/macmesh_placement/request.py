@@ -1,13 +1,13 @@
 """What the planner is asked."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from macmesh_placement.capacity import NodeCapacity
 from macmesh_placement.checks import require_integer, require_number
 from macmesh_placement.errors import LocalPlanRequestError
 from macmesh_placement.ledger import Reserves, StageDemand
-from macmesh_placement.links import Link
+from macmesh_placement.links import Link, unknown_or_repeated
 from macmesh_placement.profile import ModelProfile
 
 Objective = Literal["latency", "throughput", "balanced"]
@@ -68,32 +68,84 @@ class PlanRequest:
     reserves: Reserves = field(default_factory=Reserves)
 
     def __post_init__(self) -> None:
-        require_integer(self.context_tokens, "context_tokens", LocalPlanRequestError)
-        require_integer(self.slots, "slots", LocalPlanRequestError, minimum=1)
-        require_integer(self.prefill_chunk_tokens, "prefill_chunk_tokens", LocalPlanRequestError, minimum=1)
-        require_integer(self.stage_count, "stage_count", LocalPlanRequestError)
-        for name in ("hop_latency_seconds", "link_gb_per_s", "tolerance"):
-            require_number(getattr(self, name), name, LocalPlanRequestError)
-        if self.link_gb_per_s == 0:
-            raise LocalPlanRequestError("link_gb_per_s must be above 0")
-        if self.objective not in get_args(Objective):
-            raise LocalPlanRequestError(
-                f"objective must be one of {get_args(Objective)}, not {self.objective!r}"
-            )
+        self._check_numbers()
         seen: set[str] = set()
         for node in self.nodes:
             if node.node_id in seen:
                 raise LocalPlanRequestError(f"node {node.node_id!r} is there twice")
             seen.add(node.node_id)
-        if unknown := self.excluded_node_ids - seen:
-            raise LocalPlanRequestError(
-                f"excluded_node_ids names unknown nodes: {', '.join(sorted(unknown))}"
-            )
+        if wrong := unknown_or_repeated(self.links, seen):
+            raise LocalPlanRequestError(wrong)
+        self._check_pins(seen)
         for node in self.nodes:
             if any(not 0 <= layer < self.profile.layer_count for layer in node.resident_layers):
                 raise LocalPlanRequestError(
                     f"node {node.node_id!r} resident_layers names layers that the model lacks"
                 )
+
+    def _check_numbers(self) -> None:
+        require_integer(self.context_tokens, "context_tokens", LocalPlanRequestError)
+        require_integer(self.slots, "slots", LocalPlanRequestError, minimum=1)
+        require_integer(self.prefill_chunk_tokens, "prefill_chunk_tokens", LocalPlanRequestError, minimum=1)
+        require_integer(self.stage_count, "stage_count", LocalPlanRequestError)
+        require_integer(self.decode_context_tokens, "decode_context_tokens", LocalPlanRequestError)
+        for name in ("hop_latency_seconds", "link_gb_per_s", "tolerance", "prefill_share"):
+            require_number(getattr(self, name), name, LocalPlanRequestError)
+        if self.link_gb_per_s == 0:
+            raise LocalPlanRequestError("link_gb_per_s must be above 0")
+        if self.prefill_share >= 1:
+            raise LocalPlanRequestError(f"prefill_share must be below 1, not {self.prefill_share}")
+        context = self.resolved_context_tokens
+        if context and self.decode_context_tokens > context:
+            raise LocalPlanRequestError(
+                f"decode_context_tokens {self.decode_context_tokens} is above the context of {context}"
+            )
+        if self.objective not in get_args(Objective):
+            raise LocalPlanRequestError(
+                f"objective must be one of {get_args(Objective)}, not {self.objective!r}"
+            )
+
+    def _check_pins(self, known: set[str]) -> None:
+        named = {
+            "excluded_node_ids": self.excluded_node_ids,
+            "required_node_ids": self.required_node_ids,
+            "head_node_id": frozenset({self.head_node_id} - {""}),
+            "tail_node_id": frozenset({self.tail_node_id} - {""}),
+        }
+        for name, node_ids in named.items():
+            if unknown := node_ids - known:
+                raise LocalPlanRequestError(f"{name} names unknown nodes: {', '.join(sorted(unknown))}")
+            both = node_ids & self.excluded_node_ids
+            if name != "excluded_node_ids" and both:
+                raise LocalPlanRequestError(
+                    f"{name} and excluded_node_ids both name {', '.join(sorted(both))}"
+                )
+        pinned = self.pinned_node_ids
+        if self.stage_count and len(pinned) > self.stage_count:
+            raise LocalPlanRequestError(
+                f"stage_count {self.stage_count} is less than the {len(pinned)} nodes that "
+                f"required_node_ids, head_node_id and tail_node_id ask for: {', '.join(sorted(pinned))}"
+            )
+        if self.head_node_id and self.head_node_id == self.tail_node_id:
+            if self.stage_count > 1:
+                raise LocalPlanRequestError(
+                    f"head_node_id and tail_node_id are both {self.head_node_id!r}, which means one stage, "
+                    f"but stage_count is {self.stage_count}"
+                )
+            if len(pinned) > 1:
+                raise LocalPlanRequestError(
+                    f"head_node_id and tail_node_id are both {self.head_node_id!r}, which means one stage, "
+                    f"but required_node_ids asks for {', '.join(sorted(pinned))}"
+                )
+
+    @property
+    def pinned_node_ids(self) -> frozenset[str]:
+        """The nodes that must hold a stage: the required ones, the head's and the tail's."""
+        return self.required_node_ids | ({self.head_node_id, self.tail_node_id} - {""})
+
+    def without_pins(self) -> "PlanRequest":
+        """The same ask with no node required and no head or tail pinned; excluded nodes stay out."""
+        return replace(self, required_node_ids=frozenset(), head_node_id="", tail_node_id="")
 
     @property
     def resolved_context_tokens(self) -> int:

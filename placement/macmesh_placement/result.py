@@ -4,13 +4,15 @@ Both have a JSON form, ``"format": "macmesh-plan/1"``; ``feasible`` tells them a
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from macmesh_placement.checks import Reader, parse
 from macmesh_placement.errors import LocalPlacementError
 from macmesh_placement.ledger import Ledger
 
 PLAN_FORMAT = "macmesh-plan/1"
+
+Parallelism = Literal["pipeline", "tensor"]
 
 RefusalKind = Literal[
     "does_not_fit",
@@ -32,8 +34,10 @@ class StagePlacement:
         first_layer: First layer, inclusive.
         end_layer: End of the range, exclusive.
         ledger: What it needs.
-        predicted_seconds: Time of one decoded token at full context, by the cost model.
+        predicted_seconds: Seconds of one token of the request's mixture, by the cost model, hops aside.
         bytes_to_load: Parameters that the node does not hold now.
+        hop_seconds: Seconds of one token on its way to the next stage; from the last stage, back to the
+            first. Tensor parallelism: the reductions, once, on the first.
     """
 
     index: int
@@ -43,6 +47,7 @@ class StagePlacement:
     ledger: Ledger
     predicted_seconds: float
     bytes_to_load: int
+    hop_seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The stage as a JSON object."""
@@ -53,6 +58,7 @@ class StagePlacement:
             "end_layer": self.end_layer,
             "predicted_seconds": self.predicted_seconds,
             "bytes_to_load": self.bytes_to_load,
+            "hop_seconds": self.hop_seconds,
             "ledger": self.ledger.to_json(),
         }
 
@@ -91,7 +97,16 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """A plan that fits, with its certificate."""
+    """A plan that fits, with its certificate.
+
+    Attributes:
+        predicted_decode_seconds: Seconds between two decoded tokens of one request.
+        predicted_slowest_stage_seconds: Seconds of one token of the request's mixture in its slowest stage.
+        predicted_prefill_seconds_per_token: Seconds per prompt token of one request, stages one after another.
+        parallelism: ``"pipeline"``: a stage is a range of layers. ``"tensor"``: every stage holds its part of
+            all layers.
+        kv_bits: Bits of a quantised cache; 0: as the model has it.
+    """
 
     model_id: str
     digest: str
@@ -105,6 +120,9 @@ class Placement:
     predicted_slowest_stage_seconds: float
     bytes_to_load: int
     certificate: Certificate
+    parallelism: Parallelism = "pipeline"
+    kv_bits: int = 0
+    predicted_prefill_seconds_per_token: float = 0.0
 
     feasible = True
 
@@ -124,6 +142,9 @@ class Placement:
             "predicted_decode_seconds": self.predicted_decode_seconds,
             "predicted_slowest_stage_seconds": self.predicted_slowest_stage_seconds,
             "bytes_to_load": self.bytes_to_load,
+            "parallelism": self.parallelism,
+            "kv_bits": self.kv_bits,
+            "predicted_prefill_seconds_per_token": self.predicted_prefill_seconds_per_token,
             "certificate": self.certificate.to_json(),
         }
 
@@ -213,8 +234,14 @@ def _placement(reader: Reader) -> Placement:
                 end_layer=stage.integer("end_layer"),
                 predicted_seconds=stage.number("predicted_seconds"),
                 bytes_to_load=stage.integer("bytes_to_load"),
+                hop_seconds=stage.number("hop_seconds", default=0.0),
                 ledger=Ledger.from_json(stage.get("ledger"), f"{where}.ledger"),
             )
+        )
+    parallelism = reader.text("parallelism", default="pipeline")
+    if parallelism not in get_args(Parallelism):
+        raise LocalPlacementError(
+            f"plan.parallelism must be one of {get_args(Parallelism)}, not {parallelism!r}"
         )
     proof = Reader(reader.get("certificate"), "plan.certificate", LocalPlacementError)
     return Placement(
@@ -237,6 +264,9 @@ def _placement(reader: Reader) -> Placement:
             fewest_bytes_proved=proof.flag("fewest_bytes_proved"),
             notes=tuple(proof.array("notes")),
         ),
+        parallelism=cast("Parallelism", parallelism),
+        kv_bits=reader.integer("kv_bits", default=0),
+        predicted_prefill_seconds_per_token=reader.number("predicted_prefill_seconds_per_token", default=0.0),
     )
 
 

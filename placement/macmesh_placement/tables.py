@@ -1,17 +1,7 @@
-"""The numbers that the search works on: bytes, seconds and bytes to load of every possible stage.
+"""The tables that the search works on: bytes that every possible stage needs, and bytes to load.
 
 Stages begin and end at *boundaries*: 0, the model's cut points, and the layer count. ``a`` and ``b`` below
-count boundaries.
-
-The cost model is a roofline over one decoded token at full context. A layer's time on a node is the larger of
-
-* bytes read / measured bandwidth, where the bytes are the active weights and the cache of one request at the
-  context, and
-* 2 x active parameters / measured compute, where the node's compute is known.
-
-The last stage reads the norm and the head too, the first one row of the embedding. A pipeline of S > 1 stages
-adds S hops (S - 1 handing on the hidden state, one bringing the token id back), each the hop latency plus its
-bytes over the link.
+count boundaries. Seconds are in `macmesh_placement.costs`.
 """
 
 from dataclasses import dataclass
@@ -22,13 +12,9 @@ import numpy.typing as npt
 from macmesh_placement.capacity import NodeCapacity
 from macmesh_placement.ledger import LAYERS_IN_FLIGHT, PAGE_BYTES, SAMPLING_COPIES, StageDemand
 from macmesh_placement.profile import LayerProfile, ModelProfile
-from macmesh_placement.request import PlanRequest
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-
-#: Bandwidth assumed where no node's is known. Only the ratios between nodes matter for the plan.
-ASSUMED_BANDWIDTH_GB_PER_S = 100.0
 
 
 def boundaries(profile: ModelProfile) -> Integers:
@@ -132,59 +118,52 @@ def additive(per_layer: Floats, at_head: Floats, at_tail: Floats, at: Integers) 
     return Additive(begin=begin, end=end)
 
 
-def known_bandwidths(nodes: tuple[NodeCapacity, ...]) -> Floats:
-    """Bandwidths in bytes per second; an unknown one takes the slowest known."""
-    known = [node.bandwidth_gb_per_s for node in nodes if node.bandwidth_gb_per_s > 0]
-    assumed = min(known, default=ASSUMED_BANDWIDTH_GB_PER_S)
-    return np.array([(node.bandwidth_gb_per_s or assumed) * 1e9 for node in nodes])
-
-
-def stage_seconds(request: PlanRequest, nodes: tuple[NodeCapacity, ...], context_tokens: int) -> Additive:
-    """Seconds of one decoded token in each stage, hops aside."""
-    profile, layers = request.profile, request.profile.layers
-    bandwidths = known_bandwidths(nodes)
-    compute = np.array([node.flops_tflops * 1e12 if node.flops_tflops else np.inf for node in nodes])
-    reads = np.array(
-        [
-            layer.active_weight_bytes + sum(p.read_bytes(context_tokens) for p in layer.caches)
-            for layer in layers
-        ],
-        dtype=np.float64,
-    )
-    flops = np.array([2.0 * layer.active_parameters for layer in layers])
-    per_layer = np.maximum(reads[None, :] / bandwidths[:, None], flops[None, :] / compute[:, None])
-    row = profile.hidden_size * profile.activation_bytes
-    return additive(per_layer, row / bandwidths, profile.tail_bytes / bandwidths, boundaries(profile))
-
-
 def load_bytes(profile: ModelProfile, nodes: tuple[NodeCapacity, ...]) -> Additive:
-    """Bytes of parameters that each stage would have to load, in plans of more than one stage."""
+    """Bytes that each stage would have to load, in plans of more than one stage.
+
+    A node that holds its part of tensor-parallel layers holds no whole layer.
+    """
     weights = np.array([layer.weight_bytes for layer in profile.layers], dtype=np.float64)
-    missing = np.array(
-        [[index not in node.resident_layers for index in range(profile.layer_count)] for node in nodes],
-        dtype=bool,
+    missing = np.ones((len(nodes), profile.layer_count), dtype=bool)
+    for row, node in enumerate(nodes):
+        if node.resident_ways == 1 and node.resident_layers:
+            missing[row, list(node.resident_layers)] = False
+    at_head = np.array(
+        [
+            0.0 if node.holds_embedding and node.resident_ways == 1 else profile.embedding_bytes
+            for node in nodes
+        ]
     )
-    at_head = np.array([0.0 if node.holds_embedding else profile.embedding_bytes for node in nodes])
-    at_tail = np.array([0.0 if node.holds_head else profile.tail_bytes for node in nodes])
+    at_tail = np.array(
+        [0.0 if node.holds_head and node.resident_ways == 1 else profile.tail_bytes for node in nodes]
+    )
     return additive(missing * weights[None, :], at_head, at_tail, boundaries(profile))
 
 
-def hop_seconds(request: PlanRequest, stage_count: int) -> float:
-    """Seconds that one decoded token spends between stages."""
-    if stage_count == 1:
-        return 0.0
-    row = request.profile.hidden_size * request.profile.activation_bytes
-    handed = (stage_count - 1) * row / (request.link_gb_per_s * 1e9)
-    return stage_count * request.hop_latency_seconds + handed
-
-
-def lowest_begins(fits: npt.NDArray[np.bool_]) -> Integers:
-    """For each end b the lowest begin a < b of a stage that fits; b where none does.
+def lowest_begins(totals: Integers, usable: Integers) -> Integers:
+    """For each node and end b the lowest begin a < b of a stage within the node's bytes; b where none is.
 
     Args:
-        fits: [..., boundaries, boundaries]; in each column, what fits goes on fitting as a grows up to b - 1.
+        totals: [boundaries, boundaries]; bytes of every stage, never growing with a.
+        usable: [nodes].
     """
-    count = fits.shape[-1]
-    below = fits & np.triu(np.ones((count, count), dtype=bool), k=1)
-    first = below.argmax(axis=-2)
-    return np.where(below.any(axis=-2), first, np.arange(count)).astype(np.int64)
+    count = len(totals)
+    low = np.zeros((len(usable), count), dtype=np.int64)
+    for b in range(1, count):
+        low[:, b] = np.searchsorted(-totals[:b, b], -usable, side="left")
+    return low
+
+
+def lowest_begins_within(cost: Additive, cap: float) -> Integers:
+    """For each node and end b the lowest begin a of a stage that costs at most ``cap``; b at most.
+
+    A relative 1e-12 of slack absorbs the rounding of the sums. Costs must not grow with a.
+    """
+    nodes, count = cost.begin.shape
+    ends = np.arange(count)
+    low = np.empty((nodes, count), dtype=np.int64)
+    falling = -cost.begin
+    wanted = cost.end - cap * (1 + 1e-12)
+    for node in range(nodes):
+        low[node] = np.searchsorted(falling[node], wanted[node], side="left")
+    return np.minimum(low, ends)

@@ -1,5 +1,7 @@
 """Random models and clusters of a size that can be tried exhaustively, drawn from a seed."""
 
+from dataclasses import replace
+from itertools import combinations
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -7,6 +9,8 @@ from macmesh_placement import (
     AttentionFacts,
     CachePiece,
     LayerProfile,
+    Link,
+    LocalPlanRequestError,
     ModelProfile,
     NodeCapacity,
     PlanRequest,
@@ -14,6 +18,7 @@ from macmesh_placement import (
 )
 
 if TYPE_CHECKING:
+    from macmesh_placement import LinkKind
     from macmesh_placement.cachecost import CacheKind
 
 KIB = 1024
@@ -91,8 +96,12 @@ def profile(rng: Random, max_layers: int = 6) -> ModelProfile:
 def request(seed: int, *, max_nodes: int = 4, max_layers: int = 6) -> PlanRequest:
     rng = Random(seed)  # noqa: S311  drawn cases, no secrets
     model = profile(rng, max_layers)
-    total = model.total_weight_bytes + 100_000
-    tight = rng.choice(((0.1, 1.3), (0.3, 0.6), (0.8, 1.5)))
+    context, slots = rng.randint(1, 700), rng.randint(1, 3)
+    total = model.total_weight_bytes + 50_000
+    for each in model.layers:
+        total += 16 * KIB * each.parameter_count
+        total += slots * (each.cache_bytes(context) + 16 * KIB * sum(p.array_count for p in each.caches))
+    tight = rng.choice(((0.1, 1.3), (0.3, 0.8), (0.8, 1.5)))
     nodes = tuple(
         NodeCapacity(
             node_id=f"n{index}",
@@ -110,15 +119,61 @@ def request(seed: int, *, max_nodes: int = 4, max_layers: int = 6) -> PlanReques
         )
         for index in range(rng.randint(1, max_nodes))
     )
-    return PlanRequest(
+    stage_count = rng.choice((0, 0, 0, 1, 2, 3))
+    asked = PlanRequest(
         profile=model,
         nodes=nodes,
-        context_tokens=rng.randint(1, 700),
-        slots=rng.randint(1, 3),
+        context_tokens=context,
+        slots=slots,
         prefill_chunk_tokens=rng.randint(1, 64),
         objective=rng.choice(("latency", "throughput", "balanced")),
-        stage_count=rng.choice((0, 0, 0, 1, 2, 3)),
+        stage_count=stage_count,
         hop_latency_seconds=rng.choice((0.0, 1e-7, 1e-5)),
         tolerance=rng.choice((0.0, 0.02, 0.3)),
         reserves=SMALL_RESERVES,
+        links=links(rng, nodes),
+        decode_context_tokens=rng.choice((0, rng.randint(1, context))),
+        prefill_share=rng.choice((0.0, 0.0, 0.5, 0.95)),
     )
+    return pinned(rng, asked) if rng.random() < 0.3 else asked
+
+
+def links(rng: Random, nodes: tuple[NodeCapacity, ...]) -> tuple[Link, ...]:
+    """None, a ring, islands, or any: of one or several speeds."""
+    pairs = [(a.node_id, b.node_id) for a, b in combinations(nodes, 2)]
+    shape = rng.choice(("none", "none", "ring", "islands", "any", "all"))
+    if shape == "ring":
+        ends = {frozenset((a.node_id, b.node_id)) for a, b in zip(nodes, nodes[1:] + nodes[:1], strict=True)}
+        pairs = [pair for pair in pairs if frozenset(pair) in ends]
+    elif shape == "islands":
+        pairs = [pair for pair in pairs if int(pair[0][1:]) % 2 == int(pair[1][1:]) % 2]
+    elif shape == "any":
+        pairs = [pair for pair in pairs if rng.random() < 0.7]
+    elif shape == "none":
+        pairs = []
+    kinds: tuple[LinkKind, ...] = rng.choice((("rdma",), ("rdma", "tcp"), ("rdma", "tcp", "shm")))
+    latency = rng.choice((1e-8, 1e-6, 1e-5))
+    return tuple(
+        Link(
+            node_ids=pair,
+            kind=(kind := rng.choice(kinds)),
+            latency_seconds=latency * {"shm": 0, "rdma": 1, "tcp": rng.choice((3, 4))}[kind],
+            gb_per_s=rng.choice((1.0, 6.0)),
+        )
+        for pair in pairs
+    )
+
+
+def pinned(rng: Random, asked: PlanRequest) -> PlanRequest:
+    """The same with random pins; as it was where they contradict each other."""
+    names = [node.node_id for node in asked.nodes]
+    try:
+        return replace(
+            asked,
+            required_node_ids=frozenset(rng.sample(names, rng.choice((0, 0, 1, 2)) % (len(names) + 1))),
+            head_node_id=rng.choice(("", *names)),
+            tail_node_id=rng.choice(("", *names)),
+            excluded_node_ids=frozenset(rng.sample(names, rng.choice((0, 0, 1)) % len(names))),
+        )
+    except LocalPlanRequestError:
+        return asked

@@ -22,7 +22,7 @@ def _profile() -> ModelProfile:
 
 
 def _nodes() -> tuple[NodeCapacity, ...]:
-    return tuple(cluster_from_json((EXAMPLES / "three-macs.cluster.json").read_text()))
+    return cluster_from_json((EXAMPLES / "three-macs.cluster.json").read_text()).nodes
 
 
 def test_the_profile_has_the_known_sizes() -> None:

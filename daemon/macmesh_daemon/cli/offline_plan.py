@@ -35,11 +35,12 @@ def plan_offline(args: argparse.Namespace) -> tuple[Placement | Refusal, Mapping
         CommandError: A file cannot be read or is wrong, or the model cannot be profiled.
     """
     try:
-        nodes = cluster_from_json(_read(args.cluster))
+        cluster = cluster_from_json(_read(args.cluster))
         profile = _profile(args.model)
         request = PlanRequest(
             profile=profile,
-            nodes=tuple(nodes),
+            nodes=cluster.nodes,
+            links=cluster.links,
             context_tokens=args.context,
             slots=args.slots,
             objective=args.objective,
@@ -48,7 +49,7 @@ def plan_offline(args: argparse.Namespace) -> tuple[Placement | Refusal, Mapping
         result = plan(request)
     except LocalPlacementError as error:
         raise CommandError(str(error), reason="INVALID_ARGUMENT", exit_code=exit_codes.USAGE) from error
-    return result, {node.node_id: node.name for node in nodes}
+    return result, {node.node_id: node.name for node in cluster.nodes}
 
 
 def _read(path: str) -> str:
