@@ -22,11 +22,13 @@ from macmesh_placement.profile import AttentionFacts, LayerProfile, ModelProfile
 from macmesh_placement.request import Objective, PlanRequest
 from macmesh_placement.result import (
     Certificate,
+    HostDeficit,
     NodeDeficit,
     Placement,
     Refusal,
     RefusalKind,
     StagePlacement,
+    WhatIf,
     result_from_json,
 )
 
@@ -35,6 +37,7 @@ __all__ = [
     "CachePiece",
     "Certificate",
     "Cluster",
+    "HostDeficit",
     "LayerProfile",
     "Ledger",
     "LedgerEntry",
@@ -58,6 +61,7 @@ __all__ = [
     "StagePlacement",
     "TensorShard",
     "UsableRange",
+    "WhatIf",
     "all_cut_points",
     "cluster_from_json",
     "plan",
