@@ -1,9 +1,10 @@
 """Covers where nodes share the RAM of a machine: labels per (set of nodes used, boundary reached)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from macmesh_placement.constrained import SearchTooLargeError
 from macmesh_placement.tables import Floats, Integers
@@ -92,24 +93,16 @@ class HostSearch:
             (0, 0): [_Label(0.0, (0.0,) * len(self.hosts), -1, 0, None)]
         }
         complete: list[_Label] = []
-        steps = 0
+        budget = _Steps()
         for size in range(1, (self.stage_count or len(self.needs)) + 1):
             following: dict[tuple[int, int], list[_Label]] = {}
-            for (used, a), labels in level.items():
-                if not labels:
-                    continue
-                for node in range(len(self.needs)):
-                    if used >> node & 1 or not self.may_follow(used, node):
-                        continue
-                    for b in (np.flatnonzero(allowed[node][a, a + 1 :]) + a + 1).tolist():
-                        kept = following.setdefault((used | 1 << node, b), [])
-                        steps += len(labels) + len(kept)
-                        if steps > _MOST_STEPS:
-                            raise SearchTooLargeError
-                        for label in labels:
-                            new = self._extend(label, node, a, b)
-                            if add_ram or self._completable(new, b, to_go):
-                                _insert(kept, new)
+            for used, node, a, b in self._moves(level, allowed):
+                kept = following.setdefault((used | 1 << node, b), [])
+                budget.spend(len(level[used, a]) + len(kept))
+                for label in level[used, a]:
+                    new = self._extend(label, node, a, b)
+                    if add_ram or self._completable(new, b, to_go):
+                        _insert(kept, new)
             if size > 1 and self.stage_count in {0, size}:
                 complete += [
                     label
@@ -117,11 +110,21 @@ class HostSearch:
                     if b == last and self._is_complete(used)
                     for label in labels
                 ]
-            level = following
+            level = {key: labels for key, labels in following.items() if labels}
         if not complete:
             return None
         best = min(complete, key=lambda label: (self._excess(label), label.missing))
         return int(self._excess(best)), int(best.missing), _walk(best, last)
+
+    def _moves(
+        self, level: dict[tuple[int, int], list[_Label]], allowed: list[npt.NDArray[np.bool_]]
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """The stages that could follow: (nodes used so far, node, begin, end)."""
+        for used, a in level:
+            for node in range(len(self.needs)):
+                if not used >> node & 1 and self.may_follow(used, node):
+                    for b in (np.flatnonzero(allowed[node][a, a + 1 :]) + a + 1).tolist():
+                        yield used, node, a, b
 
     def _is_complete(self, used: int) -> bool:
         return not self.required & ~used and (self.tail is None or bool(used >> self.tail & 1))
@@ -140,7 +143,7 @@ class HostSearch:
             for host, used, rest in zip(self.hosts, label.used, to_go, strict=True)
         )
 
-    def _least_to_go(self, host: HostBudget, allowed: list[np.ndarray]) -> Floats:
+    def _least_to_go(self, host: HostBudget, allowed: list[npt.NDArray[np.bool_]]) -> Floats:
         """The least that any stages use of the machine from each boundary on, were a node free to serve twice."""
         count = len(self.needs[0])
         cheapest = np.full((count, count), np.inf)
@@ -157,6 +160,18 @@ class HostSearch:
         return sum(
             max(0.0, used - host.budget_bytes) for host, used in zip(self.hosts, label.used, strict=True)
         )
+
+
+class _Steps:
+    """Counts what the search has tried, and ends it where that is too much."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_STEPS
+
+    def spend(self, steps: int) -> None:
+        self._left -= steps
+        if self._left < 0:
+            raise SearchTooLargeError
 
 
 def _insert(labels: list[_Label], new: _Label) -> None:

@@ -5,7 +5,8 @@ Nothing here uses the search's tables: each term is a sum over layers in plain n
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from macmesh_placement.capacity import NodeCapacity
@@ -13,7 +14,7 @@ from macmesh_placement.errors import LocalPlacementError
 from macmesh_placement.ledger import Ledger, stage_ledger
 from macmesh_placement.profile import LayerProfile, ModelProfile, TensorShard
 from macmesh_placement.request import PlanRequest
-from macmesh_placement.result import Placement
+from macmesh_placement.result import HostDeficit, Placement
 from macmesh_placement.tensor import tensor_ledger
 
 _CLOSE = 1e-9
@@ -97,8 +98,9 @@ def readd(placement: Placement, request: PlanRequest) -> Readded:
     Raises:
         LocalPlacementError: The placement does not answer the request, or its sums are wrong.
     """
-    _check_shape(placement, request)
+    check_shape(placement, request)
     _check_ledgers(placement, request)
+    _check_loads(placement, request)
     sums = terms_of(placement, request)
     for stage, terms in zip(placement.stages, sums.stages, strict=True):
         name = f"stage {stage.index} predicted_seconds"
@@ -116,12 +118,27 @@ def readd(placement: Placement, request: PlanRequest) -> Readded:
     return sums
 
 
+def _check_loads(placement: Placement, request: PlanRequest) -> None:
+    nodes = {node.node_id: node for node in request.nodes}
+    if placement.parallelism == "pipeline":
+        for stage in placement.stages:
+            span = stage.first_layer, stage.end_layer
+            load = load_bytes(request.profile, nodes[stage.node_id], *span)
+            if stage.bytes_to_load != load:
+                raise LocalPlacementError(
+                    f"stage {stage.index} bytes_to_load says {stage.bytes_to_load}, but it lacks {load} bytes"
+                )
+    if placement.bytes_to_load != sum(stage.bytes_to_load for stage in placement.stages):
+        raise LocalPlacementError(f"bytes_to_load {placement.bytes_to_load} is not the sum over the stages")
+
+
 def _require_close(said: float, found: float, name: str) -> None:
     if not math.isclose(said, found, rel_tol=_CLOSE, abs_tol=1e-18):
         raise LocalPlacementError(f"{name} says {said}, but its terms give {found}")
 
 
-def _check_shape(placement: Placement, request: PlanRequest) -> None:
+def check_shape(placement: Placement, request: PlanRequest) -> None:
+    """Raises `LocalPlacementError` unless the stages cover the model as the request allows, size aside."""
     profile = request.profile
     used = [stage.node_id for stage in placement.stages]
     known = {node.node_id for node in request.nodes} - request.excluded_node_ids
@@ -148,7 +165,6 @@ def _check_shape(placement: Placement, request: PlanRequest) -> None:
 
 def _check_ledgers(placement: Placement, request: PlanRequest) -> None:
     nodes = {node.node_id: node for node in request.nodes}
-    used: dict[str, int] = {}
     for stage in placement.stages:
         node = nodes[stage.node_id]
         ledger = _ledger(placement, request, node, stage.first_layer, stage.end_layer)
@@ -159,16 +175,58 @@ def _check_ledgers(placement: Placement, request: PlanRequest) -> None:
             )
         if ledger.headroom_bytes < 0:
             raise LocalPlacementError(f"stage {stage.index} lacks {-ledger.headroom_bytes} bytes")
-        used[node.host] = used.get(node.host, 0) + ledger.total_bytes
-    for host, size in used.items():
-        members = [
-            node
-            for node in request.nodes
-            if node.host == host and node.node_id not in request.excluded_node_ids
-        ]
-        budget = int(min(node.ram_bytes for node in members) * (1 - request.reserves.host_reserve_fraction))
-        if len(members) > 1 and size > budget:
-            raise LocalPlacementError(f"machine {host} would need {size} bytes of its {budget}")
+    for line in host_deficits(placement, request):
+        raise LocalPlacementError(
+            f"machine {line.host_id} would need {line.needed_bytes} bytes of its {line.budget_bytes}"
+        )
+
+
+def host_deficits(placement: Placement, request: PlanRequest) -> tuple[HostDeficit, ...]:
+    """The RAM that machines lack for the placement's ledgers, where several nodes share them."""
+    members: dict[str, list[NodeCapacity]] = {}
+    for node in request.nodes:
+        if node.node_id not in request.excluded_node_ids:
+            members.setdefault(node.host, []).append(node)
+    found = []
+    for host, nodes in sorted(members.items()):
+        names = {node.node_id for node in nodes}
+        needed = sum(stage.ledger.total_bytes for stage in placement.stages if stage.node_id in names)
+        budget = int(min(node.ram_bytes for node in nodes) * (1 - request.reserves.host_reserve_fraction))
+        if len(nodes) > 1 and needed > budget:
+            found.append(
+                HostDeficit(
+                    host_id=host,
+                    needed_bytes=needed,
+                    budget_bytes=budget,
+                    deficit_bytes=needed - budget,
+                )
+            )
+    return tuple(found)
+
+
+def load_bytes(profile: ModelProfile, node: NodeCapacity, first_layer: int, end_layer: int) -> int:
+    """Bytes of parameters of a pipeline's stage that the node does not hold."""
+    whole = node.resident_ways == 1
+    layers = range(first_layer, end_layer)
+    load = sum(
+        profile.layers[layer].weight_bytes
+        for layer in layers
+        if not (whole and layer in node.resident_layers)
+    )
+    head, tail = first_layer == 0, end_layer == profile.layer_count
+    one_copy = head and tail and profile.tied
+    if head and not (whole and (node.holds_embedding or (one_copy and node.holds_head))):
+        load += profile.embedding_bytes
+    if tail and not (whole and node.holds_head):
+        load += profile.norm_bytes if one_copy else profile.tail_bytes
+    return load
+
+
+def prefill_hops(placement: Placement, request: PlanRequest) -> list[float]:
+    """Seconds of each hop of a pipeline for one prompt token."""
+    nodes = {node.node_id: node for node in request.nodes}
+    tokens = replace(_tokens(placement, request), decode_share=0.0)
+    return _hops(request, [nodes[stage.node_id] for stage in placement.stages], tokens)
 
 
 def _ledger(
@@ -220,7 +278,9 @@ def terms_of(placement: Placement, request: PlanRequest) -> Readded:
             outer = _Outer.of(request.profile, head=stage.first_layer == 0)
             tail = stage.end_layer == request.profile.layer_count
             work = _Work(request.profile, layers, outer if tail else outer.without_tail(), 1)
-        stages.append(work.terms(stage.node_id, (stage.first_layer, stage.end_layer), rates, node, tokens, hop))
+        stages.append(
+            work.terms(stage.node_id, (stage.first_layer, stage.end_layer), rates, node, tokens, hop)
+        )
     slowest = max(stage.seconds for stage in stages)
     latency = slowest + hops[0] if placement.parallelism == "tensor" else 0.0
     if placement.parallelism == "tensor":
@@ -272,7 +332,7 @@ def _rates(request: PlanRequest, context_tokens: int) -> Rates:
 def _holds_something(request: PlanRequest, node: NodeCapacity, context_tokens: int) -> bool:
     profile = request.profile
     edges = [0, *profile.cut_points, profile.layer_count]
-    spans = [*zip(edges, edges[1:], strict=False), (0, profile.layer_count)]
+    spans = [*pairwise(edges), (0, profile.layer_count)]
     demand = request.demand(context_tokens)
     return any(
         stage_ledger(
@@ -396,7 +456,7 @@ def _hops(request: PlanRequest, order: list[NodeCapacity], tokens: _Tokens) -> l
         return [0.0]
     row = request.profile.hidden_size * request.profile.activation_bytes
     hops = []
-    for left, right in zip(order, order[1:], strict=False):
+    for left, right in pairwise(order):
         latency, speed = _link(request, left.node_id, right.node_id)
         hops.append(_latency_share(tokens) * latency + row / speed)
     latency, speed = _link(request, order[-1].node_id, order[0].node_id)

@@ -113,10 +113,8 @@ def refuse_for_size(request: PlanRequest, attempt: Attempt) -> Refusal:
     if decides == "pins":
         kind = "pins"
     names = {node.node_id: node.label for node in nodes}
-    parts = [
-        f"{profile.model_id} at a context of {context} x {request.slots} does not fit: "
-        f"{_DECIDES.get(decides, decides)}."
-    ]
+    asked = f"{profile.model_id} at a context of {context} x {request.slots}"
+    parts = [f"{asked} does not fit: {_DECIDES.get(decides, decides)}."]
     if uncut:
         parts.append(f"It runs only whole, on one node: {profile.cut_reason}.")
     parts += _lacks(deficits, host_deficits, names)
@@ -135,6 +133,23 @@ def refuse_for_size(request: PlanRequest, attempt: Attempt) -> Refusal:
         deficits=deficits,
         host_deficits=host_deficits,
         what_ifs=options,
+        notes=tuple(notes),
+    )
+
+
+def refuse_briefly(request: PlanRequest) -> Refusal:
+    """As `refuse_for_size`, with nothing but the bytes to add: what a runner-up that does not fit lacks."""
+    context, nodes = request.resolved_context_tokens, taking_part(request)
+    short, notes = _shortfall(request, nodes, context) if nodes else (None, [])
+    deficits = _node_deficits(request, nodes, short)
+    return Refusal(
+        kind="does_not_fit",
+        message=f"{request.profile.model_id} at a context of {context} x {request.slots} does not fit.",
+        context_tokens=context,
+        position_limit=request.profile.position_limit,
+        bytes_to_add=None if short is None else sum(deficit.deficit_bytes for deficit in deficits),
+        deficits=deficits,
+        host_deficits=_host_deficits(request, nodes, short),
         notes=tuple(notes),
     )
 

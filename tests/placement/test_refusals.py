@@ -63,6 +63,9 @@ def pinned_request(seed: int, data: st.DataObject) -> PlanRequest:
     head = data.draw(st.one_of(nobody, nobody, st.sampled_from(names)))
     tail = data.draw(st.one_of(nobody, nobody, st.sampled_from([n for n in names if n != head] or [""])))
     required = data.draw(st.one_of(st.just(frozenset[str]()), st.frozensets(st.sampled_from(names))))
+    pins = {*required, head, tail} - {""}
+    if 0 < request.stage_count < len(pins):
+        request = replace(request, stage_count=len(pins))
     return replace(request, head_node_id=head, tail_node_id=tail, required_node_ids=required)
 
 
