@@ -269,7 +269,7 @@ def terms_of(placement: Placement, request: PlanRequest) -> Readded:
     else:
         hops = _hops(request, order, tokens)
     stages = []
-    rates = _rates(request, placement.context_tokens)
+    rates = _rates(request)
     for stage, node, hop in zip(placement.stages, order, hops, strict=True):
         if placement.parallelism == "tensor":
             work = _Work(request.profile, shard.layers, _part(request.profile, shard), shard.ways)
@@ -310,11 +310,9 @@ Rates = dict[str, tuple[float, float | None]]
 """For each node bytes and floating-point operations per second; None: unlimited."""
 
 
-def _rates(request: PlanRequest, context_tokens: int) -> Rates:
-    """Unknown figures take the slowest known of the nodes that can hold any part of the model."""
+def _rates(request: PlanRequest) -> Rates:
+    """Unknown figures take the slowest known of the nodes that may take part."""
     nodes = [node for node in request.nodes if node.node_id not in request.excluded_node_ids]
-    if any(not node.bandwidth_gb_per_s or not node.flops_tflops for node in nodes):
-        nodes = [node for node in nodes if _holds_something(request, node, context_tokens)]
     speeds = [node.bandwidth_gb_per_s for node in nodes if node.bandwidth_gb_per_s]
     computes = [node.flops_tflops for node in nodes if node.flops_tflops]
     speed = min(speeds, default=_UNKNOWN_BANDWIDTH_GB_PER_S)
@@ -327,25 +325,6 @@ def _rates(request: PlanRequest, context_tokens: int) -> Rates:
             None if flops is None else flops * 1e12,
         )
     return found
-
-
-def _holds_something(request: PlanRequest, node: NodeCapacity, context_tokens: int) -> bool:
-    profile = request.profile
-    edges = [0, *profile.cut_points, profile.layer_count]
-    spans = [*pairwise(edges), (0, profile.layer_count)]
-    demand = request.demand(context_tokens)
-    return any(
-        stage_ledger(
-            profile,
-            demand,
-            first_layer=first,
-            end_layer=end,
-            usable_bytes=node.usable_bytes,
-            fused_attention=node.fused_attention,
-        ).headroom_bytes
-        >= 0
-        for first, end in spans
-    )
 
 
 @dataclass(frozen=True, slots=True)
