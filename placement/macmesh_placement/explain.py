@@ -8,7 +8,6 @@ from macmesh_placement.errors import LocalPlacementError
 from macmesh_placement.feasibility import taking_part
 from macmesh_placement.ledger import stage_ledger
 from macmesh_placement.planner import attempt
-from macmesh_placement.problem import MAX_EXACT_NODES
 from macmesh_placement.proportional import Split, proportional_split
 from macmesh_placement.readd import (
     Readded,
@@ -26,6 +25,8 @@ from macmesh_placement.result import Certificate, NodeDeficit, Placement, Refusa
 
 __all__ = ["Alternative", "Readded", "StageTerms", "alternatives", "readd"]
 
+#: Most nodes for which every number of stages and every node is tried.
+MOST_NODES = 8
 #: Within this share of the best every plan that fits is an equal: the one that loads the fewest bytes wins.
 _ANY_SPEED = 1e6
 
@@ -62,7 +63,7 @@ def alternatives(request: PlanRequest, result: Placement | Refusal) -> tuple[Alt
     For a placement: the best plan of every other number of stages, without each node that is used, with each
     that is not, for the other objectives, split over equal nodes, closest to what is loaded now, and the split
     in proportion to memory. For a refusal of size: what comes nearest with each number of stages, and the
-    proportional split. Each is really planned; beyond 12 nodes only the other objectives, the closest and the
+    proportional split. Each is really planned; beyond 8 nodes only the other objectives, the closest and the
     proportional split are.
 
     Args:
@@ -78,11 +79,14 @@ def _losers(request: PlanRequest, chosen: Placement) -> tuple[Alternative, ...]:
     seen = {_key(chosen)}
     fitting: list[tuple[float, Alternative]] = []
     failing: list[tuple[int, Alternative]] = []
+    missed: set[tuple[NodeDeficit, ...]] = set()
     for label, changed in _variants(request, chosen):
         placement = attempt(changed)
         if placement is None:
             refusal = refuse_briefly(changed)
-            failing.append((refusal.bytes_to_add or 0, _failed(request, label, refusal)))
+            if refusal.deficits not in missed:
+                missed.add(refusal.deficits)
+                failing.append((refusal.bytes_to_add or 0, _failed(request, label, refusal)))
         elif _key(placement) not in seen:
             seen.add(_key(placement))
             seconds = terms_of(placement, request).objective_seconds
@@ -109,7 +113,7 @@ def _key(placement: Placement) -> tuple[object, ...]:
 def _variants(request: PlanRequest, chosen: Placement) -> Iterator[tuple[str, PlanRequest]]:
     """Each change with its label; a change that contradicts the request's pins is no variant."""
     nodes = taking_part(request)
-    if len(nodes) <= MAX_EXACT_NODES:
+    if len(nodes) <= MOST_NODES:
         yield from _other_counts(request, len(chosen.stages))
         yield from _other_nodes(request, {stage.node_id for stage in chosen.stages})
     for objective in get_args(Objective):
@@ -326,7 +330,7 @@ def _misses(request: PlanRequest) -> tuple[Alternative, ...]:
     found: list[tuple[tuple[int, int], Alternative]] = []
     seen: set[tuple[NodeDeficit, ...]] = set()
     variants = []
-    if len(taking_part(request)) <= MAX_EXACT_NODES:
+    if len(taking_part(request)) <= MOST_NODES:
         variants = [*_other_counts(request, request.stage_count)]
     refusals: list[tuple[str, Placement | Refusal | None]] = [
         (label, attempt(changed) or refuse_briefly(changed)) for label, changed in variants

@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -57,8 +58,9 @@ def test_impossible_sizes_of_profiles_are_refused(name: str, size: Any) -> None:
 def test_impossible_sizes_of_layers_are_refused(size: int) -> None:
     layer = make_model(1).layers[0]
     for name in ("weight_bytes", "active_weight_bytes", "active_parameters", "activation_bytes_per_token"):
+        fields: dict[str, Any] = {name: size}
         with pytest.raises(LocalProfileError, match=name):
-            replace(layer, **{name: size})
+            replace(layer, **fields)
     with pytest.raises(LocalProfileError, match="bytes_per_token"):
         replace(layer.caches[0], bytes_per_token=size)
 
@@ -241,7 +243,7 @@ def _cluster(seed: int) -> dict[str, Any]:
     written = [{"name": node.node_id, **{name: getattr(node, name) for name in names}} for node in nodes]
     links: list[dict[str, Any]] = [
         {"nodes": [left.node_id, right.node_id], "kind": "tcp", "latency_ms": 0.2, "gb_per_s": 1.25}
-        for left, right in zip(nodes, nodes[1:], strict=False)
+        for left, right in pairwise(nodes)
     ]
     return {"format": "macmesh-cluster/1", "nodes": written, "links": links}
 

@@ -144,6 +144,7 @@ def test_the_reason_says_what_is_missing_where() -> None:
     found = by_label(ask(nodes))
     assert found["1 stage"].reason.startswith("does not fit: 4.1 GB missing on id-a")
     assert found["1 stage"].refusal is not None
+    assert "without id-b" not in found, "the same miss as one stage"
     assert "missing on laptop" in found["without id-a"].reason
 
 
@@ -205,7 +206,7 @@ def test_tensor_parallelism_is_an_alternative_with_its_own_terms() -> None:
     assert "slower" in by_label(allowed)["1 stage"].reason
 
 
-def test_more_than_twelve_nodes_are_explained_in_bounded_work() -> None:
+def test_more_than_eight_nodes_are_explained_in_bounded_work() -> None:
     request = ask([make_node(f"n{index:02}", 1.6 + index % 3) for index in range(20)])
     labels = {a.label for a in alternatives(request, plan(request))}
     assert not [label for label in labels if label.startswith("without")]
