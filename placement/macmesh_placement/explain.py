@@ -267,12 +267,21 @@ def _timed(request: PlanRequest, split: Split) -> Placement:
 def _lost(request: PlanRequest, chosen: Placement, label: str, placement: Placement) -> Alternative:
     theirs = terms_of(placement, request).objective_seconds
     ours = terms_of(chosen, request).objective_seconds
-    reason = _reason(request, (ours, theirs), placement.bytes_to_load - chosen.bytes_to_load, placement)
+    more_bytes = placement.bytes_to_load - chosen.bytes_to_load
+    mixed = over_rdma(chosen, request) and not over_rdma(placement, request)
+    reason = _reason(request, (ours, theirs), more_bytes, placement, mixed_links=mixed)
     return Alternative(label=label, reason=reason, placement=placement, refusal=None)
 
 
-def _reason(request: PlanRequest, seconds: tuple[float, float], more_bytes: int, placement: Placement) -> str:
-    """Why it lost: too slow, more to load, or neither better."""
+def _reason(
+    request: PlanRequest,
+    seconds: tuple[float, float],
+    more_bytes: int,
+    placement: Placement,
+    *,
+    mixed_links: bool,
+) -> str:
+    """Why it lost: too slow, slower links, more to load, or neither better."""
     ours, theirs = seconds
     share = theirs / ours - 1 if ours else 0.0
     times = f"{theirs * 1000:.1f} against {ours * 1000:.1f} {_UNITS[request.objective]}"
@@ -282,11 +291,22 @@ def _reason(request: PlanRequest, seconds: tuple[float, float], more_bytes: int,
     if share > request.tolerance:
         return change
     equal = f"equal within {request.tolerance:.0%}".replace("%", " %")
+    if mixed_links:
+        return f"{equal}, but not all of its hops are over RDMA"
     if more_bytes > 0:
         return f"{equal}, but loads {more_bytes / 1e9:.1f} GB more"
     if share > 0:
         return f"{equal} and loads no less; {change}"
     return f"{equal} in speed and bytes to load; the chosen plan goes on as it runs now, or is more even"
+
+
+def over_rdma(placement: Placement, request: PlanRequest) -> bool:
+    """Whether it has no hop, or all its hops are over RDMA, the way back included."""
+    used = [stage.node_id for stage in placement.stages]
+    rdma = {frozenset(link.node_ids) for link in request.links if link.kind == "rdma"}
+    following = [*used[1:], used[0]]
+    hops = {frozenset(pair) for pair in zip(used, following, strict=True)}
+    return len(used) == 1 or hops <= rdma
 
 
 _UNITS = {

@@ -12,7 +12,7 @@ from macmesh_placement import (
     TensorShard,
     plan,
 )
-from macmesh_placement.explain import Alternative, alternatives, readd
+from macmesh_placement.explain import Alternative, alternatives, over_rdma, readd
 from macmesh_placement.readd import terms_of
 from placement import drawn
 from placement.test_planner import GB, ask, make_model, make_node, placed, refused
@@ -114,8 +114,11 @@ def _assert_none_is_better(request: PlanRequest, result: Placement, found: tuple
         theirs = terms_of(placement, request).objective_seconds
         if result.certificate.exact:
             assert theirs >= result.certificate.best_objective_seconds * (1 - 1e-9)
-        if theirs <= ours and result.certificate.fewest_bytes_proved:
+        mixed = over_rdma(result, request) and not over_rdma(placement, request)
+        if theirs <= ours and result.certificate.fewest_bytes_proved and not mixed:
             assert placement.bytes_to_load >= result.bytes_to_load
+        if theirs <= ours and mixed:
+            assert alternative.reason.endswith("not all of its hops are over RDMA")
         if theirs > ours * (1 + request.tolerance) * (1 + 1e-9):
             assert "slower" in alternative.reason
 
