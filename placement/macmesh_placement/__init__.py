@@ -15,26 +15,32 @@ from macmesh_placement.errors import (
     LocalProfileError,
     PlacementError,
 )
+from macmesh_placement.explain import Alternative, alternatives
 from macmesh_placement.ledger import Ledger, LedgerEntry, Reserves, StageDemand, stage_ledger
 from macmesh_placement.links import Link, LinkKind
 from macmesh_placement.planner import plan
 from macmesh_placement.profile import AttentionFacts, LayerProfile, ModelProfile, TensorShard, all_cut_points
+from macmesh_placement.readd import Readded, StageTerms, readd
 from macmesh_placement.request import Objective, PlanRequest
 from macmesh_placement.result import (
     Certificate,
+    HostDeficit,
     NodeDeficit,
     Placement,
     Refusal,
     RefusalKind,
     StagePlacement,
+    WhatIf,
     result_from_json,
 )
 
 __all__ = [
+    "Alternative",
     "AttentionFacts",
     "CachePiece",
     "Certificate",
     "Cluster",
+    "HostDeficit",
     "LayerProfile",
     "Ledger",
     "LedgerEntry",
@@ -51,16 +57,21 @@ __all__ = [
     "Placement",
     "PlacementError",
     "PlanRequest",
+    "Readded",
     "Refusal",
     "RefusalKind",
     "Reserves",
     "StageDemand",
     "StagePlacement",
+    "StageTerms",
     "TensorShard",
     "UsableRange",
+    "WhatIf",
     "all_cut_points",
+    "alternatives",
     "cluster_from_json",
     "plan",
+    "readd",
     "result_from_json",
     "stage_ledger",
     "usable_for_stage_count",

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from macmesh_placement.checks import Reader, parse, require_integer, require_number
+from macmesh_placement.checks import (
+    Reader,
+    parse,
+    require_flag,
+    require_integer,
+    require_number,
+    require_text,
+)
 from macmesh_placement.errors import LocalClusterError
 from macmesh_placement.links import Link, unknown_or_repeated
 
@@ -42,9 +49,15 @@ class NodeCapacity:
     resident_ways: int = 1
 
     def __post_init__(self) -> None:
-        where = f"node {self.node_id!r}"
+        for name in ("node_id", "host_id", "name"):
+            require_text(getattr(self, name), f"node {name}", LocalClusterError)
         if not self.node_id:
             raise LocalClusterError("node_id is empty")
+        where = f"node {self.node_id!r}"
+        for name in ("fused_attention", "holds_embedding", "holds_head"):
+            require_flag(getattr(self, name), f"{where} {name}", LocalClusterError)
+        for layer in self.resident_layers:
+            require_integer(layer, f"{where} resident_layers", LocalClusterError)
         require_integer(self.ram_bytes, f"{where} ram_bytes", LocalClusterError, minimum=1)
         require_integer(self.usable_bytes, f"{where} usable_bytes", LocalClusterError)
         require_number(self.bandwidth_gb_per_s, f"{where} bandwidth_gb_per_s", LocalClusterError)

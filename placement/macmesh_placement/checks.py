@@ -1,11 +1,16 @@
 """Checked access to JSON objects and numbers; every complaint names the field."""
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from macmesh_placement.errors import LocalPlacementError
+
+#: Largest whole number that any field may hold: as bytes 72 PB, and far from where sums of a plan's terms
+#: would leave 64 bits.
+MOST = 2**56
+#: Smallest and largest number above 0 that any field may hold: quotients and products of them stay finite.
+LEAST_NUMBER, MOST_NUMBER = 1e-30, 1e30
 
 
 class Reader:
@@ -43,11 +48,8 @@ class Reader:
         value = self.fields.get(name, default) if default is not None else self.get(name)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(f"{self.where}.{name} must be a whole number, not {kind_of(value)}")
-        if value < minimum:
-            raise self.error(f"{self.where}.{name} must be at least {minimum}, not {value}")
-        return value
+        require_integer(value, f"{self.where}.{name}", self.error, minimum=minimum)
+        return int(value)
 
     def optional_integer(self, name: str, *, minimum: int = 0) -> int | None:
         """As `integer`, but missing and null give None."""
@@ -56,10 +58,7 @@ class Reader:
     def number(self, name: str, *, default: float | None = None) -> float:
         """A finite number of at least 0."""
         value = self.fields.get(name, default) if default is not None else self.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(f"{self.where}.{name} must be a number, not {kind_of(value)}")
-        if not math.isfinite(value) or value < 0:
-            raise self.error(f"{self.where}.{name} must be finite and at least 0, not {value}")
+        require_number(value, f"{self.where}.{name}", self.error)
         return float(value)
 
     def optional_number(self, name: str) -> float | None:
@@ -87,10 +86,28 @@ class Reader:
             raise self.error(f"{self.where}.{name} must be an array, not {kind_of(value)}")
         return value
 
+    def texts(self, name: str, *, default: list[Any] | None = None) -> tuple[str, ...]:
+        """An array of strings."""
+        values = self.array(name, default=default)
+        for index, value in enumerate(values):
+            if not isinstance(value, str):
+                raise self.error(f"{self.where}.{name}[{index}] must be a string, not {kind_of(value)}")
+        return tuple(values)
+
+    def objects(self, name: str, *, default: list[Any] | None = None) -> list["Reader"]:
+        """An array of objects, each to be read."""
+        return [
+            Reader(value, f"{self.where}.{name}[{index}]", self.error)
+            for index, value in enumerate(self.array(name, default=default))
+        ]
+
 
 def kind_of(value: object) -> str:
     """How messages show a value: short, and never a page of it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or a very deep structure
+        return f"a huge {type(value).__name__}"
     return text if len(text) <= 40 else f"{text[:37]}..."  # noqa: PLR2004  the line above says it
 
 
@@ -106,21 +123,40 @@ def parse(text: str, what: str, error: type[LocalPlacementError]) -> Any:
 
     try:
         return json.loads(text, parse_constant=refuse)
-    except (json.JSONDecodeError, RecursionError) as problem:
+    except LocalPlacementError:
+        raise
+    except (ValueError, RecursionError) as problem:  # ValueError: also integers of thousands of digits
         raise error(f"{what} is not JSON: {problem}") from problem
 
 
 def require_integer(value: object, name: str, error: type[LocalPlacementError], *, minimum: int = 0) -> None:
-    """Raises ``error`` unless ``value`` is a whole number of at least ``minimum``."""
+    """Raises ``error`` unless ``value`` is a whole number from ``minimum`` to `MOST`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise error(f"{name} must be a whole number, not {kind_of(value)}")
     if value < minimum:
-        raise error(f"{name} must be at least {minimum}, not {value}")
+        raise error(f"{name} must be at least {minimum}, not {kind_of(value)}")
+    if value > MOST:
+        raise error(f"{name} must be at most 2^56, not {kind_of(value)}")
 
 
 def require_number(value: object, name: str, error: type[LocalPlacementError]) -> None:
-    """Raises ``error`` unless ``value`` is finite and at least 0."""
+    """Raises ``error`` unless ``value`` is 0 or a number from `LEAST_NUMBER` to `MOST_NUMBER`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise error(f"{name} must be a number, not {kind_of(value)}")
-    if not math.isfinite(value) or value < 0:
-        raise error(f"{name} must be finite and at least 0, not {value}")
+    if not (value == 0 or LEAST_NUMBER <= value <= MOST_NUMBER):  # NaN and infinities fail here too
+        raise error(
+            f"{name} must be 0 or a finite number from {LEAST_NUMBER:g} to {MOST_NUMBER:g}, "
+            f"not {kind_of(value)}"
+        )
+
+
+def require_text(value: object, name: str, error: type[LocalPlacementError]) -> None:
+    """Raises ``error`` unless ``value`` is a string."""
+    if not isinstance(value, str):
+        raise error(f"{name} must be a string, not {kind_of(value)}")
+
+
+def require_flag(value: object, name: str, error: type[LocalPlacementError]) -> None:
+    """Raises ``error`` unless ``value`` is true or false."""
+    if not isinstance(value, bool):
+        raise error(f"{name} must be true or false, not {kind_of(value)}")

@@ -32,11 +32,14 @@ def plan(request: PlanRequest) -> Placement | Refusal:
     early = refuse_early(request, nodes)
     if early is not None:
         return early
-    context_tokens = request.resolved_context_tokens
-    problem, outcome, notes = _solve(request, nodes, context_tokens)
-    if outcome is None:
-        return refuse_for_size(request, nodes, context_tokens)
-    return _placement(problem, outcome, notes)
+    return attempt(request) or refuse_for_size(request, attempt)
+
+
+def attempt(request: PlanRequest) -> Placement | None:
+    """As `plan`, of a request that names nodes and a context; None where nothing fits."""
+    nodes = tuple(node for node in request.nodes if node.node_id not in request.excluded_node_ids)
+    problem, outcome, notes = _solve(request, nodes, request.resolved_context_tokens)
+    return None if outcome is None else _placement(problem, outcome, notes)
 
 
 def _solve(

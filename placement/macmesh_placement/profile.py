@@ -395,7 +395,7 @@ class ModelProfile:
         return cls.from_json(parse(text, "profile", LocalProfileError))
 
 
-_MAX_LAYERS = 100_000
+_MAX_LAYERS = 4096
 _PLAIN_FIELDS = tuple(
     name
     for name in ModelProfile.__dataclass_fields__

@@ -1,22 +1,34 @@
 """Refusals that help: what binds, what would fit, and how much is missing where."""
 
-from itertools import combinations
+from dataclasses import replace
 
-import numpy as np
-
+from macmesh_placement.binding import binding_constraints
 from macmesh_placement.capacity import NodeCapacity
-from macmesh_placement.constrained import SearchTooLargeError
-from macmesh_placement.problem import Problem
+from macmesh_placement.checks import MOST
+from macmesh_placement.cover import Cover, Shortfall, shared_hosts
+from macmesh_placement.errors import LocalPlanRequestError
+from macmesh_placement.feasibility import Attempt, largest_context, taking_part
+from macmesh_placement.ledger import stage_ledger
 from macmesh_placement.request import PlanRequest
-from macmesh_placement.result import NodeDeficit, Refusal
-from macmesh_placement.tables import Floats
+from macmesh_placement.result import HostDeficit, NodeDeficit, Refusal, RefusalKind
+from macmesh_placement.tables import boundaries
+from macmesh_placement.whatif import MOST_NODES_FOR_CONTEXTS, what_ifs
 
-#: Most nodes for which the fewest bytes to add are sought over every order.
-_MAX_DEFICIT_NODES = 8
+#: Most nodes for which the fewest bytes to add are sought over every subset and order.
+MAX_DEFICIT_NODES = 8
+#: Most cells of one table of nodes x boundaries x boundaries: half a gigabyte.
+_MOST_TABLE_CELLS = 2**26
+#: Most nodes that the search for them takes where a larger number of stages is forced.
+MAX_COVER_NODES = 10
 
 
 def refuse_early(request: PlanRequest, nodes: tuple[NodeCapacity, ...]) -> Refusal | None:
-    """The refusal of an ask that no amount of memory could meet, or None."""
+    """The refusal of an ask that no amount of memory could meet, or None.
+
+    Raises:
+        LocalPlanRequestError: The ask is beyond what can be computed.
+    """
+    _require_computable(request)
     profile, context = request.profile, request.resolved_context_tokens
     limit = profile.position_limit
     if not nodes:
@@ -47,154 +59,203 @@ def refuse_early(request: PlanRequest, nodes: tuple[NodeCapacity, ...]) -> Refus
     return None
 
 
-def refuse_for_size(request: PlanRequest, nodes: tuple[NodeCapacity, ...], context_tokens: int) -> Refusal:
-    """The refusal of an ask that these nodes are too small for."""
+def _require_computable(request: PlanRequest) -> None:
+    """Raises where sums would leave 64 bits, or tables the memory of the planner itself."""
     profile = request.profile
-    largest = largest_context(request, nodes, context_tokens)
-    deficits = fewest_bytes_to_add(request, nodes, context_tokens)
+    cells = len(request.nodes) * (len(profile.cut_points) + 2) ** 2
+    if cells > _MOST_TABLE_CELLS:
+        raise LocalPlanRequestError(
+            f"{len(request.nodes)} nodes x {len(profile.cut_points)} cut_points are too many to plan"
+        )
+    total = (
+        stage_ledger(
+            profile,
+            request.demand(),
+            first_layer=0,
+            end_layer=profile.layer_count,
+            usable_bytes=0,
+            fused_attention=False,
+        ).total_bytes
+        + request.reserves.transport_pool_bytes
+    )
+    if total > MOST:
+        raise LocalPlanRequestError(
+            f"{profile.model_id} at context_tokens {request.resolved_context_tokens} x slots {request.slots}, "
+            f"prefill_chunk_tokens {request.prefill_chunk_tokens} would need {total:,} bytes: "
+            "more than 2^56 cannot be right"
+        )
+
+
+def refuse_for_size(request: PlanRequest, attempt: Attempt) -> Refusal:
+    """The refusal of an ask that these nodes are too small for.
+
+    Args:
+        request: The ask; `refuse_early` passed it.
+        attempt: The planner without refusals, for what-ifs.
+    """
+    profile, context = request.profile, request.resolved_context_tokens
+    nodes = taking_part(request)
+    largest = largest_context(request, attempt, context)
+    short, notes = _shortfall(request, nodes, context)
+    deficits = _node_deficits(request, nodes, short)
+    host_deficits = _host_deficits(request, nodes, short)
     missing = sum(deficit.deficit_bytes for deficit in deficits)
-    binding = _binding(request, nodes, context_tokens, largest, missing)
+    binding = binding_constraints(request, attempt)
+    decides = binding[0] if binding else "memory"
+    options = what_ifs(request, attempt, largest)
+    if len(nodes) > MOST_NODES_FOR_CONTEXTS:
+        notes.append(
+            f"more than {MOST_NODES_FOR_CONTEXTS} nodes: changes that only allow a larger context "
+            "were not sought"
+        )
     uncut = not profile.cut_points and bool(profile.cut_reason) and len(nodes) > 1
-    asked = f"{profile.model_id} at a context of {context_tokens} x {request.slots}"
-    parts = [f"{asked} does not fit: {missing:,} bytes of usable memory are missing ({binding} decides)."]
+    kind: RefusalKind = "unsupported_architecture" if uncut else "does_not_fit"
+    if decides == "pins":
+        kind = "pins"
+    names = {node.node_id: node.label for node in nodes}
+    asked = f"{profile.model_id} at a context of {context} x {request.slots}"
+    parts = [f"{asked} does not fit: {_DECIDES.get(decides, decides)}."]
     if uncut:
         parts.append(f"It runs only whole, on one node: {profile.cut_reason}.")
-    if largest:
-        parts.append(f"The largest context that fits is {largest}.")
-    else:
-        parts.append("No context fits on these nodes.")
-    names = {node.node_id: node.label for node in nodes}
-    parts += [
-        f"{names[deficit.node_id]} would need {deficit.deficit_bytes:,} bytes more for layers "
-        f"{deficit.first_layer} to {deficit.end_layer - 1}."
-        for deficit in deficits
-    ]
+    parts += _lacks(deficits, host_deficits, names)
+    parts.append(
+        f"The largest context that fits is {largest}." if largest else "No context fits on these nodes."
+    )
     return Refusal(
-        kind="unsupported_architecture" if uncut else "does_not_fit",
+        kind=kind,
         message=" ".join(parts),
-        context_tokens=context_tokens,
+        context_tokens=context,
         position_limit=profile.position_limit,
         largest_context_tokens=largest,
-        binding=binding,
-        bytes_to_add=missing if deficits else None,
-        deficits=tuple(deficits),
+        binding=decides,
+        binding_constraints=tuple(binding),
+        bytes_to_add=missing if short is not None else None,
+        deficits=deficits,
+        host_deficits=host_deficits,
+        what_ifs=options,
+        notes=tuple(notes),
     )
 
 
-def fits(request: PlanRequest, nodes: tuple[NodeCapacity, ...], context_tokens: int) -> bool:
-    """Whether any plan fits at that context."""
-    problem = Problem(request, nodes, context_tokens)
-    if not (problem.crowded_hosts and not problem.exact):
-        try:
-            return problem.feasible()
-        except SearchTooLargeError:
-            pass
-    return Problem(request, nodes, context_tokens, share_hosts=False).feasible()
+def refuse_briefly(request: PlanRequest) -> Refusal:
+    """As `refuse_for_size`, with nothing but the bytes to add: what a runner-up that does not fit lacks."""
+    context, nodes = request.resolved_context_tokens, taking_part(request)
+    short, notes = _shortfall(request, nodes, context) if nodes else (None, [])
+    deficits = _node_deficits(request, nodes, short)
+    return Refusal(
+        kind="does_not_fit",
+        message=f"{request.profile.model_id} at a context of {context} x {request.slots} does not fit.",
+        context_tokens=context,
+        position_limit=request.profile.position_limit,
+        bytes_to_add=None if short is None else sum(deficit.deficit_bytes for deficit in deficits),
+        deficits=deficits,
+        host_deficits=_host_deficits(request, nodes, short),
+        notes=tuple(notes),
+    )
 
 
-def largest_context(request: PlanRequest, nodes: tuple[NodeCapacity, ...], below_tokens: int) -> int:
-    """The largest context below ``below_tokens`` that fits, to the token; 0 where none does.
+_DECIDES = {
+    "pins": "the pinned nodes decide",
+    "stage_count": "the forced number of stages decides",
+    "host_ram": "the RAM of a machine that several nodes share decides",
+    "granularity": "the nodes' memory would do together, but no cut between layers fits",
+    "memory": "weights, caches and scratch together exceed the memory by far",
+    "weights": "the weights are too large",
+    "cache": "the caches of the context decide",
+    "attention_scratch": "the score matrix of a prefill step decides (attention_scratch)",
+    "prefill_scratch": "the activations of a prefill step decide (prefill_scratch)",
+    "sampling": "the logits of all slots decide (sampling)",
+    "transport_pool": "the transport buffers decide (transport_pool)",
+    "allocator_slack": "the allocator's slack decides (allocator_slack)",
+    "runtime_reserve": "the reserve for the process decides (runtime_reserve)",
+}
 
-    A ledger never shrinks as the context grows, so that bisection finds it.
-    """
-    low, high = 0, below_tokens
-    while high - low > 1:
-        middle = (low + high) // 2
-        if fits(request, nodes, middle):
-            low = middle
-        else:
-            high = middle
-    return low
 
-
-def fewest_bytes_to_add(
-    request: PlanRequest, nodes: tuple[NodeCapacity, ...], context_tokens: int
-) -> list[NodeDeficit]:
-    """Where the fewest bytes of usable memory would have to be added for a plan to fit.
-
-    Over every order up to 8 nodes; beyond, over the 8 roomiest. A forced number of stages is respected. The
-    RAM of shared machines is not.
-    """
-    chosen = sorted(nodes, key=lambda node: -node.usable_bytes)[:_MAX_DEFICIT_NODES]
-    problem = Problem(request, tuple(chosen), context_tokens, share_hosts=True)
-    options: list[tuple[float, list[NodeDeficit]]] = []
-    last = len(problem.at) - 1
-    if request.stage_count in {0, 1}:
-        for node in chosen:
-            needed = problem.whole_bytes(node)
-            options.append((max(0, needed - node.usable_bytes), [_deficit(problem, node, (0, last), needed)]))
-    if request.stage_count != 1 and last > 1:
-        missing = [
-            np.maximum(problem.totals_of(node) - node.usable_bytes, 0).astype(np.float64) for node in chosen
+def _lacks(
+    deficits: tuple[NodeDeficit, ...], host_deficits: tuple[HostDeficit, ...], names: dict[str, str]
+) -> list[str]:
+    parts = []
+    if deficits:
+        lines = [
+            f"{names[line.node_id]} lacks {line.deficit_bytes:,} bytes for layers "
+            f"{line.first_layer} to {line.end_layer - 1}"
+            for line in deficits
         ]
-        found = _cheapest_cover(missing, request.stage_count)
-        if found is not None:
-            total, path = found
-            lines = [
-                _deficit(problem, chosen[node], (a, b), int(problem.totals_of(chosen[node])[a, b]))
-                for node, a, b in path
-            ]
-            options.append((total, lines))
-    if not options:
-        return []
-    _, lines = min(options, key=lambda option: option[0])
-    return [line for line in lines if line.deficit_bytes > 0]
+        parts.append(f"At least {sum(line.deficit_bytes for line in deficits):,} bytes are missing: ")
+        parts[-1] += ", ".join(lines) + "."
+    parts += [
+        f"The machine {line.host_id} lacks {line.deficit_bytes:,} bytes of RAM for its nodes."
+        for line in host_deficits
+    ]
+    return parts
 
 
-def _deficit(problem: Problem, node: NodeCapacity, stage: tuple[int, int], needed: int) -> NodeDeficit:
-    return NodeDeficit(
-        node_id=node.node_id,
-        first_layer=int(problem.at[stage[0]]),
-        end_layer=int(problem.at[stage[1]]),
-        needed_bytes=needed,
-        usable_bytes=node.usable_bytes,
-        deficit_bytes=max(0, needed - node.usable_bytes),
+def _shortfall(
+    request: PlanRequest, nodes: tuple[NodeCapacity, ...], context_tokens: int
+) -> tuple[Shortfall | None, list[str]]:
+    """The cover that lacks least, over every order of up to 8 nodes, and what was left out."""
+    notes = []
+    chosen = nodes
+    if len(nodes) > MAX_DEFICIT_NODES:
+        pinned = {*request.required_node_ids, request.head_node_id, request.tail_node_id}
+        ranked = sorted(nodes, key=lambda node: (node.node_id not in pinned, -node.usable_bytes))
+        count = max(MAX_DEFICIT_NODES, request.stage_count)
+        if count > MAX_COVER_NODES:
+            return None, [f"more than {MAX_COVER_NODES} stages: the bytes to add were not sought"]
+        kept = {node.node_id for node in ranked[:count]}
+        chosen = tuple(node for node in nodes if node.node_id in kept)
+        notes.append(
+            f"more than {MAX_DEFICIT_NODES} nodes: the bytes to add are those for the {count} roomiest"
+        )
+    short = Cover(request, chosen, context_tokens).fewest()
+    if short is not None:
+        places = {node.node_id: index for index, node in enumerate(nodes)}
+        moved = [(places[chosen[node].node_id], a, b) for node, a, b in short.stages]
+        short = replace(short, stages=moved)
+        if not short.hosts_respected:
+            notes.append("the bytes to add leave the RAM of shared machines aside")
+    return short, notes
+
+
+def _node_deficits(
+    request: PlanRequest, nodes: tuple[NodeCapacity, ...], short: Shortfall | None
+) -> tuple[NodeDeficit, ...]:
+    if short is None:
+        return ()
+    at = boundaries(request.profile)
+    return tuple(
+        NodeDeficit(
+            node_id=nodes[node].node_id,
+            first_layer=int(at[a]),
+            end_layer=int(at[b]),
+            needed_bytes=needed,
+            usable_bytes=nodes[node].usable_bytes,
+            deficit_bytes=needed - nodes[node].usable_bytes,
+        )
+        for (node, a, b), needed in zip(short.stages, short.needed_bytes, strict=True)
+        if needed > nodes[node].usable_bytes
     )
 
 
-def _cheapest_cover(costs: list[Floats], stage_count: int) -> tuple[float, list[tuple[int, int, int]]] | None:
-    """The cheapest ordered cover by at least two distinct nodes, for costs that do not add up over layers."""
-    nodes, count = len(costs), costs[0].shape[0]
-    below = np.triu(np.ones((count, count), dtype=bool), k=1)
-    allowed = [np.where(below, cost, np.inf) for cost in costs]
-    best = np.full((1 << nodes, count), np.inf)
-    best[0, 0] = 0.0
-    ends: list[tuple[float, int]] = []
-    for size in range(1, (stage_count or nodes) + 1):
-        for members in combinations(range(nodes), size):
-            mask = sum(1 << node for node in members)
-            for node in members:
-                made = (best[mask ^ (1 << node)][:, None] + allowed[node]).min(axis=0)
-                np.minimum(best[mask], made, out=best[mask])
-            if size == stage_count or (stage_count == 0 and size > 1):
-                ends.append((float(best[mask, -1]), mask))
-    value, mask = min(ends, default=(np.inf, 0))
-    if not np.isfinite(value):
-        return None
-    path, b = [], count - 1
-    while mask:
-        node, a = min(
-            ((n, a) for n in range(nodes) if mask >> n & 1 for a in range(b)),
-            key=lambda choice: best[mask ^ (1 << choice[0]), choice[1]] + allowed[choice[0]][choice[1], b],
+def _host_deficits(
+    request: PlanRequest, nodes: tuple[NodeCapacity, ...], short: Shortfall | None
+) -> tuple[HostDeficit, ...]:
+    if short is None or not short.hosts_respected:
+        return ()
+    found = []
+    for host in shared_hosts(nodes, request.reserves.host_reserve_fraction):
+        needed = sum(
+            need
+            for (node, _, _), need in zip(short.stages, short.needed_bytes, strict=True)
+            if node in host.nodes
         )
-        path.append((node, a, b))
-        mask, b = mask ^ (1 << node), a
-    return value, path[::-1]
-
-
-def _binding(
-    request: PlanRequest, nodes: tuple[NodeCapacity, ...], context_tokens: int, largest: int, missing: int
-) -> str:
-    if missing == 0:
-        return "host_ram"
-    if largest == 0:
-        return "weights"
-    problem = Problem(request, nodes, context_tokens)
-    spare = sum(node.usable_bytes for node in nodes)
-    if request.stage_count == 0 and len(problem.at) > 2 and problem.nodes:  # noqa: PLR2004  there is a cut point
-        head = min(int(problem.totals_of(node)[0, -1]) for node in problem.nodes)
-        fixed = request.reserves.runtime_reserve_bytes + request.reserves.buffer_cache_bytes
-        fixed += request.reserves.transport_pool_bytes
-        if head + (len(nodes) - 1) * fixed <= spare:
-            return "granularity"
-    return "cache"
+        if needed > host.budget_bytes:
+            found.append(
+                HostDeficit(
+                    host_id=host.host_id,
+                    needed_bytes=needed,
+                    budget_bytes=host.budget_bytes,
+                    deficit_bytes=needed - host.budget_bytes,
+                )
+            )
+    return tuple(found)

@@ -3,10 +3,10 @@
 Both have a JSON form, ``"format": "macmesh-plan/1"``; ``feasible`` tells them apart.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast, get_args
 
-from macmesh_placement.checks import Reader, parse
+from macmesh_placement.checks import Reader, kind_of, parse
 from macmesh_placement.errors import LocalPlacementError
 from macmesh_placement.ledger import Ledger
 
@@ -21,6 +21,7 @@ RefusalKind = Literal[
     "unsupported_architecture",
     "no_nodes",
     "stage_count",
+    "pins",
 ]
 
 
@@ -162,6 +163,41 @@ class NodeDeficit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostDeficit:
+    """How much RAM a machine lacks that several nodes share, beyond what a setting could give them.
+
+    Attributes:
+        host_id: The machine.
+        needed_bytes: What the stages on it need together.
+        budget_bytes: What its nodes may use together: its RAM without the share left to the system.
+        deficit_bytes: The difference.
+    """
+
+    host_id: str
+    needed_bytes: int
+    budget_bytes: int
+    deficit_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhatIf:
+    """One change to the ask, planned anew.
+
+    Attributes:
+        change: Stable name of the change, such as ``"slots=2"`` or ``"kv_bits=8"``.
+        message: For people, one sentence.
+        feasible: The ask fits with that change.
+        largest_context_tokens: Where it does not: the largest context that fits with the change, which is
+            larger than without it. None where the ask fits.
+    """
+
+    change: str
+    message: str
+    feasible: bool
+    largest_context_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
     """Why there is no plan, and what would make one.
 
@@ -172,10 +208,15 @@ class Refusal:
         position_limit: The model's position limit, if it has one.
         largest_context_tokens: Largest context that fits on these nodes; 0 where none does, None where not
             searched.
-        binding: The line of the ledger (or ``"host_ram"``, ``"granularity"``) that decides; empty where none
-            does.
+        binding: The single constraint that decides, as `macmesh_placement.binding` defines it: ``"pins"``,
+            ``"stage_count"``, ``"host_ram"``, ``"granularity"``, a line of the ledger, or ``"memory"`` where
+            no single one does; empty where nothing was too small.
+        binding_constraints: Every constraint that, lifted alone, makes the ask fit.
         bytes_to_add: Fewest bytes of usable memory that would have to be added, over all nodes.
         deficits: Where they would have to be added.
+        host_deficits: RAM that shared machines lack besides.
+        what_ifs: Changes to the ask that make it fit, or make a larger context fit.
+        notes: What was searched within limits, for people.
     """
 
     kind: RefusalKind
@@ -184,8 +225,12 @@ class Refusal:
     position_limit: int | None = None
     largest_context_tokens: int | None = None
     binding: str = ""
+    binding_constraints: tuple[str, ...] = ()
     bytes_to_add: int | None = None
     deficits: tuple[NodeDeficit, ...] = ()
+    host_deficits: tuple[HostDeficit, ...] = ()
+    what_ifs: tuple[WhatIf, ...] = ()
+    notes: tuple[str, ...] = ()
 
     feasible = False
 
@@ -200,11 +245,12 @@ class Refusal:
             "position_limit": self.position_limit,
             "largest_context_tokens": self.largest_context_tokens,
             "binding": self.binding,
+            "binding_constraints": list(self.binding_constraints),
             "bytes_to_add": self.bytes_to_add,
-            "deficits": [
-                {name: getattr(deficit, name) for name in NodeDeficit.__dataclass_fields__}
-                for deficit in self.deficits
-            ],
+            "deficits": [asdict(deficit) for deficit in self.deficits],
+            "host_deficits": [asdict(deficit) for deficit in self.host_deficits],
+            "what_ifs": [asdict(what_if) for what_if in self.what_ifs],
+            "notes": list(self.notes),
         }
 
 
@@ -262,7 +308,7 @@ def _placement(reader: Reader) -> Placement:
             best_objective_seconds=proof.number("best_objective_seconds"),
             objective_seconds=proof.number("objective_seconds"),
             fewest_bytes_proved=proof.flag("fewest_bytes_proved"),
-            notes=tuple(proof.array("notes")),
+            notes=proof.texts("notes"),
         ),
         parallelism=cast("Parallelism", parallelism),
         kv_bits=reader.integer("kv_bits", default=0),
@@ -271,18 +317,39 @@ def _placement(reader: Reader) -> Placement:
 
 
 def _refusal(reader: Reader) -> Refusal:
-    deficits = []
-    for index, item in enumerate(reader.array("deficits")):
-        line = Reader(item, f"plan.deficits[{index}]", LocalPlacementError)
-        numbers = {name: line.integer(name) for name in NodeDeficit.__dataclass_fields__ if name != "node_id"}
-        deficits.append(NodeDeficit(node_id=line.text("node_id"), **numbers))
+    kind = reader.text("kind")
+    if kind not in get_args(RefusalKind):
+        raise LocalPlacementError(f"plan.kind must be one of {get_args(RefusalKind)}, not {kind_of(kind)}")
     return Refusal(
-        kind=reader.get("kind"),
+        kind=cast("RefusalKind", kind),
         message=reader.text("message"),
         context_tokens=reader.integer("context_tokens"),
         position_limit=reader.optional_integer("position_limit"),
         largest_context_tokens=reader.optional_integer("largest_context_tokens"),
         binding=reader.text("binding"),
+        binding_constraints=reader.texts("binding_constraints", default=[]),
         bytes_to_add=reader.optional_integer("bytes_to_add"),
-        deficits=tuple(deficits),
+        deficits=tuple(_node_deficit(line) for line in reader.objects("deficits")),
+        host_deficits=tuple(_host_deficit(line) for line in reader.objects("host_deficits", default=[])),
+        what_ifs=tuple(_what_if(line) for line in reader.objects("what_ifs", default=[])),
+        notes=reader.texts("notes", default=[]),
+    )
+
+
+def _node_deficit(line: Reader) -> NodeDeficit:
+    numbers = {name: line.integer(name) for name in NodeDeficit.__dataclass_fields__ if name != "node_id"}
+    return NodeDeficit(node_id=line.text("node_id"), **numbers)
+
+
+def _host_deficit(line: Reader) -> HostDeficit:
+    numbers = {name: line.integer(name) for name in HostDeficit.__dataclass_fields__ if name != "host_id"}
+    return HostDeficit(host_id=line.text("host_id"), **numbers)
+
+
+def _what_if(line: Reader) -> WhatIf:
+    return WhatIf(
+        change=line.text("change"),
+        message=line.text("message"),
+        feasible=line.flag("feasible"),
+        largest_context_tokens=line.optional_integer("largest_context_tokens"),
     )

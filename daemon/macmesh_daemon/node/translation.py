@@ -27,6 +27,7 @@ _REASONS = {
     "above_position_limit": Reason.CONTEXT_ABOVE_POSITION_LIMIT,
     "needs_context": Reason.INVALID_ARGUMENT,
     "stage_count": Reason.INVALID_ARGUMENT,
+    "pins": Reason.INVALID_ARGUMENT,
     "unsupported_architecture": Reason.UNSUPPORTED_ARCHITECTURE,
     "no_nodes": Reason.DOES_NOT_FIT,
 }

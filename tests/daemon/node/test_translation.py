@@ -106,7 +106,7 @@ def test_a_single_stage_has_no_transport() -> None:
 
 
 def test_every_refusal_has_a_reason() -> None:
-    kinds = ("does_not_fit", "above_position_limit", "needs_context", "stage_count", "no_nodes")
+    kinds = ("does_not_fit", "above_position_limit", "needs_context", "stage_count", "no_nodes", "pins")
 
     for kind in (*kinds, "unsupported_architecture"):
         assert isinstance(reason_of_refusal(Refusal(kind=kind, message="")), Reason)  # type: ignore[arg-type]
