@@ -1,9 +1,10 @@
-"""Planning without a daemon: a cluster from a file, a model from a profile file or a folder."""
+"""Planning without a daemon: a cluster from a file, a model from a profile file, a folder or a hub."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,76 +12,130 @@ from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import settings
 from macmesh_daemon.cli.failures import CommandError
 from macmesh_daemon.cli.parsers import model_argument
-from macmesh_placement import (
-    LocalPlacementError,
-    ModelProfile,
-    Placement,
-    PlanRequest,
-    Refusal,
-    cluster_from_json,
-    plan,
-)
+from macmesh_daemon.cli.plan_answer import Answer, read_answer
+from macmesh_daemon.plan_ask import PlanAsk, answer_json
+from macmesh_placement import LocalPlacementError, ModelProfile, cluster_from_json, plan
+from macmesh_placement.request import DEFAULT_PREFILL_CHUNK_TOKENS
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+
+    from macmesh_placement import Placement, PlanRequest, Refusal
 
 _PROFILE_DEADLINE_SECONDS: Final = 300.0
+#: How hubs name a model: an owner and a name.
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
 
 
-def plan_offline(args: argparse.Namespace) -> tuple[Placement | Refusal, Mapping[str, str]]:
-    """Plan for the cluster in ``args.cluster``; also gives the nodes' names.
+class OfflinePlanner:
+    """Plans for the cluster in ``args.cluster``.
+
+    Args:
+        args: The command's arguments.
 
     Raises:
-        CommandError: A file cannot be read or is wrong, or the model cannot be profiled.
+        CommandError: A file cannot be read or is wrong, the model cannot be profiled, or the arguments name
+            no node or contradict each other.
     """
-    try:
-        nodes = cluster_from_json(_read(args.cluster))
-        profile = _profile(args.model)
-        request = PlanRequest(
-            profile=profile,
-            nodes=tuple(nodes),
-            context_tokens=args.context,
-            slots=args.slots,
-            objective=args.objective,
-            stage_count=args.stages,
-        )
-        result = plan(request)
-    except LocalPlacementError as error:
-        raise CommandError(str(error), reason="INVALID_ARGUMENT", exit_code=exit_codes.USAGE) from error
-    return result, {node.node_id: node.name for node in nodes}
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        try:
+            nodes = tuple(cluster_from_json(_read(args.cluster)))
+            self._request: PlanRequest = ask_of(args).request(_profile(args.model), nodes)
+        except LocalPlacementError as error:
+            raise _usage(str(error)) from error
+        self._names = {node.node_id: node.name for node in nodes}
+        self.model = self._request.profile.model_id
+        self.cluster = Path(args.cluster).name.removesuffix(".json").removesuffix(".cluster")
+
+    def answer(self, *, explain: bool) -> Answer:
+        """The plan or the refusal, with the alternatives where asked."""
+        try:
+            body = answer_json(self._request, plan(self._request), explain=explain)
+        except LocalPlacementError as error:
+            raise _usage(str(error)) from error
+        return read_answer(body, self._names)
+
+    def at(self, context_tokens: int) -> Placement | Refusal:
+        """The same ask at another context."""
+        decode = min(self._request.decode_context_tokens, context_tokens)
+        return plan(replace(self._request, context_tokens=context_tokens, decode_context_tokens=decode))
+
+
+def ask_of(args: argparse.Namespace) -> PlanAsk:
+    """The arguments of `plan` as an ask."""
+    return PlanAsk(
+        context_tokens=args.context,
+        slots=args.slots,
+        objective=args.objective,
+        stage_count=args.stages,
+        excluded_nodes=tuple(args.exclude),
+        required_nodes=tuple(args.require),
+        head_node=args.head,
+        tail_node=args.tail,
+        decode_context_tokens=args.decode_context,
+        prefill_share=args.prefill_share,
+        kv_bits=args.kv_bits,
+        prefill_chunk_tokens=args.chunk or DEFAULT_PREFILL_CHUNK_TOKENS,
+        allow_tensor_parallel=args.tensor_parallel,
+    )
+
+
+def _usage(message: str) -> CommandError:
+    return CommandError(message, reason="INVALID_ARGUMENT", exit_code=exit_codes.USAGE)
 
 
 def _read(path: str) -> str:
     try:
         return Path(path).expanduser().read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(
-            f"cannot read {path}: {error}", reason="INVALID_ARGUMENT", exit_code=exit_codes.USAGE
-        ) from error
+        raise _usage(f"cannot read {path}: {error}") from error
 
 
 def _profile(model: str) -> ModelProfile:
     path = Path(model).expanduser()
     if path.is_file():
-        try:
-            return ModelProfile.from_json(json.loads(_read(model)))
-        except json.JSONDecodeError as error:
-            raise CommandError(
-                f"{model} is not JSON: {error}", reason="INVALID_ARGUMENT", exit_code=exit_codes.USAGE
-            ) from error
-    return asyncio.run(_profile_folder(model))
+        return ModelProfile.from_json_text(_read(model))
+    return asyncio.run(_profile_model(model))
 
 
-async def _profile_folder(model: str) -> ModelProfile:
-    from macmesh_daemon.models import LocalModelError, resolve  # noqa: PLC0415  a profile file needs none of it
+async def _profile_model(model: str) -> ModelProfile:
+    from macmesh_daemon.models import (  # noqa: PLC0415  a profile file needs none of it
+        LocalModelError,
+        LocalModelNotFoundError,
+        resolve,
+    )
     from macmesh_daemon.models.profiler import profile_model  # noqa: PLC0415  as above
 
     config = settings()
     try:
-        folder = await asyncio.to_thread(resolve, model_argument(model), config.models_folders)
+        try:
+            folder = await asyncio.to_thread(resolve, model_argument(model), config.models_folders)
+        except LocalModelNotFoundError as error:
+            if not _HUB_ID.fullmatch(model):
+                raise
+            return await profile_from_hub(model, config.data_dir / "profiles", missing=error)
         return await profile_model(
             folder, config.data_dir / "profiles", deadline_seconds=_PROFILE_DEADLINE_SECONDS
         )
     except LocalModelError as error:
         raise CommandError(str(error), reason=error.reason) from error
+
+
+async def profile_from_hub(model_id: str, cache_folder: Path, *, missing: Exception) -> ModelProfile:
+    """The profile of a model that no folder holds, from the headers of its files on a hub.
+
+    Args:
+        model_id: ``owner/name``.
+        cache_folder: Where profiles are kept.
+        missing: Why no folder here was found.
+
+    Raises:
+        CommandError: Always: this version does not read from hubs yet.
+    """
+    del cache_folder
+    raise CommandError(
+        f"{missing}. {model_id!r} looks like a model on a hub, which this version cannot read: "
+        "download it, or make a profile of a folder with `macmesh-profile`",
+        reason="MODEL_NOT_FOUND",
+    )
