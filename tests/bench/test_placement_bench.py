@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from proportional_split import proportional_split
+
 SCRIPT = Path(__file__).parents[2] / "bench" / "placement.py"
 
 
@@ -24,9 +26,9 @@ def bench() -> ModuleType:
 
 
 def test_the_proportional_split(bench: ModuleType) -> None:
-    assert bench.proportional_split([8_000, 2_900], 10) == [7, 3]
-    assert bench.proportional_split([50, 50], 5) == [3, 2]
-    assert bench.proportional_split([1000, 1000, 1], 10) == [4, 5, 1]
+    assert proportional_split([8_000, 2_900], 10) == [7, 3]
+    assert proportional_split([50, 50], 5) == [3, 2]
+    assert proportional_split([1000, 1000, 1], 10) == [4, 5, 1]
     case = bench.TightCase((8_000, 2_900), 10, 1_000, 0)
     assert not bench.proportional_accepts(case, layer_bytes=case.layer_bytes)
     assert bench.split_exists(case)
