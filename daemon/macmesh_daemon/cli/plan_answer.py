@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from macmesh_placement import LocalPlacementError, result_from_json
+from macmesh_placement import LocalPlacementError, Placement, result_from_json
 from macmesh_placement.checks import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from macmesh_placement import Placement, Refusal
+    from macmesh_placement import Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,15 @@ class WhatIf:
 
 
 @dataclass(frozen=True, slots=True)
+class HostDeficit:
+    """What a machine that several nodes share lacks in RAM."""
+
+    host_id: str
+    needed_bytes: int
+    budget_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A dry run's answer.
 
@@ -42,6 +51,9 @@ class Answer:
         names: Node id to a name for people, of all nodes that could take part.
         alternatives: What lost; empty where it was not asked for.
         what_ifs: Of a refusal: changes that help.
+        host_deficits: Of a refusal: RAM that shared machines lack.
+        also_binding: Of a refusal: what would make the ask fit too, if it were lifted.
+        notes: Of a refusal: what was searched within limits.
         kv_bits: Bits of a quantised cache; 0: as the model has it.
         parallelism: ``"pipeline"`` or ``"tensor"``.
         hop_seconds: Of a plan: the hop behind each stage, where the answer tells it.
@@ -52,6 +64,9 @@ class Answer:
     names: Mapping[str, str]
     alternatives: tuple[Alternative, ...] = ()
     what_ifs: tuple[WhatIf, ...] = ()
+    host_deficits: tuple[HostDeficit, ...] = ()
+    also_binding: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     kv_bits: int = 0
     parallelism: str = "pipeline"
     hop_seconds: tuple[float, ...] = ()
@@ -65,9 +80,11 @@ def read_answer(body: Mapping[str, Any], names: Mapping[str, str]) -> Answer:
     """
     reader = Reader(body, "plan", LocalPlacementError)
     stages = reader.array("stages", default=[]) if reader.flag("feasible") else []
+    result = _result(body)
+    binding = "" if isinstance(result, Placement) else result.binding
     return Answer(
         body=body,
-        result=_result(body),
+        result=result,
         names=names,
         alternatives=tuple(
             _alternative(item, f"plan.alternatives[{index}]")
@@ -77,6 +94,12 @@ def read_answer(body: Mapping[str, Any], names: Mapping[str, str]) -> Answer:
             _what_if(item, f"plan.what_ifs[{index}]")
             for index, item in enumerate(reader.array("what_ifs", default=[]))
         ),
+        host_deficits=tuple(
+            _host_deficit(item, f"plan.host_deficits[{index}]")
+            for index, item in enumerate(reader.array("host_deficits", default=[]))
+        ),
+        also_binding=tuple(name for name in _texts(reader, "binding_constraints") if name != binding),
+        notes=_texts(reader, "notes"),
         kv_bits=reader.integer("kv_bits", default=0),
         parallelism=reader.text("parallelism", default="pipeline"),
         hop_seconds=tuple(
@@ -98,6 +121,22 @@ def _alternative(value: object, where: str) -> Alternative:
 def _what_if(value: object, where: str) -> WhatIf:
     reader = Reader(value, where, LocalPlacementError)
     return WhatIf(message=reader.text("message"), feasible=reader.flag("feasible"))
+
+
+def _host_deficit(value: object, where: str) -> HostDeficit:
+    reader = Reader(value, where, LocalPlacementError)
+    return HostDeficit(
+        host_id=reader.text("host_id"),
+        needed_bytes=reader.integer("needed_bytes"),
+        budget_bytes=reader.integer("budget_bytes"),
+    )
+
+
+def _texts(reader: Reader, name: str) -> tuple[str, ...]:
+    values = reader.array(name, default=[])
+    if not all(isinstance(value, str) for value in values):
+        raise LocalPlacementError(f"{reader.where}.{name} must be an array of strings")
+    return tuple(values)
 
 
 def _result(value: object) -> Placement | Refusal:

@@ -10,7 +10,7 @@ from macmesh_daemon.cli.bars import HEADROOM, MISSING, NEEDED, need_segments
 from macmesh_daemon.cli.output import printable
 from macmesh_daemon.cli.plan_view import DEFAULT_WIDTH, node_name, render_bars
 from macmesh_daemon.cli.status_view import layers
-from macmesh_daemon.cli.table import BOLD, RED, RESET, Column, render_table
+from macmesh_daemon.cli.table import BOLD, GREEN, RED, RESET, Column, render_table
 from macmesh_placement import Placement
 
 if TYPE_CHECKING:
@@ -59,41 +59,18 @@ def render_alternatives(answer: Answer, width: int | None = None, *, color: bool
 
 def render_refusal(answer: Answer, refusal: Refusal, width: int | None = None, *, color: bool = False) -> str:
     """Why there is no plan, what is missing where, and what would make one."""
-    names = answer.names
     head = (
         f"# does not fit ({refusal.kind})" if refusal.kind == "does_not_fit" else f"# refused: {refusal.kind}"
     )
-    lines = [f"{RED}{head}{RESET}" if color else head, printable(refusal.message)]
+    message = printable(refusal.message)
+    lines = [f"{RED}{head}{RESET}" if color else head, textwrap.fill(message, width) if width else message]
+    if refusal.deficits or answer.host_deficits:
+        lines += ["", _deficit_bars(answer, refusal, width, color=color), ""]
     if refusal.deficits:
-        bars = [
-            (
-                node_name(d.node_id, names),
-                need_segments(d.needed_bytes, d.usable_bytes),
-                f"{units.size(d.deficit_bytes)} missing",
-            )
-            for d in refusal.deficits
-        ]
-        columns = [Column("NODE", least=10)]
-        columns += [Column(title, right=True) for title in ("LAYERS", "NEEDED", "USABLE", "MISSING")]
-        rows = [
-            [
-                node_name(d.node_id, names),
-                layers(d.first_layer, d.end_layer),
-                units.size(d.needed_bytes),
-                units.size(d.usable_bytes),
-                units.size(d.deficit_bytes),
-            ]
-            for d in refusal.deficits
-        ]
-        kinds = (
-            (NEEDED, MISSING)
-            if all(d.deficit_bytes for d in refusal.deficits)
-            else (NEEDED, MISSING, HEADROOM)
-        )
-        lines += ["", render_bars(bars, kinds, width, color=color)]
-        lines += ["", render_table(columns, rows, width=width, header_color=BOLD if color else ""), ""]
+        lines += [_deficit_table(answer, refusal, width, color=color), ""]
     if refusal.binding:
-        lines.append(f"what decides: {printable(refusal.binding)}")
+        also = f" (it would fit too without: {', '.join(answer.also_binding)})" if answer.also_binding else ""
+        lines.append(printable(f"what decides: {refusal.binding}{also}"))
     if refusal.largest_context_tokens:
         lines.append(f"largest context that fits: {units.count(refusal.largest_context_tokens)}")
     if refusal.bytes_to_add is not None:
@@ -102,15 +79,44 @@ def render_refusal(answer: Answer, refusal: Refusal, width: int | None = None, *
         )
     if refusal.position_limit and refusal.kind == "above_position_limit":
         lines.append(f"position limit of the model: {units.count(refusal.position_limit)}")
+    lines += [f"note: {printable(note)}" for note in answer.notes]
     if answer.what_ifs:
         lines.append(_title("what if", color=color))
-        lines += [
-            _filled(
-                f"{'fits:' if w.feasible else 'does not fit, but:'} {printable(w.message)}", width, indent=4
+        for what_if in sorted(answer.what_ifs, key=lambda w: not w.feasible):
+            text = _filled(
+                f"{'+' if what_if.feasible else '-'} {printable(what_if.message)}", width, indent=4
             )
-            for w in answer.what_ifs
-        ]
+            lines.append(f"{GREEN}{text}{RESET}" if color and what_if.feasible else text)
     return "\n".join(lines)
+
+
+def _deficit_bars(answer: Answer, refusal: Refusal, width: int | None, *, color: bool) -> str:
+    needs = [(node_name(d.node_id, answer.names), d.needed_bytes, d.usable_bytes) for d in refusal.deficits]
+    needs += [
+        (f"RAM of {printable(d.host_id)}", d.needed_bytes, d.budget_bytes) for d in answer.host_deficits
+    ]
+    rows = [
+        (name, need_segments(needed, there), f"{units.size(max(0, needed - there))} missing")
+        for name, needed, there in needs
+    ]
+    spare = any(needed < there for _, needed, there in needs)
+    return render_bars(rows, (NEEDED, MISSING, HEADROOM) if spare else (NEEDED, MISSING), width, color=color)
+
+
+def _deficit_table(answer: Answer, refusal: Refusal, width: int | None, *, color: bool) -> str:
+    columns = [Column("NODE", least=10)]
+    columns += [Column(title, right=True) for title in ("LAYERS", "NEEDED", "USABLE", "MISSING")]
+    rows = [
+        [
+            node_name(d.node_id, answer.names),
+            layers(d.first_layer, d.end_layer),
+            units.size(d.needed_bytes),
+            units.size(d.usable_bytes),
+            units.size(d.deficit_bytes),
+        ]
+        for d in refusal.deficits
+    ]
+    return render_table(columns, rows, width=width, header_color=BOLD if color else "")
 
 
 def _formula(plan: Placement) -> str:
@@ -119,7 +125,9 @@ def _formula(plan: Placement) -> str:
         return "stages and hops"
     if plan.objective == "throughput":
         return f"slowest stage {_ms(slowest)}"
-    return f"max(latency, {plan.slots} slots x slowest stage {_ms(slowest)})"
+    return (
+        f"max(latency, {plan.slots} {'slot' if plan.slots == 1 else 'slots'} x slowest stage {_ms(slowest)})"
+    )
 
 
 def _latency_terms(answer: Answer, plan: Placement) -> str:
@@ -142,7 +150,8 @@ def _split(alternative: Alternative, names: Mapping[str, str]) -> str:
     ]
     least = min(stage.ledger.headroom_bytes for stage in plan.stages)
     return (
-        f"{', '.join(parts)}: {_ms(plan.certificate.objective_seconds)}, least headroom {units.size(least)}, "
+        f"{', '.join(parts)}: {printable(plan.objective)} {_ms(plan.certificate.objective_seconds)}, "
+        f"least headroom {units.size(least)}, "
         f"{units.size(plan.bytes_to_load)} to load"
     )
 

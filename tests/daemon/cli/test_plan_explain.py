@@ -92,13 +92,34 @@ def test_a_refusal_shows_bars_what_binds_and_what_would_help() -> None:
     assert f"what decides: {refusal.binding}" in text
     assert f"largest context that fits: {refusal.largest_context_tokens:,}" in text
     assert f"({refusal.bytes_to_add:,} bytes)" in text
-    assert "fits: With one slot." in text
-    assert "does not fit, but: With 8 bits." in text
+    assert "  + With one slot." in text
+    assert "  - With 8 bits." in text
+    assert "it would fit too" not in text
     bars = [line for line in text.splitlines() if "█" in line and line.endswith("missing")]
     assert len(bars) == len(refusal.deficits) > 0
     for bar, deficit in zip(bars, refusal.deficits, strict=True):
         drawn = bar.count("▚") / (bar.count("▚") + bar.count("█"))
         assert drawn == pytest.approx(deficit.deficit_bytes / deficit.needed_bytes, abs=0.03)
+
+
+def test_a_machine_that_lacks_ram_is_shown_too() -> None:
+    host = {"host_id": "mac", "needed_bytes": 30 * GB, "budget_bytes": 20 * GB, "deficit_bytes": 10 * GB}
+    refusal = Refusal(kind="does_not_fit", message="too small " * 20, context_tokens=9, binding="host_ram")
+    value = refusal.to_json()
+    value |= {
+        "host_deficits": [host],
+        "binding_constraints": ["host_ram", "cache"],
+        "notes": ["within limits"],
+    }
+    answer = read_answer(value, NAMES)
+    assert isinstance(answer.result, Refusal)
+    text = render_refusal(answer, answer.result, 80)
+    (bar,) = [line for line in text.splitlines() if line.startswith("RAM of mac")]
+    assert bar.count("▚") * 2 == pytest.approx(bar.count("█"), abs=1)
+    assert bar.endswith("10.0 GB missing")
+    assert "what decides: host_ram (it would fit too without: cache)" in text
+    assert "note: within limits" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
 
 
 def test_the_plan_says_how_its_cache_and_its_layers_are_kept() -> None:
@@ -141,6 +162,8 @@ def test_hops_are_terms_where_the_answer_tells_them() -> None:
         ({"alternatives": {}}, "alternatives must be an array"),
         ({"what_ifs": [{"message": "x"}]}, r"what_ifs\[0\] lacks the field 'feasible'"),
         ({"kv_bits": "8"}, "kv_bits"),
+        ({"notes": [1]}, "notes must be an array of strings"),
+        ({"host_deficits": [{"host_id": "x"}]}, r"host_deficits\[0\] lacks"),
         ({"feasible": "yes"}, "feasible"),
     ],
 )
