@@ -46,7 +46,8 @@ def render_alternatives(answer: Answer, width: int | None = None, *, color: bool
     """What else was considered, and why it lost."""
     lines = [_title("what lost, and why", color=color)]
     if not answer.alternatives:
-        lines.append("  nothing else fits")
+        told = "alternatives" in answer.body
+        lines.append("  nothing to compare with" if told else "  the daemon's answer does not tell")
     for alternative in answer.alternatives:
         lines.append(
             _filled(f"{printable(alternative.label)}: {printable(alternative.reason)}", width, indent=4)

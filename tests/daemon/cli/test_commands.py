@@ -284,6 +284,8 @@ def test_a_plan_that_does_not_add_up_is_refused(run: Run, daemon: ThreadedFakeDa
         ("load", "m", "--slots", "0"),
         ("load", "m", "--objective", "speed"),
         ("load", "m", "--cont", "5"),
+        ("load", "m", "--exclude", "a"),
+        ("load", "m", "--kv-bits", "8"),
         ("generate", "x", "--top-p", "1.5"),
         ("generate", "x", "--temperature", "nan"),
         ("generate", "x", "--temperature", "-1"),

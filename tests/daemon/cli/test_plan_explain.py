@@ -71,7 +71,8 @@ def test_what_lost_is_told_with_its_reason_and_split() -> None:
     for stage in other["stages"]:
         assert f"{stage['node_id']} {stage['first_layer']}-{stage['end_layer'] - 1}" in text
     assert all(len(line) <= 80 for line in text.splitlines())
-    assert "nothing else" in render_alternatives(read_answer(body(REQUEST), NAMES))
+    assert "does not tell" in render_alternatives(read_answer(body(REQUEST), NAMES))
+    assert "nothing to compare" in render_alternatives(read_answer(body(REQUEST, alternatives=[]), NAMES))
 
 
 def test_a_refusal_shows_bars_what_binds_and_what_would_help() -> None:
