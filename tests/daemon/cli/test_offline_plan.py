@@ -64,7 +64,7 @@ def test_too_small_a_cluster_names_what_is_missing(run: Run, profile_file: Path,
     assert "MISSING" in outcome.out
     assert "▚" in outcome.out
     assert "usable memory to add: " in outcome.out
-    assert "what decides: weights" in outcome.out
+    assert "what decides: " in outcome.out
     assert "book" in outcome.out
 
 
