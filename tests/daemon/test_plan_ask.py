@@ -1,12 +1,13 @@
 """People's names of nodes, and the request that the planner gets."""
 
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from macmesh_daemon.plan_ask import PlanAsk, answer_json, resolve_node
-from macmesh_placement import LocalPlanRequestError, NodeCapacity, PlanRequest, plan
+from macmesh_placement import LocalPlanRequestError, ModelProfile, NodeCapacity, PlanRequest, plan
 
 from .cli.conftest import big_profile
 
@@ -73,6 +74,16 @@ def test_the_request_has_everything_that_was_asked() -> None:
         512,
     )
     assert request.allow_tensor_parallel
+
+
+def test_a_quantised_cache_changes_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_kv_bits(profile: ModelProfile, bits: int) -> ModelProfile:
+        return replace(profile, model_id=f"{profile.model_id} at {bits} bits")
+
+    monkeypatch.setattr(ModelProfile, "with_kv_bits", with_kv_bits, raising=False)
+    request = PlanAsk(kv_bits=8).request(big_profile(), NODES)
+    assert request.profile.model_id == "MiniMax-M2.5-5bit at 8 bits"
+    assert PlanAsk().request(big_profile(), NODES).profile == big_profile()
 
 
 def test_a_known_node_that_may_not_take_part_can_be_excluded_but_not_required() -> None:
