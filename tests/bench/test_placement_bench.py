@@ -1,34 +1,23 @@
 """The yardstick of the placement benchmark is the rule that it says it is, and its judge is right."""
 
-import importlib.util
 import json
-import sys
 from itertools import product
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from proportional_split import proportional_split
-
-SCRIPT = Path(__file__).parents[2] / "bench" / "placement.py"
+from bench_scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_placement", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_placement"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("placement")
 
 
 def test_the_proportional_split(bench: ModuleType) -> None:
-    assert proportional_split([8_000, 2_900], 10) == [7, 3]
-    assert proportional_split([50, 50], 5) == [3, 2]
-    assert proportional_split([1000, 1000, 1], 10) == [4, 5, 1]
+    assert bench.proportional_split([8_000, 2_900], 10) == [7, 3]
+    assert bench.proportional_split([50, 50], 5) == [3, 2]
+    assert bench.proportional_split([1000, 1000, 1], 10) == [4, 5, 1]
     case = bench.TightCase((8_000, 2_900), 10, 1_000, 0)
     assert not bench.proportional_accepts(case, layer_bytes=case.layer_bytes)
     assert bench.split_exists(case)

@@ -2,10 +2,11 @@
 
 import re
 
-from placement_page import PAGE, PARTS, filled
+from bench_scripts import load_script
 
 
 def test_the_computed_parts_of_the_page_are_up_to_date() -> None:
-    page = PAGE.read_text("utf-8")
-    assert set(re.findall(r"<!-- computed: ([\w-]+) -->", page)) == set(PARTS)
-    assert filled(page) == page, "run: python bench/placement_page.py"
+    script = load_script("placement_page")
+    page = script.PAGE.read_text("utf-8")
+    assert set(re.findall(r"<!-- computed: ([\w-]+) -->", page)) == set(script.PARTS)
+    assert script.filled(page) == page, "run: python bench/placement_page.py"
