@@ -88,7 +88,7 @@ def _with_layers(profile: ModelProfile, change: Callable[[LayerProfile], LayerPr
 
 def _no_weights(profile: ModelProfile) -> ModelProfile:
     bare = _with_layers(profile, lambda layer: replace(layer, weight_bytes=0, active_weight_bytes=0))
-    return replace(bare, embedding_bytes=0, norm_bytes=0, head_bytes=0, shared_bytes=0)
+    return replace(bare, embedding_bytes=0, head_copy_bytes=None, norm_bytes=0, head_bytes=0, shared_bytes=0)
 
 
 def _no_caches(profile: ModelProfile) -> ModelProfile:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from macmesh._aio_streams import AsyncGeneration, AsyncStream
-    from macmesh._messages import GenerateOptions
+    from macmesh._messages import GenerateOptions, PlanOptions
     from macmesh._streams import Generation, Stream
     from macmesh.aio_client import AsyncClient
     from macmesh.client import Client
@@ -55,6 +55,7 @@ __all__ = [
     "LoadProgress",
     "LocalError",
     "MacmeshError",
+    "PlanOptions",
     "PlanResult",
     "Reason",
     "RemoteError",
@@ -74,6 +75,7 @@ _HOMES: Final = {
     "Client": "client",
     "Credentials": "credentials",
     "GenerateOptions": "_messages",
+    "PlanOptions": "_messages",
     "Generation": "_streams",
     "LocalError": "errors",
     "MacmeshError": "errors",

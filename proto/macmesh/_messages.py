@@ -61,6 +61,34 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool
 
 
+class PlanOptions(TypedDict, total=False):
+    """Keyword arguments of ``plan`` beside the demand; all are optional.
+
+    A node is named by its host name, its name in the cluster or the beginning of its id.
+    """
+
+    #: Nodes to leave out.
+    excluded_nodes: Sequence[str]
+    #: Nodes that must take part.
+    required_nodes: Sequence[str]
+    #: The node that must run the first stage; empty (default): any.
+    head_node: str
+    #: The node that must run the last stage; empty (default): any.
+    tail_node: str
+    #: Tokens in the cache while the predicted token is decoded; 0 (default) takes the whole context.
+    decode_context_tokens: int
+    #: Share of prompt tokens among all tokens, 0 (default, decoding alone) to below 1.
+    prefill_share: float
+    #: Bits of a quantised cache, 4 or 8; 0 (default) keeps the model's own type.
+    kv_bits: int
+    #: Most prompt tokens of one prefill step; 0 (default) takes the node's setting.
+    prefill_chunk_tokens: int
+    #: Splitting every layer over equal nodes is a candidate too.
+    allow_tensor_parallel: bool
+    #: Also answer with the plans that lost, and why, as ``alternatives``.
+    explain: bool
+
+
 def generate_request(
     prompt: str | None = None,
     *,
@@ -141,10 +169,48 @@ def _demand(model: str, context_tokens: int, slots: int, objective: str, stage_c
 
 
 def plan_request(
-    model: str, context_tokens: int, slots: int, objective: str, stage_count: int
+    model: str,
+    context_tokens: int,
+    slots: int,
+    objective: str,
+    stage_count: int,
+    *,
+    excluded_nodes: Sequence[str] = (),
+    required_nodes: Sequence[str] = (),
+    head_node: str = "",
+    tail_node: str = "",
+    decode_context_tokens: int = 0,
+    prefill_share: float = 0.0,
+    kv_bits: int = 0,
+    prefill_chunk_tokens: int = 0,
+    allow_tensor_parallel: bool = False,
+    explain: bool = False,
 ) -> cluster_pb2.PlanModelRequest:
-    """Build the request; raises LocalArgumentError."""
-    return cluster_pb2.PlanModelRequest(**_demand(model, context_tokens, slots, objective, stage_count))
+    """Build the request.
+
+    Raises:
+        LocalArgumentError: A value that no daemon would take.
+    """
+    for name, nodes in (("excluded_nodes", excluded_nodes), ("required_nodes", required_nodes)):
+        if isinstance(nodes, str):
+            raise LocalArgumentError(f"{name} is a list of nodes, not one text")
+        if "" in nodes:
+            raise LocalArgumentError(f"{name} holds an empty name")
+    if not 0 <= prefill_share < 1:
+        raise LocalArgumentError(f"prefill_share must be at least 0 and below 1, not {prefill_share}")
+    return cluster_pb2.PlanModelRequest(
+        **_demand(model, context_tokens, slots, objective, stage_count),
+        excluded_nodes=excluded_nodes,
+        required_nodes=required_nodes,
+        head_node=head_node,
+        tail_node=tail_node,
+        decode_context_tokens=_count("decode_context_tokens", decode_context_tokens),
+        prefill_share=prefill_share,
+        kv_bits=_count("kv_bits", kv_bits),
+        prefill_chunk_tokens=_count("prefill_chunk_tokens", prefill_chunk_tokens),
+        allow_tensor_parallel=allow_tensor_parallel,
+        explain=explain,
+    )
 
 
 def load_request(

@@ -91,9 +91,10 @@ class AsyncClient:
         objective: str = "",
         stage_count: int = 0,
         timeout_seconds: float | None = None,
+        **options: Unpack[_messages.PlanOptions],
     ) -> PlanResult:
         """What the cluster would do with a model; changes nothing. Arguments as for `macmesh.Client.plan`."""
-        request = _messages.plan_request(model, context_tokens, slots, objective, stage_count)
+        request = _messages.plan_request(model, context_tokens, slots, objective, stage_count, **options)
         response = await self._unary(
             "PlanModel", self._cluster().PlanModel, request, timeout_seconds, self._timeouts.plan
         )

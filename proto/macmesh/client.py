@@ -109,6 +109,7 @@ class Client:
         objective: str = "",
         stage_count: int = 0,
         timeout_seconds: float | None = None,
+        **options: Unpack[_messages.PlanOptions],
     ) -> PlanResult:
         """What the cluster would do with a model; changes nothing.
 
@@ -119,8 +120,12 @@ class Client:
             objective: "latency", "throughput" or "balanced"; empty takes "balanced".
             stage_count: Stages to use; 0 lets the planner choose.
             timeout_seconds: Deadline; None takes `Timeouts.plan`.
+            **options: See `macmesh.PlanOptions`.
+
+        Raises:
+            LocalArgumentError: A value that no daemon would take.
         """
-        request = _messages.plan_request(model, context_tokens, slots, objective, stage_count)
+        request = _messages.plan_request(model, context_tokens, slots, objective, stage_count, **options)
         response = self._unary(
             "PlanModel", self._cluster.PlanModel, request, timeout_seconds, self._timeouts.plan
         )

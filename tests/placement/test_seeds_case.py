@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from bench_scripts import load_script
 from macmesh_placement import (
     ModelProfile,
     NodeCapacity,
@@ -61,6 +62,20 @@ def test_eight_layers_would_not_fit_the_small_mac() -> None:
         for count in (7, 8)
     }
     assert headroom[7] > 0 > headroom[8]
+
+
+def test_a_split_by_weights_alone_would_have_failed_below_the_position_limit() -> None:
+    request = PlanRequest(profile=_profile(), nodes=_nodes(), context_tokens=CONTEXT)
+    page = load_script("placement_page")
+    layers = page.weights_only_layers(request)
+    assert layers == 8
+    laptop = page.node_of(request, "laptop")
+    assert layers * request.profile.layers[0].weight_bytes < laptop.usable_bytes
+    fails_above = page.largest_closing_context(request, layers)
+    assert 150_000 < fails_above < CONTEXT
+    assert page.small_ledger(request, layers, fails_above).headroom_bytes >= 0
+    assert page.small_ledger(request, layers, fails_above + 1).headroom_bytes < 0
+    assert page.largest_closing_context(request, 7) == CONTEXT
 
 
 def test_two_hundred_thousand_tokens_are_above_the_position_limit() -> None:

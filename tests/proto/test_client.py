@@ -237,6 +237,20 @@ def test_plan_and_unload(threaded: ThreadedFakeDaemon, client: macmesh.Client) -
     assert client.unload() == "1.3.3"
 
 
+def test_plan_options_travel_and_wrong_ones_do_not(
+    threaded: ThreadedFakeDaemon, client: macmesh.Client
+) -> None:
+    client.plan("m", excluded_nodes=["a"], required_nodes=["b"], head_node="c", kv_bits=8, prefill_share=0.5)
+    request = threaded.calls[0][1]
+    assert isinstance(request, cluster_pb2.PlanModelRequest)
+    assert (list(request.excluded_nodes), list(request.required_nodes)) == (["a"], ["b"])
+    assert (request.head_node, request.kv_bits, request.prefill_share) == ("c", 8, 0.5)
+    for wrong in ({"excluded_nodes": "a"}, {"required_nodes": [""]}, {"prefill_share": 1.0}, {"kv_bits": -1}):
+        with pytest.raises(LocalArgumentError):
+            client.plan("m", **wrong)
+    assert len(threaded.calls) == 1
+
+
 def test_a_plan_that_is_not_json_is_a_fault(threaded: ThreadedFakeDaemon, client: macmesh.Client) -> None:
     threaded.script.plan = cluster_pb2.PlanModelResponse(feasible=True, result_json="[1]")
     with pytest.raises(RemoteInternalError):

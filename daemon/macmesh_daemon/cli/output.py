@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
     import argparse
@@ -32,6 +32,20 @@ def print_data(text: str, *, end: str = "\n") -> None:
     """
     sys.stdout.write(text + end)
     sys.stdout.flush()
+
+
+#: What a stream that knows ASCII only gets for the signs that tables, bars and lines use.
+_ASCII: Final = str.maketrans({"█": "#", "▓": "=", "▒": "+", "░": ":", "·": ".", "▚": "!", "…": "~"})
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """The text as a stream of that encoding can write it: signs have ASCII stand-ins, the rest becomes ``?``."""
+    encoding = encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
+    return text
 
 
 def talk(text: str) -> None:

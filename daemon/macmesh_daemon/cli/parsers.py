@@ -102,6 +102,14 @@ def share(text: str) -> float:
     return value
 
 
+def below_one(text: str) -> float:
+    """An argument from 0 to below 1."""
+    value = amount(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not below 1")
+    return value
+
+
 def amount(text: str) -> float:
     """An argument that is a finite number of at least 0."""
     try:

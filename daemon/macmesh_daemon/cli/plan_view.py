@@ -1,20 +1,35 @@
-"""The plan as text: stages with their ledgers, or the refusal and what would fit."""
+"""The plan as text: a bar for each node, the stages and their ledgers. Pure."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from macmesh_daemon.cli import units
+from macmesh_daemon.cli.bars import (
+    LEDGER_KINDS,
+    OTHER,
+    SCRATCH,
+    Segment,
+    ledger_segments,
+    legend,
+    render_bar,
+)
 from macmesh_daemon.cli.output import printable
 from macmesh_daemon.cli.status_view import SHORT_ID, layers
-from macmesh_daemon.cli.table import BOLD, GREEN, RED, RESET, Column, render_table
+from macmesh_daemon.cli.table import BOLD, GREEN, RESET, Column, cut, display_width, render_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from macmesh_placement import Placement, Refusal
+    from macmesh_daemon.cli.bars import Kind
+    from macmesh_daemon.cli.plan_answer import Answer
+    from macmesh_placement import Placement
 
-_KEPT_APART: Final = {"weights", "embedding", "head", "cache"}
+#: Columns where the output is no terminal.
+DEFAULT_WIDTH: Final = 100
+_LEAST_CELLS: Final = 12
+_MOST_CELLS: Final = 64
+_LONGEST_NAME: Final = 24
 
 _STAGES: Final = (
     Column("STAGE", right=True),
@@ -22,6 +37,7 @@ _STAGES: Final = (
     Column("LAYERS", right=True),
     Column("WEIGHTS", right=True),
     Column("KV@FULL", right=True),
+    Column("SCRATCH", right=True),
     Column("OTHER", right=True),
     Column("TOTAL", right=True),
     Column("USABLE", right=True),
@@ -36,102 +52,68 @@ _LEDGER: Final = (
 )
 
 
-def render_plan(
-    plan: Placement,
-    names: Mapping[str, str],
-    width: int | None = None,
-    *,
-    color: bool = False,
-    ledger: bool = False,
-) -> str:
-    """A plan that fits.
+def render_plan(answer: Answer, plan: Placement, width: int | None = None, *, color: bool = False) -> str:
+    """A plan that fits: what it promises, a bar for each node, and the stages.
 
     Args:
+        answer: The answer that holds the plan.
         plan: The plan.
-        names: Node id to a name for people.
         width: Columns of the terminal; None does not limit.
         color: With escape sequences.
-        ledger: Also every line of every ledger, to the byte.
     """
-    head = (
-        f"# fits: {printable(plan.model_id)} · {plan.layer_count} layers · context"
-        f" {units.count(plan.context_tokens)} · slots {plan.slots}"
-        f" · prefill chunk {units.count(plan.prefill_chunk_tokens)}"
-    )
-    lines = [f"{GREEN}{head}{RESET}" if color else head]
-    if plan.predicted_decode_seconds > 0:
-        lines.append(
-            f"# predicted at full context: {1 / plan.predicted_decode_seconds:.1f} tokens/s for one request,"
-            f" {1000 * plan.predicted_decode_seconds:.1f} ms per token,"
-            f" slowest stage {1000 * plan.predicted_slowest_stage_seconds:.1f} ms"
-        )
-    proof = plan.certificate
-    lines.append(
-        f"# objective {plan.objective}: {1000 * proof.objective_seconds:.2f} ms"
-        f" ({'exact' if proof.exact else 'not proved best'}; {printable(proof.method)})"
-    )
-    lines += [f"# {printable(note)}" for note in proof.notes]
-    rows = []
-    for stage in plan.stages:
-        other = sum(e.size_bytes for e in stage.ledger.entries if e.name not in _KEPT_APART)
-        rows.append(
-            [
-                str(stage.index),
-                node_name(stage.node_id, names),
-                layers(stage.first_layer, stage.end_layer),
-                units.size(stage.ledger.weights_bytes),
-                units.size(stage.ledger.cache_bytes),
-                units.size(other),
-                units.size(stage.ledger.total_bytes),
-                units.size(stage.ledger.usable_bytes),
-                units.size(stage.ledger.headroom_bytes),
-                f"{1000 * stage.predicted_seconds:.2f}",
-            ]
-        )
-    bold = BOLD if color else ""
-    lines.append(render_table(_STAGES, rows, width=width, header_color=bold))
-    if ledger:
-        entries = []
-        for stage in plan.stages:
-            entries += [
-                [str(stage.index), e.name, units.count(e.size_bytes), e.source] for e in stage.ledger.entries
-            ]
-            entries.append([str(stage.index), "total", units.count(stage.ledger.total_bytes), ""])
-            entries.append([str(stage.index), "usable", units.count(stage.ledger.usable_bytes), ""])
-            entries.append([str(stage.index), "headroom", units.count(stage.ledger.headroom_bytes), ""])
-        lines += ["", render_table(_LEDGER, entries, width=width, header_color=bold)]
+    names = answer.names
+    bars = [
+        (node_name(stage.node_id, names), ledger_segments(stage.ledger), _room(stage.ledger.headroom_bytes))
+        for stage in plan.stages
+    ]
+    lines = [
+        *_promises(answer, plan, width, color=color),
+        "",
+        render_bars(bars, LEDGER_KINDS, width, color=color),
+        "",
+        _stages(plan, names, width, color=color),
+    ]
     return "\n".join(lines)
 
 
-def render_refusal(refusal: Refusal, names: Mapping[str, str], *, color: bool = False) -> str:
-    """Why there is no plan, what is missing where, and the largest context that fits."""
-    head = (
-        f"# does not fit ({refusal.kind})" if refusal.kind == "does_not_fit" else f"# refused: {refusal.kind}"
-    )
-    lines = [f"{RED}{head}{RESET}" if color else head, printable(refusal.message)]
-    if refusal.deficits:
-        columns = (
-            Column("NODE"),
-            Column("LAYERS", right=True),
-            Column("NEEDED", right=True),
-            Column("USABLE", right=True),
-            Column("MISSING", right=True),
-        )
-        rows = [
-            [
-                node_name(d.node_id, names),
-                layers(d.first_layer, d.end_layer),
-                units.size(d.needed_bytes),
-                units.size(d.usable_bytes),
-                units.size(d.deficit_bytes),
-            ]
-            for d in refusal.deficits
-        ]
-        lines.append(render_table(columns, rows))
-    if refusal.largest_context_tokens:
-        lines.append(f"largest context that fits: {units.count(refusal.largest_context_tokens)}")
-    if refusal.position_limit and refusal.kind == "above_position_limit":
-        lines.append(f"position limit of the model: {units.count(refusal.position_limit)}")
+def render_ledger(plan: Placement, width: int | None = None, *, color: bool = False) -> str:
+    """Every line of every stage's ledger, to the byte."""
+    entries = []
+    for stage in plan.stages:
+        index, ledger = str(stage.index), stage.ledger
+        entries += [[index, e.name, units.count(e.size_bytes), e.source] for e in ledger.entries]
+        entries.append([index, "total", units.count(ledger.total_bytes), ""])
+        entries.append([index, "usable", units.count(ledger.usable_bytes), ""])
+        entries.append([index, "headroom", units.count(ledger.headroom_bytes), ""])
+    return render_table(_LEDGER, entries, width=width, header_color=BOLD if color else "")
+
+
+def render_bars(
+    rows: Sequence[tuple[str, Sequence[Segment], str]],
+    kinds: Sequence[Kind],
+    width: int | None = None,
+    *,
+    color: bool = False,
+) -> str:
+    """Bars below each other, to one scale, with their legend.
+
+    Args:
+        rows: Name, segments and a remark of each bar.
+        kinds: For the legend.
+        width: Columns of the terminal; None takes `DEFAULT_WIDTH`. The bars get what names and remarks leave.
+        color: With escape sequences.
+    """
+    labels = [cut(name, _LONGEST_NAME) for name, _, _ in rows]
+    label_width = max(display_width(label) for label in labels)
+    remark_width = max(display_width(remark) for _, _, remark in rows)
+    room = (width or DEFAULT_WIDTH) - label_width - remark_width - 4
+    cells = max(_LEAST_CELLS, min(room, _MOST_CELLS))
+    scale_bytes = max(1, *(sum(s.size_bytes for s in segments) for _, segments, _ in rows))
+    lines = [legend(kinds, cell_bytes=units.size(-(-scale_bytes // cells)), color=color)]
+    for label, (_, segments, remark) in zip(labels, rows, strict=True):
+        bar, used = render_bar(segments, scale_bytes=scale_bytes, cells=cells, color=color)
+        space = " " * (label_width - display_width(label))
+        lines.append(f"{label}{space}  {bar}{' ' * (cells - used)}  {remark}".rstrip())
     return "\n".join(lines)
 
 
@@ -141,3 +123,66 @@ def node_name(node_id: str, names: Mapping[str, str]) -> str:
     if not name or name == node_id:
         return printable(node_id)
     return f"{node_id[:SHORT_ID]} {name}"
+
+
+def _promises(answer: Answer, plan: Placement, width: int | None, *, color: bool) -> list[str]:
+    facts = [
+        f"fits: {printable(plan.model_id)}",
+        f"{plan.layer_count} layers",
+        f"context {units.count(plan.context_tokens)}",
+        f"slots {plan.slots}",
+        f"prefill chunk {units.count(plan.prefill_chunk_tokens)}",
+    ]
+    if answer.kv_bits:
+        facts.append(f"KV at {answer.kv_bits} bits")
+    if answer.parallelism != "pipeline":
+        facts.append(f"{printable(answer.parallelism)} parallel, {len(plan.stages)} ways")
+    lines = ["# " + " · ".join(facts)]
+    if plan.predicted_decode_seconds > 0:
+        lines.append(
+            f"# predicted: {1 / plan.predicted_decode_seconds:.1f} tokens/s for one request,"
+            f" {1000 * plan.predicted_decode_seconds:.1f} ms per token,"
+            f" slowest stage {1000 * plan.predicted_slowest_stage_seconds:.1f} ms"
+        )
+    proof = plan.certificate
+    lines.append(
+        f"# objective {printable(plan.objective)}: {1000 * proof.objective_seconds:.2f} ms"
+        f" ({'exact' if proof.exact else 'not proved best'}; {printable(proof.method)})"
+    )
+    used = {stage.node_id for stage in plan.stages}
+    left_out = [node_name(node_id, answer.names) for node_id in answer.names if node_id not in used]
+    if left_out:
+        lines.append(f"# left out: {', '.join(left_out)}")
+    lines += [f"# {printable(note)}" for note in proof.notes]
+    if width is not None:
+        lines = [cut(line, width) for line in lines]
+    if color:
+        lines[0] = f"{GREEN}{lines[0]}{RESET}"
+    return lines
+
+
+def _room(headroom_bytes: int) -> str:
+    return f"{units.size(headroom_bytes)} left"
+
+
+def _stages(plan: Placement, names: Mapping[str, str], width: int | None, *, color: bool) -> str:
+    rows = []
+    for stage in plan.stages:
+        ledger = stage.ledger
+        by_kind = {segment.kind: segment.size_bytes for segment in ledger_segments(ledger)}
+        rows.append(
+            [
+                str(stage.index),
+                node_name(stage.node_id, names),
+                layers(stage.first_layer, stage.end_layer),
+                units.size(ledger.weights_bytes),
+                units.size(ledger.cache_bytes),
+                units.size(by_kind[SCRATCH]),
+                units.size(by_kind[OTHER]),
+                units.size(ledger.total_bytes),
+                units.size(ledger.usable_bytes),
+                units.size(ledger.headroom_bytes),
+                f"{1000 * stage.predicted_seconds:.2f}",
+            ]
+        )
+    return render_table(_STAGES, rows, width=width, header_color=BOLD if color else "")

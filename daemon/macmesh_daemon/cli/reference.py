@@ -68,7 +68,7 @@ def _commented(example: str) -> str:
 
 
 def _name(action: argparse.Action) -> str:
-    value = str(action.metavar or (",".join(action.choices) if action.choices else ""))
+    value = str(action.metavar or (",".join(map(str, action.choices)) if action.choices else ""))
     if not action.option_strings:
         return value
     option = ", ".join(action.option_strings)

@@ -14,6 +14,8 @@ DIM: Final = "\x1b[2m"
 RED: Final = "\x1b[31m"
 GREEN: Final = "\x1b[32m"
 YELLOW: Final = "\x1b[33m"
+BLUE: Final = "\x1b[34m"
+CYAN: Final = "\x1b[36m"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from macmesh_daemon.models.profiler import profile_model
 from macmesh_daemon.node.call_errors import CallError, from_rpc_error
 from macmesh_daemon.node.codec import from_proto
 from macmesh_daemon.node.translation import capacities, deployment_of, reason_of_refusal, reserves
-from macmesh_placement import ModelProfile, Objective, PlanRequest, Refusal, plan
+from macmesh_daemon.plan_ask import PlanAsk, answer_json
+from macmesh_placement import LocalPlacementError, ModelProfile, Objective, PlanRequest, Refusal, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,17 +148,22 @@ class Planning:
         Raises:
             CallError: the request is wrong or no member has the model.
         """
-        wanted = WantedModel(
-            context_tokens=request.context_tokens,
-            slots=request.slots or 1,
-            objective=_checked_objective(request.objective),
-            stage_count=request.stage_count,
-        )
-        _, profile = await self.profile(_checked_model_id(request.model_id), _member_ids(view))
+        model_id = _checked_model_id(request.model_id)
+        ask = ask_of(request, default_chunk_tokens=self._config.prefill_chunk_tokens)
+        _, profile = await self.profile(model_id, _member_ids(view))
         members = view.document.members if view.document else ()
         alive = tuple(m for m in members if view.liveness.get(m.node_id) in {"alive", "suspect"})
-        result = await self._plan(profile, wanted, alive)
-        return result.feasible, json.dumps(result.to_json())
+        try:
+            asked = ask.request(
+                profile,
+                capacities(alive),
+                names={m.node_id: [m.facts.hostname] if m.facts else [] for m in members},
+                reserves=reserves(self._config.runtime_reserve_bytes),
+            )
+            result, answer = await asyncio.to_thread(_answer, asked, explain=request.explain)
+        except LocalPlacementError as error:
+            raise CallError(Reason.INVALID_ARGUMENT, str(error)) from error
+        return result.feasible, answer
 
     async def compute(self, effect: fx.ComputePlan) -> None:
         """Answer a ComputePlan with PlanComputed or PlanRefused, whatever happens."""
@@ -244,6 +250,44 @@ class Planning:
                 continue
             return folder
         raise error
+
+
+def ask_of(request: cluster_pb2.PlanModelRequest, *, default_chunk_tokens: int) -> PlanAsk:
+    """A dry run's request as an ask.
+
+    Raises:
+        CallError: a value is impossible.
+    """
+    if request.kv_bits not in {0, 4, 8}:
+        raise CallError(
+            Reason.INVALID_ARGUMENT, f"kv_bits must be 4 or 8, not {request.kv_bits}", {"field": "kv_bits"}
+        )
+    if not 0 <= request.prefill_share < 1:  # NaN fails too
+        raise CallError(
+            Reason.INVALID_ARGUMENT,
+            f"prefill_share must be at least 0 and below 1, not {request.prefill_share:g}",
+            {"field": "prefill_share"},
+        )
+    return PlanAsk(
+        context_tokens=request.context_tokens,
+        slots=request.slots or 1,
+        objective=_checked_objective(request.objective),
+        stage_count=request.stage_count,
+        excluded_nodes=tuple(request.excluded_nodes),
+        required_nodes=tuple(request.required_nodes),
+        head_node=request.head_node,
+        tail_node=request.tail_node,
+        decode_context_tokens=request.decode_context_tokens,
+        prefill_share=request.prefill_share,
+        kv_bits=request.kv_bits,
+        prefill_chunk_tokens=request.prefill_chunk_tokens or default_chunk_tokens,
+        allow_tensor_parallel=request.allow_tensor_parallel,
+    )
+
+
+def _answer(request: PlanRequest, *, explain: bool) -> tuple[Placement | Refusal, str]:
+    result = plan(request)
+    return result, json.dumps(answer_json(request, result, explain=explain))
 
 
 def _member_ids(view: ClusterView) -> tuple[str, ...]:

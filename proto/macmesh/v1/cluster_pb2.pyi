@@ -266,6 +266,16 @@ class PlanModelRequest(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     OBJECTIVE_FIELD_NUMBER: _builtins.int
     STAGE_COUNT_FIELD_NUMBER: _builtins.int
+    EXCLUDED_NODES_FIELD_NUMBER: _builtins.int
+    REQUIRED_NODES_FIELD_NUMBER: _builtins.int
+    HEAD_NODE_FIELD_NUMBER: _builtins.int
+    TAIL_NODE_FIELD_NUMBER: _builtins.int
+    DECODE_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFILL_SHARE_FIELD_NUMBER: _builtins.int
+    KV_BITS_FIELD_NUMBER: _builtins.int
+    PREFILL_CHUNK_TOKENS_FIELD_NUMBER: _builtins.int
+    ALLOW_TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """What to plan for."""
     context_tokens: _builtins.int
@@ -276,6 +286,30 @@ class PlanModelRequest(_message.Message):
     """"latency", "throughput" or "balanced"; empty takes "balanced"."""
     stage_count: _builtins.int
     """Stages to use; 0 lets the planner choose."""
+    head_node: _builtins.str
+    """The node that must run the first stage; empty: any."""
+    tail_node: _builtins.str
+    """The node that must run the last stage; empty: any."""
+    decode_context_tokens: _builtins.int
+    """Tokens in the cache while the predicted token is decoded; 0 takes the whole context."""
+    prefill_share: _builtins.float
+    """Share of prompt tokens among all tokens, 0 to below 1."""
+    kv_bits: _builtins.int
+    """Bits of a quantised cache, 4 or 8; 0 keeps the model's own type."""
+    prefill_chunk_tokens: _builtins.int
+    """Most prompt tokens of one prefill step; 0 takes the node's setting."""
+    allow_tensor_parallel: _builtins.bool
+    """Splitting every layer over equal nodes is a candidate too."""
+    explain: _builtins.bool
+    """Also answer with the plans that lost, and why: "alternatives" in the JSON."""
+    @_builtins.property
+    def excluded_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes to leave out, each by its name or the beginning of its id."""
+
+    @_builtins.property
+    def required_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes that must take part, named likewise."""
+
     def __init__(
         self,
         *,
@@ -284,10 +318,20 @@ class PlanModelRequest(_message.Message):
         slots: _builtins.int = ...,
         objective: _builtins.str = ...,
         stage_count: _builtins.int = ...,
+        excluded_nodes: _abc.Iterable[_builtins.str] | None = ...,
+        required_nodes: _abc.Iterable[_builtins.str] | None = ...,
+        head_node: _builtins.str = ...,
+        tail_node: _builtins.str = ...,
+        decode_context_tokens: _builtins.int = ...,
+        prefill_share: _builtins.float = ...,
+        kv_bits: _builtins.int = ...,
+        prefill_chunk_tokens: _builtins.int = ...,
+        allow_tensor_parallel: _builtins.bool = ...,
+        explain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "model_id", b"model_id", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_tensor_parallel", b"allow_tensor_parallel", "context_tokens", b"context_tokens", "decode_context_tokens", b"decode_context_tokens", "excluded_nodes", b"excluded_nodes", "explain", b"explain", "head_node", b"head_node", "kv_bits", b"kv_bits", "model_id", b"model_id", "objective", b"objective", "prefill_chunk_tokens", b"prefill_chunk_tokens", "prefill_share", b"prefill_share", "required_nodes", b"required_nodes", "slots", b"slots", "stage_count", b"stage_count", "tail_node", b"tail_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

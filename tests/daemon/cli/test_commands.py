@@ -10,7 +10,7 @@ from macmesh.testing import GenerateScript, ThreadedFakeDaemon, scenes
 from macmesh.v1 import cluster_pb2, inference_pb2
 from macmesh.wire_errors import wire_failure
 from macmesh_daemon.cli.registry import COMMANDS
-from macmesh_placement import NodeCapacity, PlanRequest, plan
+from macmesh_placement import NodeCapacity, PlanRequest, Refusal, plan
 
 from .conftest import Run, big_profile
 
@@ -208,6 +208,64 @@ def test_plan_of_the_daemon(run: Run, daemon: ThreadedFakeDaemon) -> None:
     assert (request.context_tokens, request.objective) == (4096, "balanced")
 
 
+def test_the_daemon_is_asked_everything(run: Run, daemon: ThreadedFakeDaemon) -> None:
+    refusal = Refusal(kind="no_nodes", message="none")
+    daemon.script.plan = cluster_pb2.PlanModelResponse(
+        feasible=False, result_json=json.dumps(refusal.to_json())
+    )
+    argv = "--exclude a --exclude b --require c --head d --tail e --objective latency --stages 3 --slots 2"
+    argv += " --decode-context 1,000 --prefill-share 0.5 --kv-bits 8 --chunk 256 --tensor-parallel --explain"
+    outcome = run("plan", "m", "--context", "2000", *argv.split())
+    assert outcome.code == 1
+    assert outcome.out.startswith("# refused: no_nodes")
+    expected = cluster_pb2.PlanModelRequest(
+        model_id="m",
+        context_tokens=2000,
+        slots=2,
+        objective="latency",
+        stage_count=3,
+        excluded_nodes=["a", "b"],
+        required_nodes=["c"],
+        head_node="d",
+        tail_node="e",
+        decode_context_tokens=1000,
+        prefill_share=0.5,
+        kv_bits=8,
+        prefill_chunk_tokens=256,
+        allow_tensor_parallel=True,
+        explain=True,
+    )
+    assert last_request(daemon, "PlanModel") == expected
+
+
+def test_an_argument_that_the_daemon_finds_wrong_is_a_usage_error(
+    run: Run, daemon: ThreadedFakeDaemon
+) -> None:
+    daemon.script.failures["PlanModel"] = wire_failure(
+        Reason.INVALID_ARGUMENT, "exclude: there is no node 'x'"
+    )
+    outcome = run("plan", "m", "--exclude", "x")
+    assert outcome.code == 2
+    assert "there is no node 'x'" in outcome.err
+
+
+def test_the_daemon_is_asked_for_every_point_of_a_plot(
+    run: Run, daemon: ThreadedFakeDaemon, tmp_path: Path
+) -> None:
+    node = NodeCapacity(
+        node_id="a" * 8, ram_bytes=256 * 10**9, usable_bytes=250 * 10**9, bandwidth_gb_per_s=800
+    )
+    result = plan(PlanRequest(profile=big_profile(), nodes=(node,), context_tokens=4096))
+    daemon.script.plan = cluster_pb2.PlanModelResponse(
+        feasible=result.feasible, result_json=json.dumps(result.to_json())
+    )
+    outcome = run("plan", "m", "--plot", str(tmp_path / "p.png"))
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    asked = [m.context_tokens for _, m in daemon.calls if isinstance(m, cluster_pb2.PlanModelRequest)]
+    assert asked == [0, 1024, 1536, 2048, 2816]
+
+
 def test_a_plan_that_does_not_add_up_is_refused(run: Run, daemon: ThreadedFakeDaemon) -> None:
     daemon.script.plan = cluster_pb2.PlanModelResponse(feasible=True, result_json='{"format": "x"}')
     outcome = run("plan", "m")
@@ -226,6 +284,8 @@ def test_a_plan_that_does_not_add_up_is_refused(run: Run, daemon: ThreadedFakeDa
         ("load", "m", "--slots", "0"),
         ("load", "m", "--objective", "speed"),
         ("load", "m", "--cont", "5"),
+        ("load", "m", "--exclude", "a"),
+        ("load", "m", "--kv-bits", "8"),
         ("generate", "x", "--top-p", "1.5"),
         ("generate", "x", "--temperature", "nan"),
         ("generate", "x", "--temperature", "-1"),

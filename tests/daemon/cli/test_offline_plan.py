@@ -38,6 +38,9 @@ def test_for_people(run: Run, profile_file: Path, cluster_file: Path) -> None:
     assert lines[0].startswith("# fits: MiniMax-M2.5-5bit · 62 layers · context 196,608")
     assert any("tokens/s for one request" in line for line in lines)
     assert any(line.startswith("STAGE  NODE") for line in lines)
+    assert any(line.startswith("█ weights  ▓ KV  ▒ scratch  ░ other  · headroom") for line in lines)
+    bars = [line for line in lines if "▓" in line and line.endswith(" left")]
+    assert len(bars) == 3
     assert any("headroom" in line for line in lines)
 
 
@@ -59,6 +62,9 @@ def test_too_small_a_cluster_names_what_is_missing(run: Run, profile_file: Path,
     assert outcome.code == 1
     assert outcome.out.startswith("# does not fit")
     assert "MISSING" in outcome.out
+    assert "▚" in outcome.out
+    assert "usable memory to add: " in outcome.out
+    assert "what decides: " in outcome.out
     assert "book" in outcome.out
 
 
@@ -78,4 +84,41 @@ def test_bad_files(run: Run, tmp_path: Path, profile: str, cluster: str | None, 
         (tmp_path / "c.json").write_text(cluster)
     outcome = run("plan", str(tmp_path / "m.profile.json"), "--cluster", str(tmp_path / "c.json"))
     assert outcome.code == 2
+    assert message in outcome.err
+
+
+def test_wishes_reach_the_planner(run: Run, profile_file: Path, cluster_file: Path) -> None:
+    argv = ("plan", str(profile_file), "--cluster", str(cluster_file), "--context", "32768", "--json")
+    value = run(*argv, "--exclude", "boo", "--objective", "latency", "--chunk", "256", "--stages", "2").json
+    assert {stage["node_id"] for stage in value["stages"]} == {"studio", "studio2"}
+    assert (value["objective"], value["prefill_chunk_tokens"]) == ("latency", 256)
+    alone = run(*argv, "--exclude", "book", "--exclude", "studio2")
+    assert alone.code == 1
+    assert alone.json["feasible"] is False
+
+
+def test_the_left_out_node_is_named(run: Run, profile_file: Path, cluster_file: Path) -> None:
+    argv = ("plan", str(profile_file), "--cluster", str(cluster_file), "--context", "4096")
+    assert "# left out: book" in run(*argv, "--exclude", "book").out
+    assert "left out" not in run(*argv, "--stages", "3").out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--exclude", "nobody"], "exclude: there is no node 'nobody'; there are: book, studio, studio2"),
+        (["--head", "stud"], "head: 'stud' means several nodes: studio, studio2"),
+        (["--require", ""], "require: there is no node ''"),
+        (["--kv-bits", "5"], "invalid choice"),
+        (["--prefill-share", "1"], "'1' is not below 1"),
+        (["--prefill-share", "nan"], "not a number"),
+        (["--chunk", "0"], "'0' is below 1"),
+        (["--decode-context", "-4"], "'-4' is below 0"),
+        (["--objective", "speed"], "invalid choice"),
+    ],
+)
+def test_bad_wishes(run: Run, profile_file: Path, cluster_file: Path, argv: list[str], message: str) -> None:
+    outcome = run("plan", str(profile_file), "--cluster", str(cluster_file), *argv)
+    assert outcome.code == 2
+    assert outcome.out == ""
     assert message in outcome.err

@@ -2,10 +2,15 @@
 
 import json
 import math
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from macmesh_daemon.models.fake_hub import FakeHub
 
 from .conftest import Run
 
@@ -94,3 +99,21 @@ def test_broken_folders(run: Run, model_folder: Path, two_nodes: Path) -> None:
     gone = run("plan", str(model_folder / "nowhere"), "--cluster", str(two_nodes), "--json")
     assert gone.code == 1
     assert gone.json["error"]["reason"] == "MODEL_NOT_FOUND"
+
+
+def test_a_model_on_a_hub_is_planned_from_its_headers(run: Run, model_folder: Path, two_nodes: Path) -> None:
+    argv = ("--cluster", str(two_nodes), "--stages", "2", "--json")
+    here = run("plan", str(model_folder), *argv)
+    with FakeHub({"acme/tiny-qwen3": model_folder}).running() as hub:
+
+        def there(model: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "macmesh_daemon.cli.daemonctl", "plan", model, *argv]
+            env = {**os.environ, "HF_ENDPOINT": hub.endpoint}  # read when the hub's client is imported
+            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=50, check=False)
+
+        found, missing = there("acme/tiny-qwen3"), there("acme/nothing")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["stages"] == here.json["stages"]
+    assert hub.served_bytes < (model_folder / "model.safetensors").stat().st_size
+    assert missing.returncode == 1
+    assert json.loads(missing.stdout)["error"]["reason"] == "MODEL_NOT_FOUND"

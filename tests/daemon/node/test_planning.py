@@ -1,0 +1,142 @@
+"""The dry run: what a client's wishes become, over the members that live."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from macmesh.reasons import Reason
+from macmesh.v1 import cluster_pb2
+from macmesh_daemon.cluster.messages import ClusterDocument, Member, ModelRef, NodeFacts
+from macmesh_daemon.cluster.view import ClusterView
+from macmesh_daemon.config import Config
+from macmesh_daemon.node.call_errors import CallError
+from macmesh_daemon.node.planning import Planning
+from macmesh_placement import ModelProfile, Placement, Refusal
+
+from ..cli.conftest import big_profile  # noqa: TID252  the one large profile of the tests
+
+GB = 10**9
+
+
+class ProfiledPlanning(Planning):
+    """Knows one model without reading it."""
+
+    async def profile(self, model_id: str, members: tuple[str, ...]) -> tuple[ModelRef, ModelProfile]:
+        del members
+        return ModelRef(model_id=model_id), big_profile()
+
+
+def member(node_id: str, hostname: str) -> Member:
+    facts = NodeFacts(
+        hostname=hostname,
+        host_id="one",
+        ram_bytes=512 * GB,
+        usable_bytes=96 * GB,
+        bandwidth_gb_per_s=500,
+        chip="Apple M4 Max",
+    )
+    return Member(node_id=node_id, facts=facts)
+
+
+MEMBERS = (member("aaaa1111", "studio"), member("bbbb2222", "mini"), member("cccc3333", "book"))
+
+
+def view() -> ClusterView:
+    return ClusterView(
+        node_id="aaaa1111",
+        role="coordinator",
+        generation=1,
+        term=2,
+        coordinator_node_id="aaaa1111",
+        has_quorum=True,
+        document=ClusterDocument(members=(*MEMBERS, member("dddd4444", "gone"))),
+        stored_document=None,
+        liveness={m.node_id: "alive" for m in MEMBERS},
+        heartbeat_ms={},
+        workers={},
+        promised=None,
+        active=None,
+        active_plan=None,
+        serving_state="idle",
+        refusal_json="",
+        refusal_reason="",
+    )
+
+
+@pytest.fixture
+def planning(tmp_path: Path) -> Planning:
+    unused: Any = None
+    return ProfiledPlanning(
+        config=Config(data_dir=tmp_path),
+        node_id="aaaa1111",
+        facts=unused,
+        peers=unused,
+        notify=unused,
+    )
+
+
+async def ask(planning: Planning, **wishes: Any) -> dict[str, Any]:
+    request = cluster_pb2.PlanModelRequest(model_id="m", context_tokens=8192, **wishes)
+    feasible, text = await planning.dry_run(request, view())
+    answer = json.loads(text)
+    assert answer["feasible"] is feasible
+    assert isinstance(answer, dict)
+    return answer
+
+
+async def test_wishes_reach_the_planner(planning: Planning) -> None:
+    answer = await ask(
+        planning, excluded_nodes=["studio", "gone"], objective="latency", prefill_chunk_tokens=256
+    )
+    assert {stage["node_id"] for stage in answer["stages"]} == {"bbbb2222", "cccc3333"}
+    assert (answer["objective"], answer["prefill_chunk_tokens"]) == ("latency", 256)
+    assert "alternatives" not in answer
+
+
+async def test_the_chunk_is_the_nodes_setting_where_none_is_asked(planning: Planning, tmp_path: Path) -> None:
+    answer = await ask(planning)
+    assert answer["prefill_chunk_tokens"] == Config(data_dir=tmp_path).prefill_chunk_tokens
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        (
+            {"excluded_nodes": ["nobody"]},
+            "exclude: there is no node 'nobody'; there are: book, gone, mini, studio",
+        ),
+        ({"required_nodes": ["gone"]}, "require: 'gone' is known, but may not take part now"),
+        ({"head_node": "x"}, "head: there is no node 'x'"),
+        ({"kv_bits": 5}, "kv_bits must be 4 or 8, not 5"),
+        ({"prefill_share": 1.0}, "prefill_share must be at least 0 and below 1, not 1"),
+        ({"prefill_share": float("nan")}, "prefill_share must be"),
+        ({"objective": "speed"}, "objective must be one of"),
+    ],
+)
+async def test_a_wrong_wish_is_an_argument_error(
+    planning: Planning, wishes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CallError, match=message) as caught:
+        await ask(planning, **wishes)
+    assert caught.value.reason is Reason.INVALID_ARGUMENT
+
+
+async def test_alternatives_come_where_asked(planning: Planning, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Option:
+        def to_json(self) -> dict[str, Any]:
+            return {"label": "two stages", "reason": "slower", "placement": None, "refusal": None}
+
+    def alternatives(request: object, result: Placement | Refusal) -> tuple[Option, ...]:
+        assert request is not None
+        assert result.feasible
+        return (Option(),)
+
+    stub = ModuleType("macmesh_placement.explain")
+    monkeypatch.setattr(stub, "alternatives", alternatives, raising=False)
+    monkeypatch.setitem(sys.modules, "macmesh_placement.explain", stub)
+    answer = await ask(planning, explain=True)
+    assert [option["label"] for option in answer["alternatives"]] == ["two stages"]
