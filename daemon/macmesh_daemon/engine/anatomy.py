@@ -63,7 +63,7 @@ def examine(model: Module) -> Anatomy:
         layer_caches=tuple(tuple(indices) for indices in trace.caches),
         head_modules=frozenset(trace.before | vague),
         tail_modules=frozenset(trace.after | vague),
-        split_refusal=trace.refusal(architecture),
+        split_refusal=trace.refusal(model),
     )
 
 
@@ -109,8 +109,8 @@ class _Trace:
         with swapped(module, methods):
             yield
 
-    def refusal(self, architecture: str) -> str:
-        if reason := unsplittable_reason(architecture):
+    def refusal(self, model: Module) -> str:
+        if reason := unsplittable_reason(model):
             return reason
         if counts := sorted({count for count in self.calls if count != 1}):
             return f"its layers are called {counts[0]} times in one step, not once"

@@ -11,6 +11,7 @@ from mlx.nn.layers.quantized import quantize
 from mlx.utils import tree_map_with_path
 from mlx_lm import utils as mlx_lm_utils
 
+from macmesh_daemon.engine.stand_ins import importable
 from macmesh_daemon.models.errors import LocalArchitectureError, LocalModelFolderError
 from macmesh_daemon.models.folder import ModelFolder
 
@@ -34,6 +35,11 @@ def build(folder: ModelFolder) -> Module:
             f"{folder.model_type} needs code of its own ({folder.config['model_file']}), "
             "which macmesh never runs"
         )
+    with importable(folder.model_type):
+        return _build(folder)
+
+
+def _build(folder: ModelFolder) -> Module:
     _require_architecture(folder)
     try:
         with redirect_stdout(io.StringIO()):
@@ -54,7 +60,7 @@ def build(folder: ModelFolder) -> Module:
 def _require_architecture(folder: ModelFolder) -> None:
     try:
         mlx_lm_utils._get_classes(dict(folder.config))  # noqa: SLF001  the loader's own lookup
-    except (ValueError, SystemExit) as problem:  # olmo's module exits where an optional package is missing
+    except (ValueError, SystemExit) as problem:  # a module may exit where a package is missing
         raise LocalArchitectureError(
             f"the installed mlx-lm has no architecture {folder.model_type!r}"
         ) from problem
