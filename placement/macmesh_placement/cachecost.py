@@ -173,10 +173,10 @@ class CachePiece:
         return self.window_tokens or 0
 
     def copied_bytes(self, context_tokens: int, chunk_tokens: int) -> int:
-        """Most bytes that one step of at most ``chunk_tokens`` holds twice while it replaces an array by a new
-        one: states and their copy, a window and the next one, compressed rows and the longer array.
+        """Most bytes that a step of at most ``chunk_tokens`` holds twice while it runs through the layer.
 
-        They live only while the step runs through the layer.
+        A new array takes the place of the old one: a state and its copy, a window and the next one,
+        compressed rows and the longer array.
         """
         if context_tokens <= 0 or self.kind == "growing":
             return 0
@@ -240,7 +240,7 @@ class CachePiece:
 
 #: Fields that a piece's JSON always has; the others are written where they are not their default.
 _ALWAYS = ("kind", "source", "bytes_per_token", "constant_bytes", "step_tokens", "window_tokens")
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     name: entry.default
     for name, entry in CachePiece.__dataclass_fields__.items()
     if name not in {"kind", "source", "bytes_per_token", "constant_bytes"}

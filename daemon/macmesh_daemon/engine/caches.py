@@ -12,6 +12,9 @@ from macmesh_daemon.engine.anatomy import Anatomy
 from macmesh_daemon.engine.cache_members import is_compressed, members
 from macmesh_daemon.engine.errors import LocalStageError
 
+# mlx-lm is not typed.
+_ARRAYS_CACHE: Any = ArraysCache
+
 ALLOCATION_TOKENS = 256
 """mlx-lm's caches grow in steps of so many tokens."""
 
@@ -65,7 +68,7 @@ class StageCaches:
         """
         for index in self.owned:
             for member in members(self.entries[index]):
-                if type(member) is ArraysCache:
+                if type(member) is _ARRAYS_CACHE:
                     member.cache = [_copied(array) for array in member.cache]
                 elif is_compressed(member):
                     member.window = _copied(member.window)
@@ -100,17 +103,18 @@ def make_caches(model: Module, anatomy: Anatomy, layers: range, reserve_tokens: 
     """
     entries = make_prompt_cache(model)
     for entry in entries:
-        _allocate_at_once(entry, round_up_tokens(reserve_tokens))
+        allocate_at_once(entry, round_up_tokens(reserve_tokens))
     owned = sorted({index for layer in layers for index in anatomy.layer_caches[layer]})
     return StageCaches(entries, tuple(owned), reserve_tokens)
 
 
-def _allocate_at_once(entry: Any, tokens: int) -> None:
+def allocate_at_once(entry: Any, tokens: int) -> None:
+    """Makes a new cache's first growth the only one, where it keeps every token."""
     # A cache grows by its `step`; one as large as the reservation makes the first growth the only one. Caches
     # with a window keep their own step: they grow from what they hold after prefill, so a step as large as
     # the reservation would take them beyond it.
     for inner in getattr(entry, "caches", ()):
-        _allocate_at_once(inner, tokens)
+        allocate_at_once(inner, tokens)
     if type(entry) is KVCache:
         entry.step = tokens
 

@@ -7,6 +7,7 @@ from typing import Any
 from mlx.nn.layers.base import Module
 from mlx_lm.models.cache import make_prompt_cache
 
+from macmesh_daemon.engine.cache_members import members
 from macmesh_daemon.engine.profile_build import build
 from macmesh_daemon.engine.profile_caches import (
     CHECK_STEPS,
@@ -16,7 +17,6 @@ from macmesh_daemon.engine.profile_caches import (
     kv_bits_problem,
 )
 from macmesh_daemon.engine.profile_cuts import cut_points
-from macmesh_daemon.engine.cache_members import members
 from macmesh_daemon.engine.profile_trace import AttentionCall, LayerTrace, Trace, layers_of, trace_step
 from macmesh_daemon.engine.profile_weights import layer_weights, outer_weights
 from macmesh_daemon.engine.stand_ins import UNPROFILED

@@ -24,4 +24,6 @@ def cut_points(model: Module, seen: list[LayerTrace]) -> tuple[tuple[int, ...], 
         return (), reason
     if any(layer.calls != 1 for layer in seen):
         return (), "some layers are not called exactly once in a step"
+    if any(layer.returns_more for layer in seen):
+        return (), "its layers return more than the hidden state"
     return all_cut_points(count), ""

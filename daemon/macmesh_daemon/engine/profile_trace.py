@@ -48,6 +48,7 @@ class LayerTrace:
     output_bytes: int = 0
     attention: list[AttentionCall] = field(default_factory=list)
     caches: list[Any] = field(default_factory=list)
+    returns_more: bool = False
 
 
 @dataclass(slots=True)
@@ -121,9 +122,11 @@ def _watched(layer: Module, trace: Trace, seen: LayerTrace) -> Iterator[None]:
         ]
         outer, trace.current = trace.current, seen
         try:
-            return original.__call__(self, *args, **kwargs)
+            result = original.__call__(self, *args, **kwargs)
         finally:
             trace.current = outer
+        seen.returns_more |= not isinstance(result, mx.array)
+        return result
 
     layer.__class__ = type(original.__name__, (original,), {"__call__": call})
     try:
@@ -133,7 +136,7 @@ def _watched(layer: Module, trace: Trace, seen: LayerTrace) -> Iterator[None]:
 
 
 @contextmanager
-def _watched_parts(layer: Module, trace: Trace, seen: LayerTrace) -> Iterator[None]:
+def _watched_parts(layer: Any, trace: Trace, seen: LayerTrace) -> Iterator[None]:
     def entered(value: Any) -> None:
         if not seen.input_item_bytes and isinstance(value, mx.array):
             seen.input_bytes, seen.input_item_bytes = value.nbytes, value.itemsize
@@ -149,7 +152,8 @@ def _watched_parts(layer: Module, trace: Trace, seen: LayerTrace) -> Iterator[No
 @contextmanager
 def _watched_outside(model: Any, trace: Trace) -> Iterator[None]:
     """What a module outside the layers does belongs to no layer."""
-    inside = {id(part) for layer in layers_of(model) for _, part in layer.named_modules()}
+    layers: list[Any] = layers_of(model)
+    inside = {id(part) for layer in layers for _, part in layer.named_modules()}
 
     def outside(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

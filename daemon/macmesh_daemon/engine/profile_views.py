@@ -49,7 +49,7 @@ CONTIGUOUS_WASTE_BYTES = 16_384
 
 #: Steps that are traced, from empty caches on: two first steps, two later ones, one token. Recurrent layers
 #: unroll, so all are short.
-_HISTORIES = ((5, 6, 8, 1), (7,), (1,))
+HISTORIES = ((5, 6, 10, 1), (7,), (1,))
 
 _Array = tuple[str, tuple[int, ...], mx.Dtype]
 
@@ -97,7 +97,7 @@ def traced_views(model: Module) -> list[Views]:
     total = sum(len(members(cache)) for cache in make_prompt_cache(model))
     seen = [_Seen() for _ in range(total)]
     with _without_weights(model), uncompiled():
-        for history in _HISTORIES:
+        for history in HISTORIES:
             caches = make_prompt_cache(model)
             flat = [member for cache in caches for member in members(cache)]
             for index, tokens in enumerate(history):
