@@ -6,13 +6,14 @@ request.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
 from macmesh_placement.cachecost import CachePiece
 from macmesh_placement.checks import Reader, parse, require_integer
 from macmesh_placement.errors import LocalProfileError
+from macmesh_placement.kvbits import quantised, require_kv_bits
 
 PROFILE_FORMAT = "macmesh-profile/1"
 
@@ -116,6 +117,13 @@ class LayerProfile:
     def cache_bytes(self, context_tokens: int) -> int:
         """Most bytes of cache that one request of ``context_tokens`` holds between steps."""
         return sum(piece.reserved_bytes(context_tokens) for piece in self.caches)
+
+    def with_kv_bits(self, bits: int, group_size: int, where: str) -> "LayerProfile":
+        """The layer with quantised growing caches; raises `LocalProfileError` where one cannot be."""
+        caches = tuple(quantised(piece, bits, group_size, where) for piece in self.caches)
+        unfused = self.attention is not None and caches != self.caches
+        attention = replace(self.attention, fused=False) if unfused and self.attention else self.attention
+        return replace(self, caches=caches, attention=attention)
 
     def to_json(self) -> dict[str, Any]:
         """The layer as a JSON object."""
@@ -243,6 +251,8 @@ class ModelProfile:
         weights_source: ``"headers"`` (counted from the weight files) or ``"config"`` (no weights at hand).
         mlx_lm_version: Version whose code was traced.
         tensor_shards: For each number of nodes that the model can be split over by tensor parallelism.
+        kv_bits: Bits of one element in the growing caches; 0 where they keep the dtype of keys and values.
+        kv_bits_problem: Why the model's code cannot run on quantised caches; empty where it can.
     """
 
     model_id: str
@@ -266,11 +276,20 @@ class ModelProfile:
     weights_source: str = "headers"
     mlx_lm_version: str = ""
     tensor_shards: tuple[TensorShard, ...] = ()
+    kv_bits: int = 0
+    kv_bits_problem: str = ""
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise LocalProfileError("profile layers is empty: a model has at least one layer")
-        for name in ("embedding_bytes", "norm_bytes", "head_bytes", "shared_bytes", "outer_parameter_count"):
+        for name in (
+            "embedding_bytes",
+            "norm_bytes",
+            "head_bytes",
+            "shared_bytes",
+            "outer_parameter_count",
+            "kv_bits",
+        ):
             require_integer(getattr(self, name), f"profile {name}", LocalProfileError)
         for name in ("hidden_size", "vocab_size", "activation_bytes"):
             require_integer(getattr(self, name), f"profile {name}", LocalProfileError, minimum=1)
@@ -324,6 +343,42 @@ class ModelProfile:
         """Bytes of all parameters, each counted once."""
         outer = self.embedding_bytes + self.norm_bytes + self.head_bytes + self.shared_bytes
         return outer + sum(layer.weight_bytes for layer in self.layers)
+
+    def with_kv_bits(self, bits: int, group_size: int = 64) -> "ModelProfile":
+        """The profile with the growing caches quantised, as mlx-lm's ``QuantizedKVCache`` allocates them.
+
+        Args:
+            bits: Bits of one element: 2, 3, 4, 5, 6 or 8.
+            group_size: Elements that share a scale and a bias: 32, 64 or 128.
+
+        Raises:
+            LocalProfileError: mlx-lm cannot quantise one of the caches (the message names its kind and the
+                layer), no cache would be smaller for it, or the model's code cannot run on quantised ones.
+        """
+        require_kv_bits(bits, group_size)
+        if self.kv_bits:
+            raise LocalProfileError(f"the caches of this profile are already of {self.kv_bits} bits")
+        pieces = [piece for layer in self.layers for piece in layer.caches]
+        if not any(piece.kind == "growing" for piece in [*pieces, *self.head_caches]):
+            kinds = ", ".join(sorted({piece.kind for piece in pieces})) or "no"
+            raise LocalProfileError(
+                f"{self.model_type} has {kinds} caches only, which mlx-lm cannot quantise: "
+                "plan without kv_bits"
+            )
+        layers = _with_kv_bits(self.layers, bits, group_size)
+        head_caches = tuple(
+            quantised(piece, bits, group_size, "the first stage") for piece in self.head_caches
+        )
+        if self.kv_bits_problem:
+            raise LocalProfileError(
+                f"{self.model_type} cannot run on quantised caches: {self.kv_bits_problem}; "
+                "plan without kv_bits"
+            )
+        shards = tuple(
+            replace(shard, layers=_with_kv_bits(shard.layers, bits, group_size))
+            for shard in self.tensor_shards
+        )
+        return replace(self, layers=layers, head_caches=head_caches, tensor_shards=shards, kv_bits=bits)
 
     def to_json(self) -> dict[str, Any]:
         """The profile as a JSON object; equal neighbours among the layers are written once, with a count."""
@@ -387,12 +442,18 @@ class ModelProfile:
                 TensorShard.from_json(shard, f"profile.tensor_shards[{index}]")
                 for index, shard in enumerate(reader.array("tensor_shards", default=[]))
             ),
+            kv_bits=reader.integer("kv_bits", default=0),
+            kv_bits_problem=reader.text("kv_bits_problem", default=""),
         )
 
     @classmethod
     def from_json_text(cls, text: str) -> "ModelProfile":
         """Reads `to_json_text`'s form; raises `LocalProfileError` where it is not one."""
         return cls.from_json(parse(text, "profile", LocalProfileError))
+
+
+def _with_kv_bits(layers: tuple[LayerProfile, ...], bits: int, group_size: int) -> tuple[LayerProfile, ...]:
+    return tuple(layer.with_kv_bits(bits, group_size, f"layer {index}") for index, layer in enumerate(layers))
 
 
 _MAX_LAYERS = 4096

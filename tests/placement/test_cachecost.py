@@ -74,11 +74,58 @@ def test_a_larger_context_never_needs_less(kind: CacheKind, window: int, context
     assert piece.read_bytes(context) <= piece.reserved_bytes(context)
 
 
-def test_constant_state_counts_its_views_during_prefill_only() -> None:
-    state = CachePiece(kind="constant", source="ArraysCache", constant_bytes=77, view_bytes_per_token=5)
-    assert state.reserved_bytes(10_000) == 77
-    assert state.prefill_bytes(10_000, 64) == 5 * 64
+def test_constant_state_counts_its_views_during_prefill_and_of_one_token_after_it() -> None:
+    state = CachePiece(
+        kind="constant",
+        source="ArraysCache",
+        constant_bytes=77,
+        view_bytes_per_token=5,
+        small_view_bytes_per_token=3,
+        small_view_limit_bytes=100,
+        decode_view_bytes=4,
+    )
+    assert state.reserved_bytes(10_000) == 77 + 4
+    assert state.prefill_bytes(10_000, 16) == (5 + 3) * 16 - 4
+    assert state.prefill_bytes(10_000, 64) == 5 * 64 + 100 - 4
     assert state.bytes_after([64, 1]) == 77
+    assert state.bytes_after([64, 1], batch=3) == 3 * 77
+
+
+def test_ring_counts_views_of_a_step_that_finds_it_empty() -> None:
+    ring = CachePiece(kind="ring", source="r", bytes_per_token=10, window_tokens=100, view_bytes_per_token=60)
+    assert ring.reserved_bytes(1000) == 10 * 100
+    assert ring.prefill_bytes(1000, 64) == max(10 * (99 + 64), (10 + 60) * 64) - 10 * 100
+    assert ring.prefill_bytes(1000, 4) == 10 * 3
+
+
+def test_compressed_window_keeps_groups_and_the_open_one() -> None:
+    piece = CachePiece(
+        kind="compressed",
+        source="LayerCache",
+        bytes_per_token=10,
+        window_tokens=8,
+        group_tokens=4,
+        group_bytes=7,
+        pending_bytes_per_token=3,
+    )
+    assert [piece.bytes_after([n]) for n in (1, 3, 4, 7, 8, 9)] == [13, 39, 47, 86, 94, 97]
+    assert piece.bytes_after([4, 1, 4]) == 97
+    assert piece.bytes_after([9], batch=3) == 3 * 97
+    assert piece.reserved_bytes(9) == 8 * 10 + 2 * 7 + 3 * 3
+    assert piece.read_bytes(9) == piece.reserved_bytes(9)
+
+
+@given(
+    histories=st.lists(st.integers(1, 300), min_size=1, max_size=8),
+    kind=KINDS,
+    window=st.integers(1, 600),
+    batch=st.integers(1, 5),
+)
+def test_a_batch_has_so_many_times_the_bytes(
+    histories: list[int], kind: CacheKind, window: int, batch: int
+) -> None:
+    piece = _piece(kind, window)
+    assert piece.bytes_after(histories, batch=batch) == batch * piece.bytes_after(histories)
 
 
 @pytest.mark.parametrize(

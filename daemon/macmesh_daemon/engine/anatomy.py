@@ -65,7 +65,7 @@ def examine(model: Module) -> Anatomy:
         tail_modules=frozenset(trace.after | shared),
         shared_modules=frozenset(shared),
         vocab_size=logits.shape[-1],
-        split_refusal=trace.refusal(architecture),
+        split_refusal=trace.refusal(model),
     )
 
 
@@ -115,8 +115,8 @@ class _Trace:
         else:
             self.between.add(path)
 
-    def refusal(self, architecture: str) -> str:
-        if reason := unsplittable_reason(architecture):
+    def refusal(self, model: Module) -> str:
+        if reason := unsplittable_reason(model):
             return reason
         if counts := sorted({count for count in self.calls if count != 1}):
             return f"its layers are called {counts[0]} times in one step, not once"

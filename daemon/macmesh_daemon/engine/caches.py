@@ -6,10 +6,14 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
 
 from macmesh_daemon.engine.anatomy import Anatomy
+from macmesh_daemon.engine.cache_members import is_compressed, members
 from macmesh_daemon.engine.errors import LocalStageError
+
+# mlx-lm is not typed.
+_ARRAYS_CACHE: Any = ArraysCache
 
 ALLOCATION_TOKENS = 256
 """mlx-lm's caches grow in steps of so many tokens."""
@@ -56,8 +60,30 @@ class StageCaches:
                 f"{tokens} tokens after {self.length} are more than the {self.reserve_tokens} reserved"
             )
 
+    def copy_states(self) -> None:
+        """Describes copies of the recurrent states, which a prefill step leaves as slices of what it computed.
+
+        Without them a state of a few rows keeps the buffer of the whole step alive. The copies are part of
+        the step's graph: they cost no wait, and each buffer dies as soon as its copy is there.
+        """
+        for index in self.owned:
+            for member in members(self.entries[index]):
+                if type(member) is _ARRAYS_CACHE:
+                    member.cache = [_copied(array) for array in member.cache]
+                elif is_compressed(member):
+                    member.window = _copied(member.window)
+                    member.pending_kv = _copied(member.pending_kv)
+                    member.pending_gate = _copied(member.pending_gate)
+
     def _arrays(self, indices: Any) -> list[mx.array]:
         return arrays_of([self.entries[index].state for index in indices])
+
+
+def _copied(array: mx.array | None) -> mx.array | None:
+    # `mx.contiguous` and `mx.array` may alias; joining with nothing never does, and changes no bit.
+    if array is None or not array.size or not array.ndim:
+        return array
+    return mx.concatenate([array, mx.zeros((0, *array.shape[1:]), array.dtype)], axis=0)
 
 
 def arrays_of(tree: Any) -> list[mx.array]:
@@ -77,17 +103,18 @@ def make_caches(model: Module, anatomy: Anatomy, layers: range, reserve_tokens: 
     """
     entries = make_prompt_cache(model)
     for entry in entries:
-        _allocate_at_once(entry, round_up_tokens(reserve_tokens))
+        allocate_at_once(entry, round_up_tokens(reserve_tokens))
     owned = sorted({index for layer in layers for index in anatomy.layer_caches[layer]})
     return StageCaches(entries, tuple(owned), reserve_tokens)
 
 
-def _allocate_at_once(entry: Any, tokens: int) -> None:
+def allocate_at_once(entry: Any, tokens: int) -> None:
+    """Makes a new cache's first growth the only one, where it keeps every token."""
     # A cache grows by its `step`; one as large as the reservation makes the first growth the only one. Caches
     # with a window keep their own step: they grow from what they hold after prefill, so a step as large as
     # the reservation would take them beyond it.
     for inner in getattr(entry, "caches", ()):
-        _allocate_at_once(inner, tokens)
+        allocate_at_once(inner, tokens)
     if type(entry) is KVCache:
         entry.step = tokens
 

@@ -9,18 +9,20 @@ from mlx.nn.layers.base import Module
 from mlx_lm.models.cache import make_prompt_cache
 
 from macmesh_daemon.engine.anatomy import examine
+from macmesh_daemon.engine.cache_members import members
 from macmesh_daemon.engine.profile_build import build
 from macmesh_daemon.engine.profile_caches import (
     CHECK_STEPS,
     RECURRENT_CHECK_STEPS,
+    cache_pieces,
     check,
-    members,
-    piece_of,
+    kv_bits_problem,
 )
 from macmesh_daemon.engine.profile_cuts import cut_points
 from macmesh_daemon.engine.profile_shards import tensor_shards
 from macmesh_daemon.engine.profile_trace import AttentionCall, LayerTrace, Trace, layers_of, trace_step
 from macmesh_daemon.engine.profile_weights import layer_weights, outer_weights
+from macmesh_daemon.engine.stand_ins import UNPROFILED
 from macmesh_daemon.models.errors import LocalArchitectureError
 from macmesh_daemon.models.folder import ModelFolder
 from macmesh_placement import AttentionFacts, CachePiece, LayerProfile, ModelProfile
@@ -54,10 +56,9 @@ def profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int] = (
     layers = layers_of(model)
     if not layers:
         raise LocalArchitectureError(f"{folder.model_type} names no layers, so that nothing can be placed")
-    caches = make_prompt_cache(model)
-    trace = _traced(model, caches, folder)
+    caches, trace = _traced(model, folder)
     flat = [member for cache in caches for member in members(cache)]
-    pieces = [piece_of(cache) for cache in flat]
+    pieces = cache_pieces(model, caches)
     recurrent = any(piece is not None and piece.kind == "constant" for piece in pieces)
     check(model, pieces, tuple(lengths) or (RECURRENT_CHECK_STEPS if recurrent else CHECK_STEPS))
 
@@ -98,21 +99,29 @@ def profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int] = (
         ),
         weights_source="headers" if folder.weight_files else "config",
         mlx_lm_version=version("mlx-lm"),
+        kv_bits_problem=kv_bits_problem(model, pieces),
     )
 
 
-def _traced(model: Module, caches: list[Any], folder: ModelFolder) -> Trace:
+def _traced(model: Module, folder: ModelFolder) -> tuple[list[Any], Trace]:
+    """The model's caches after one step, and what the step showed."""
     try:
+        caches = make_prompt_cache(model)
         trace = trace_step(model, caches, _PROBE_TOKENS)
+        if not trace.layers[0].calls:
+            caches = make_prompt_cache(model)
+            trace = trace_step(model, caches, _PROBE_TOKENS, by_parts=True)
     except Exception as problem:
+        known = UNPROFILED.get(folder.model_type)
         raise LocalArchitectureError(
-            f"mlx-lm cannot run a step of {folder.model_type}: {type(problem).__name__}: {problem}"
+            f"mlx-lm cannot run a step of {folder.model_type}: "
+            f"{known or f'{type(problem).__name__}: {problem}'}"
         ) from problem
     if not trace.layers[0].input_item_bytes:
         raise LocalArchitectureError(
-            f"the first layer of {folder.model_type} is never called, so that nothing can be placed"
+            f"no part of the first layer of {folder.model_type} is ever called, so that nothing can be placed"
         )
-    return trace
+    return caches, trace
 
 
 def _layer_profile(

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.models.bitlinear_layers import bitnet_quantize
 
+from macmesh_daemon.engine.stand_ins import importable
 from macmesh_daemon.models.errors import LocalArchitectureError, LocalModelFolderError
 from macmesh_daemon.models.folder import ModelFolder
 
@@ -36,6 +37,11 @@ def build(folder: ModelFolder) -> Module:
             f"{folder.model_type} needs code of its own ({folder.config['model_file']}), "
             "which macmesh never runs"
         )
+    with importable(folder.model_type):
+        return _build(folder)
+
+
+def _build(folder: ModelFolder) -> Module:
     _require_architecture(folder)
     try:
         with redirect_stdout(io.StringIO()):
@@ -55,7 +61,7 @@ def build(folder: ModelFolder) -> Module:
 def _require_architecture(folder: ModelFolder) -> None:
     try:
         mlx_lm_utils._get_classes(dict(folder.config))  # noqa: SLF001  the loader's own lookup
-    except (ValueError, SystemExit) as problem:  # olmo's module exits where an optional package is missing
+    except (ValueError, SystemExit) as problem:  # a module may exit where a package is missing
         raise LocalArchitectureError(
             f"the installed mlx-lm has no architecture {folder.model_type!r}"
         ) from problem

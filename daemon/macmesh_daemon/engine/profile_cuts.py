@@ -19,9 +19,11 @@ def cut_points(model: Module, seen: list[LayerTrace]) -> tuple[tuple[int, ...], 
         seen: What its layers were seen to do in one step.
     """
     count = len(layers_of(model))
-    reason = unsplittable_reason(type(model).__module__.rsplit(".", 1)[-1])
+    reason = unsplittable_reason(model)
     if reason is not None:
         return (), reason
     if any(layer.calls != 1 for layer in seen):
         return (), "some layers are not called exactly once in a step"
+    if any(layer.returns_more for layer in seen):
+        return (), "its layers return more than the hidden state"
     return all_cut_points(count), ""

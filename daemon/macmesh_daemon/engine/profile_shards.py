@@ -17,7 +17,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from macmesh_daemon.engine.profile_caches import members
+from macmesh_daemon.engine.cache_members import members
 from macmesh_daemon.engine.profile_trace import Trace, trace_step
 from macmesh_placement import ModelProfile, TensorShard
 

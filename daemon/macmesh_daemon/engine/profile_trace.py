@@ -6,7 +6,7 @@ shapes that it is given.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,11 @@ from mlx.nn.layers.distributed import (
 )
 from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedLinear
+from mlx_lm.models import cache as mlx_caches
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+from macmesh_daemon.engine.stand_ins import kernels_replaced, replaced
 
 _EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
 #: Linear layers of which each of several nodes holds a part.
@@ -56,6 +59,7 @@ class LayerTrace:
     output_bytes: int = 0
     attention: list[AttentionCall] = field(default_factory=list)
     caches: list[Any] = field(default_factory=list)
+    returns_more: bool = False
 
 
 @dataclass(slots=True)
@@ -74,12 +78,23 @@ class Trace:
     current: LayerTrace | None = None
 
 
-def trace_step(model: Module, caches: Sequence[Any], tokens: int) -> Trace:
-    """Runs one lazy step and returns what was seen. The caches advance."""
+def trace_step(model: Module, caches: Sequence[Any], tokens: int, *, by_parts: bool = False) -> Trace:
+    """Runs one lazy step and returns what was seen. The caches advance.
+
+    Args:
+        model: The model, lazily built.
+        caches: Fresh caches.
+        tokens: Tokens of the step.
+        by_parts: The model calls parts of its layers, never a layer itself: what happens from the call of a
+            part on belongs to that part's layer.
+    """
     trace = Trace(tokens=tokens, layers=[LayerTrace() for _ in layers_of(model)])
     with ExitStack() as stack:
         for layer, seen in zip(layers_of(model), trace.layers, strict=True):
-            stack.enter_context(_watched(layer, trace, seen))
+            stack.enter_context((_watched_parts if by_parts else _watched)(layer, trace, seen))
+        if by_parts:
+            stack.enter_context(_watched_outside(model, trace))
+            stack.enter_context(_watched_updates(trace))
         stack.enter_context(_watched_projections(trace))
         stack.enter_context(_watched_attention(trace))
         step(model, caches, tokens)
@@ -88,7 +103,8 @@ def trace_step(model: Module, caches: Sequence[Any], tokens: int) -> Trace:
 
 def step(model: Module, caches: Sequence[Any], tokens: int) -> None:
     """Runs one lazy step of ``tokens`` tokens; the caches advance."""
-    model(mx.zeros((1, tokens), dtype=mx.int32), cache=caches)
+    with kernels_replaced():
+        model(mx.zeros((1, tokens), dtype=mx.int32), cache=caches)
 
 
 def layers_of(model: Module) -> list[Module]:
@@ -115,15 +131,98 @@ def _watched(layer: Module, trace: Trace, seen: LayerTrace) -> Iterator[None]:
         ]
         outer, trace.current = trace.current, seen
         try:
-            return original.__call__(self, *args, **kwargs)
+            result = original.__call__(self, *args, **kwargs)
         finally:
             trace.current = outer
+        seen.returns_more |= not isinstance(result, mx.array)
+        return result
 
     layer.__class__ = type(original.__name__, (original,), {"__call__": call})
     try:
         yield
     finally:
         layer.__class__ = original
+
+
+@contextmanager
+def _watched_parts(layer: Any, trace: Trace, seen: LayerTrace) -> Iterator[None]:
+    def entered(value: Any) -> None:
+        if not seen.input_item_bytes and isinstance(value, mx.array):
+            seen.input_bytes, seen.input_item_bytes = value.nbytes, value.itemsize
+        trace.current = seen
+
+    with ExitStack() as stack:
+        for _, part in layer.named_modules():
+            if part is not layer:
+                stack.enter_context(_told_of_calls(part, entered))
+        yield
+
+
+@contextmanager
+def _watched_outside(model: Any, trace: Trace) -> Iterator[None]:
+    """What a module outside the layers does belongs to no layer."""
+    layers: list[Any] = layers_of(model)
+    inside = {id(part) for layer in layers for _, part in layer.named_modules()}
+
+    def outside(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            held, trace.current = trace.current, None
+            try:
+                return original(*args, **kwargs)
+            finally:
+                trace.current = held
+
+        return call
+
+    with ExitStack() as stack:
+        for _, module in model.named_modules():
+            if id(module) not in inside and not module.children():
+                stack.enter_context(_routed(module, outside))
+        yield
+
+
+@contextmanager
+def _watched_updates(trace: Trace) -> Iterator[None]:
+    """A cache belongs to the layer whose part was called last before its update."""
+
+    def told(original: Callable[..., Any]) -> Callable[..., Any]:
+        def update(self: Any, *args: Any) -> Any:
+            if trace.current is not None and not _among(self, trace.current.caches):
+                trace.current.caches.append(self)
+            return original(self, *args)
+
+        return update
+
+    with ExitStack() as stack:
+        for kind in (mlx_caches.KVCache, mlx_caches.RotatingKVCache, mlx_caches.ChunkedKVCache):
+            stack.enter_context(replaced(kind, "update_and_fetch", told(kind.update_and_fetch)))
+        yield
+
+
+def _told_of_calls(module: Module, told: Callable[[Any], None]) -> AbstractContextManager[None]:
+    def telling(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            told(args[0] if args else None)
+            return original(*args, **kwargs)
+
+        return call
+
+    return _routed(module, telling)
+
+
+@contextmanager
+def _routed(module: Any, route: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Swaps a module's class for one whose calls take another route."""
+    original = type(module)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return route(lambda *a, **k: original.__call__(self, *a, **k))(*args, **kwargs)
+
+    module.__class__ = type(original.__name__, (original,), {"__call__": call})
+    try:
+        yield
+    finally:
+        module.__class__ = original
 
 
 def _among(value: object, values: list[Any]) -> bool:
@@ -156,7 +255,7 @@ def _watched_projections(trace: Trace) -> Iterator[None]:
 
     with ExitStack() as stack:
         for kind in _PROJECTIONS:
-            stack.enter_context(_replaced(kind, "__call__", reporting(kind.__call__)))
+            stack.enter_context(replaced(kind, "__call__", reporting(kind.__call__)))
         yield
 
 
@@ -176,15 +275,5 @@ def _watched_attention(trace: Trace) -> Iterator[None]:
             )
         return original(q, k, v, **kwargs)
 
-    with _replaced(mx.fast, "scaled_dot_product_attention", attention):
+    with replaced(mx.fast, "scaled_dot_product_attention", attention):
         yield
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)

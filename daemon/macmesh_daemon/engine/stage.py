@@ -103,6 +103,8 @@ class StageModel:
             # Never computed: the layers before this stage pass on the hidden state, not what they get.
             inputs = mx.zeros((1, tokens), mx.int32)
         logits: mx.array = self._model(inputs, cache=caches.entries)
+        if tokens > 1:
+            caches.copy_states()
         outgoing, self._passing = passing.outgoing, _Passing()
         if self.is_tail:
             return logits

@@ -1,5 +1,7 @@
 """Architectures whose layers share more than the hidden state, so that a cut needs code of its own."""
 
+from typing import Any
+
 REASONS = {
     "gemma3n": "layers read keys and values of earlier ones, and the token embedding",
     "gemma4": "layers read keys and values of earlier ones, and the token embedding",
@@ -16,10 +18,19 @@ REASONS = {
 """By the mlx-lm module that implements the architecture. Found by cutting each at every layer."""
 
 
-def unsplittable_reason(architecture: str) -> str | None:
-    """Why an architecture cannot be cut, or None where it can as far as is known.
+_GEMMA_FIELDS = ("num_kv_shared_layers", "hidden_size_per_layer_input")
+"""What makes a gemma4 of these two facts: both 0, as in its mixture of experts, nothing else crosses a cut."""
+
+
+def unsplittable_reason(model: Any) -> str | None:
+    """Why a model cannot be cut, or None where it can as far as is known.
 
     Args:
-        architecture: name of the mlx-lm module, such as "qwen3".
+        model: mlx-lm's model; the name of its module tells the architecture.
     """
+    architecture = type(model).__module__.rpartition(".")[2]
+    if architecture in {"gemma4", "gemma4_text"}:
+        arguments = getattr(getattr(model, "language_model", model), "args", None)
+        if all(getattr(arguments, name, None) == 0 for name in _GEMMA_FIELDS):
+            return None
     return REASONS.get(architecture)

@@ -30,6 +30,9 @@ _POSITION_FIELDS = (
     "model_max_length",
 )
 
+#: A larger factor, or infinity, is a typing mistake.
+_MOST_STRETCH = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
@@ -85,6 +88,10 @@ def position_limit(config: Mapping[str, Any]) -> int | None:
     """Most tokens of context that a config allows; None where it names none.
 
     A multimodal config keeps the text model's under ``text_config`` (or ``language_config``).
+
+    Most configs with scaled rotary embeddings state the scaled limit (DeepSeek, Kimi, gpt-oss, Llama 3.1).
+    The exception that is certain is YaRN switched on as Qwen documents it: ``original_max_position_embeddings``
+    is stated, equals the limit, and the factor comes on top. No other scaling raises the limit.
     """
     nested = [config[name] for name in ("text_config", "language_config", "llm_config") if name in config]
     for source in [*nested, config]:
@@ -92,13 +99,23 @@ def position_limit(config: Mapping[str, Any]) -> int | None:
             for name in _POSITION_FIELDS:
                 value = source.get(name)
                 if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                    return value
+                    return _stretched(value, source)
     return None
 
 
 def is_hub_id(model: str) -> bool:
     """Whether a name has the form of a model on a hub: ``organisation/model``."""
     return _HUB_ID.fullmatch(model) is not None
+
+
+def _stretched(limit: int, source: Mapping[str, Any]) -> int:
+    scaling = source.get("rope_scaling") or source.get("rope_parameters")
+    if not isinstance(scaling, Mapping) or scaling.get("rope_type", scaling.get("type")) != "yarn":
+        return limit
+    factor, original = scaling.get("factor"), scaling.get("original_max_position_embeddings")
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < _MOST_STRETCH:
+        return limit
+    return int(original * factor) if isinstance(original, int) and original == limit else limit
 
 
 def resolve(model_id: str, search_folders: Iterable[Path], *, require_weights: bool = True) -> ModelFolder:

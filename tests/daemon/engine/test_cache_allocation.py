@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models import cache as mlx_lm_cache
 
-from macmesh_daemon.engine.caches import _allocate_at_once, round_up_tokens
+from macmesh_daemon.engine.caches import allocate_at_once, round_up_tokens
 from macmesh_daemon.worker.runner import set_memory_limits
 from macmesh_placement import Reserves
 
@@ -17,7 +17,7 @@ RESERVED_TOKENS = round_up_tokens(PROMPT + 1)
 
 
 def _rows_after_prefill_and_one_step(cache: Any) -> int:
-    _allocate_at_once(cache, RESERVED_TOKENS)
+    allocate_at_once(cache, RESERVED_TOKENS)
     for tokens in (PROMPT, 1):
         rows = mx.zeros((1, HEADS, tokens, HEAD_SIZE))
         mx.eval(cache.update_and_fetch(rows, rows))
@@ -40,7 +40,7 @@ def test_a_window_above_the_reservation_grows_by_its_own_step(
 
 def test_members_of_a_list_are_allocated_too() -> None:
     inner = CACHES.KVCache()
-    _allocate_at_once(CACHES.CacheList(inner, CACHES.KVCache()), RESERVED_TOKENS)
+    allocate_at_once(CACHES.CacheList(inner, CACHES.KVCache()), RESERVED_TOKENS)
 
     assert inner.step == RESERVED_TOKENS
 

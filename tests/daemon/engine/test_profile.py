@@ -11,9 +11,9 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 
 from daemon.tiny_models import CONFIGS, write_config
+from macmesh_daemon.engine.cache_members import members
 from macmesh_daemon.engine.profile import profile_folder
 from macmesh_daemon.engine.profile_build import build
-from macmesh_daemon.engine.profile_caches import members
 from macmesh_daemon.models.errors import LocalArchitectureError, LocalModelFolderError
 from macmesh_daemon.models.folder import read_folder
 from macmesh_placement import CachePiece, ModelProfile, Reserves, StageDemand, stage_ledger
@@ -103,7 +103,7 @@ def _assert_predicted(piece: CachePiece, cache: Any, steps: tuple[int, ...]) -> 
     reserve = total if piece.kind == "growing" else 0
     assert piece.bytes_after(steps, reserve_tokens=reserve) == cache.nbytes
     if piece.kind in {"growing", "constant"}:
-        assert piece.reserved_bytes(total) == cache.nbytes
+        assert piece.reserved_bytes(total) == cache.nbytes + piece.decode_view_bytes
     else:
         assert cache.nbytes <= piece.reserved_bytes(total) + piece.prefill_bytes(total, max(steps))
         if steps[-1] == 1 and len(steps) > 1:

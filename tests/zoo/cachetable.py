@@ -1,0 +1,250 @@
+"""Compares predicted cache bytes with real ones, for every architecture; run, it prints a table.
+
+    PYTHONPATH=tests python -m zoo.cachetable [NAME ...]
+
+Predictions go through a profile's JSON. The real side is mlx-lm's own model and caches: lazily, where only
+shapes are wanted (`compare_shapes`), or computed (`compare_computed`), where what is held counts too.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
+
+from macmesh_daemon.engine.cache_members import members
+from macmesh_daemon.engine.caches import StageCaches, allocate_at_once, round_up_tokens
+from macmesh_daemon.engine.profile import profile_model
+from macmesh_daemon.engine.profile_build import build
+from macmesh_daemon.engine.stand_ins import kernels_replaced
+from macmesh_daemon.models.errors import LocalArchitectureError
+from macmesh_daemon.models.folder import read_folder
+from macmesh_placement import CachePiece, ModelProfile
+from zoo import CONFIGS, METAL_ONLY, write_config
+
+#: Steps below, at and above the window of 8 and the allocation step of 256, in prefill and decode. Apart from
+#: single tokens, no length is one of those that a profile is traced with.
+SHAPE_HISTORIES: tuple[tuple[int, ...], ...] = (
+    (1, 1, 1),
+    (4, 4, 1, 1),
+    (8, 1, 2),
+    (9, 1, 1),
+    (250, *[1] * 8),
+    (255, 1, 1),
+    (256, 1),
+    (257, 2, 1),
+    (130, 130, 130, 1, 1),
+    (511, 1, 1),
+    (256, 256, 1),
+    (513, 17, 1),
+)
+#: Recurrent layers unroll every token in Python: fewer and shorter.
+RECURRENT_SHAPE_HISTORIES: tuple[tuple[int, ...], ...] = (
+    (1, 1),
+    (4, 4, 1),
+    (8, 1),
+    (9, 2, 1),
+    (31, 17, 1),
+    (257, 1),
+)
+BATCHES = (1, 3)
+COMPUTED_HISTORIES: tuple[tuple[int, ...], ...] = ((16, 16, 1, 1), (256, 1))
+#: Outputs that a request reserves beyond the steps taken.
+_SPARE_TOKENS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One architecture: what its caches are, and whether they were as predicted."""
+
+    name: str
+    kinds: str
+    dtype: str
+    equal: bool
+    reason: str = ""
+
+
+class Difference(AssertionError):
+    """A cache is not as predicted; says which, and after which steps."""
+
+
+def is_recurrent(profile: ModelProfile) -> bool:
+    """Whether layers keep a state that every token changes."""
+    return any(piece.kind == "constant" for piece in pieces_of(profile))
+
+
+def pieces_of(profile: ModelProfile) -> list[CachePiece]:
+    """All cache pieces, those of no layer last."""
+    layers = [piece for layer in profile.layers for piece in layer.caches]
+    return [*layers, *profile.head_caches]
+
+
+class Subject:
+    """One architecture: its lazily built model, and its profile as it came back from JSON."""
+
+    def __init__(self, name: str, folder: Path, dtype: str) -> None:
+        mx.random.seed(0)  # cuts the chain of lazy keys that every model built before has left
+        opened = read_folder(
+            write_config(folder, name, torch_dtype=dtype, dtype=dtype), require_weights=False
+        )
+        self.name = name
+        self.dtype = dtype
+        self.model: Any = build(opened)
+        self.profile = ModelProfile.from_json_text(profile_model(self.model, opened).to_json_text())
+        self.pieces = pieces_of(self.profile)
+
+    def compare_shapes(self) -> None:
+        """Lazy steps; raises `Difference`."""
+        recurrent = is_recurrent(self.profile)
+        for history in RECURRENT_SHAPE_HISTORIES if recurrent else SHAPE_HISTORIES:
+            for batch in BATCHES:
+                for reserve in (0, sum(history) + _SPARE_TOKENS):
+                    if batch > 1 and reserve:
+                        continue
+                    self._compare_history(history, batch, reserve)
+
+    def _compare_history(self, history: Sequence[int], batch: int, reserve: int) -> None:
+        caches = new_caches(self.model, reserve)
+        for index, tokens in enumerate(history):
+            with kernels_replaced():
+                self.model(mx.zeros((batch, tokens), mx.int32), cache=caches)
+            self._require_equal(caches, history[: index + 1], batch, reserve)
+
+    def _require_equal(self, caches: Any, steps: Sequence[int], batch: int, reserve: int) -> None:
+        real = sorted(_bytes_by_class(caches))
+        predicted = sorted(
+            (piece.source, piece.bytes_after(steps, batch=batch, reserve_tokens=_reserved(piece, reserve)))
+            for piece in self.pieces
+        )
+        if real != predicted:
+            raise Difference(
+                f"{self.name}, batch {batch}, {reserve} reserved, after {list(steps)}: "
+                f"predicted {predicted}, real {real}"
+            )
+
+    def compare_computed(self, histories: Sequence[Sequence[int]] = COMPUTED_HISTORIES) -> None:
+        """Computed steps, with the states copied as the engine does, and without; raises `Difference`.
+
+        Raises:
+            RuntimeError: The CPU has no kernel for an operation at this dtype.
+            ValueError: As above.
+        """
+        mx.eval(self.model.parameters())
+        self._run([2, 1], copied=False)  # what the model makes once and keeps
+        for history in histories:
+            for copied in (True, False):
+                self._run(history, copied=copied, checked=True)
+
+    def _run(self, history: Sequence[int], *, copied: bool, checked: bool = False) -> None:
+        total = sum(history) + _SPARE_TOKENS
+        caches = new_caches(self.model, total)
+        stage = StageCaches(caches, tuple(range(len(caches))), total)
+        idle = mx.get_active_memory()
+        for index, tokens in enumerate(history):
+            logits = self.model(mx.zeros((1, tokens), mx.int32), cache=caches)
+            if copied and tokens > 1:
+                stage.copy_states()
+            mx.eval(logits, stage.owned_arrays())
+            del logits
+            if not checked:
+                continue
+            steps = history[: index + 1]
+            self._require_equal(caches, steps, 1, total)
+            reported = sum(size for _, size in _bytes_by_class(caches))
+            held = mx.get_active_memory() - idle
+            most = reported + sum(_views(piece, steps, copied=copied) for piece in self.pieces)
+            if not reported <= held <= most:
+                raise Difference(
+                    f"{self.name}, copied {copied}, after {list(steps)}: {held} bytes held, "
+                    f"{reported} reported, at most {most} predicted"
+                )
+            charged = sum(
+                piece.reserved_bytes(total) + (tokens > 1) * piece.prefill_bytes(total, tokens)
+                for piece in self.pieces
+            )
+            if held > charged:
+                raise Difference(
+                    f"{self.name}, after {list(steps)}: {held} bytes held, {charged} charged by the ledger"
+                )
+
+
+def _views(piece: CachePiece, steps: Sequence[int], *, copied: bool) -> int:
+    """What may be held beyond what is reported after the last of the steps."""
+    if piece.kind == "ring":
+        return piece.view_bytes(steps[0]) if len(steps) == 1 else 0
+    return 0 if copied and steps[-1] > 1 else piece.view_bytes(steps[-1])
+
+
+def new_caches(model: Any, reserve: int) -> list[Any]:
+    """mlx-lm's caches; preallocated as the engine does where ``reserve`` is not 0."""
+    caches: list[Any] = make_prompt_cache(model)
+    if reserve:
+        for cache in caches:
+            allocate_at_once(cache, round_up_tokens(reserve))
+    return caches
+
+
+def _reserved(piece: CachePiece, reserve: int) -> int:
+    return reserve if piece.kind == "growing" else 0
+
+
+def _bytes_by_class(caches: Sequence[Any]) -> list[tuple[str, int]]:
+    flat = [member for cache in caches for member in members(cache)]
+    return [(type(member).__name__, int(member.nbytes)) for member in flat if not member.empty()]
+
+
+@contextmanager
+def exact_memory() -> Iterator[None]:
+    """While active, freed buffers are given back at once, and nothing starts a compiler."""
+    limit = mx.set_cache_limit(0)
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        mx.enable_compile()
+        mx.set_cache_limit(limit)
+
+
+def compare(name: str, folder: Path) -> Row:
+    """Compares one architecture: bfloat16 where the CPU computes it, float32 else, shapes alone for Metal's."""
+    try:
+        subject = Subject(name, folder, "bfloat16")
+    except LocalArchitectureError as problem:
+        return Row(name, "", "", equal=False, reason=str(problem))
+    kinds = ", ".join(sorted({f"{piece.kind} ({piece.source})" for piece in subject.pieces}))
+    try:
+        subject.compare_shapes()
+        if name in METAL_ONLY:
+            return Row(name, kinds, "shapes", equal=True, reason="a Metal kernel: nothing is computed here")
+        try:
+            subject.compare_computed()
+        except (RuntimeError, ValueError):
+            subject = Subject(name, folder, "float32")
+            subject.compare_computed()
+    except Difference as problem:
+        return Row(name, kinds, subject.dtype, equal=False, reason=str(problem))
+    return Row(name, kinds, subject.dtype, equal=True)
+
+
+def main(names: Sequence[str]) -> int:
+    """Prints the table; returns 0 where all are equal but for those that cannot be profiled."""
+    mx.set_default_device(mx.cpu)
+    rows = []
+    with exact_memory(), tempfile.TemporaryDirectory() as folder:
+        for name in names or CONFIGS:
+            row = compare(name, Path(folder) / name)
+            rows.append(row)
+            verdict = "equal" if row.equal else "NO"
+            print(f"{row.name:22} {row.dtype:9} {verdict:6} {row.kinds:60} {row.reason}", flush=True)  # noqa: T201  its output
+    equal = sum(row.equal for row in rows)
+    print(f"{len(rows)} architectures, {equal} equal")  # noqa: T201  its output
+    return 0 if all(row.equal or not row.kinds for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
