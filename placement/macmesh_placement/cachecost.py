@@ -1,6 +1,6 @@
 """What the cache of one layer costs, as data.
 
-A layer's cache is a list of pieces. Each piece is one cache object of mlx-lm and one of five kinds, whose
+A layer's cache is a list of pieces. Each piece is one cache object of mlx-lm and one of six kinds, whose
 sizes follow the classes of mlx-lm's ``models/cache.py`` (the last one of ``models/deepseek_v41.py``):
 
 * ``growing`` (``KVCache``): every token is kept. The engine preallocates it to the request's reservation,
@@ -10,6 +10,7 @@ sizes follow the classes of mlx-lm's ``models/cache.py`` (the last one of ``mode
   by up to `step_tokens` rows.
 * ``chunked`` (``ChunkedKVCache``): at most `window_tokens` survive from one step to the next.
 * ``constant`` (``ArraysCache``): recurrent states, whatever the context.
+* ``recent`` (``ArraysCache``): the last `window_tokens` inputs, never more.
 * ``compressed`` (``LayerCache``): the last `window_tokens`, one compressed row for every full group of
   `group_tokens`, and the rows of the group that is still open.
 
@@ -28,13 +29,13 @@ from macmesh_placement.cacherows import chunked_rows, growing_rows, ring_rows, r
 from macmesh_placement.checks import Reader, require_integer
 from macmesh_placement.errors import LocalProfileError
 
-CacheKind = Literal["growing", "ring", "chunked", "constant", "compressed"]
+CacheKind = Literal["growing", "ring", "chunked", "constant", "recent", "compressed"]
 
 #: Rows that mlx-lm's caches allocate at once (``step`` of the cache classes).
 ALLOCATION_STEP_TOKENS = 256
 
 
-_WINDOWED = frozenset({"ring", "chunked", "compressed"})
+_WINDOWED = frozenset({"ring", "chunked", "recent", "compressed"})
 #: Fields that are counts of at least 0.
 _COUNTS = (
     "bytes_per_token",
@@ -140,7 +141,7 @@ class CachePiece:
     def _reserved_rows(self, context_tokens: int) -> int:
         if self.window_tokens is None:
             return round_up(context_tokens, self.step_tokens)
-        if self.kind == "compressed":
+        if self.kind in {"recent", "compressed"}:
             return min(self.window_tokens, context_tokens)
         if self.kind == "ring":
             return min(self.window_tokens, context_tokens + self.step_tokens - 1)
@@ -155,7 +156,7 @@ class CachePiece:
             return 0
         chunk = min(chunk_tokens, context_tokens)
         views = self.view_bytes(chunk)
-        if self.kind in {"growing", "constant", "compressed"}:
+        if self.kind in {"growing", "constant", "recent", "compressed"}:
             return max(0, views - self.decode_view_bytes)
         reserved = self._reserved_rows(context_tokens)
         if self.kind == "ring":
@@ -180,7 +181,7 @@ class CachePiece:
         """
         if context_tokens <= 0 or self.kind == "growing":
             return 0
-        if self.kind in {"constant", "compressed"}:
+        if self.kind in {"constant", "recent", "compressed"}:
             return self.reserved_bytes(context_tokens)
         chunk = min(chunk_tokens, context_tokens)
         return self.reserved_bytes(context_tokens) + self.prefill_bytes(context_tokens, chunk)

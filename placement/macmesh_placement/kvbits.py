@@ -30,7 +30,7 @@ def require_kv_bits(bits: int, group_size: int) -> None:
 
 
 def quantised(piece: CachePiece, bits: int, group_size: int, where: str) -> CachePiece:
-    """The piece with a quantised cache in its place; a constant state stays as it is, as in mlx-lm.
+    """The piece with a quantised cache in its place; states stay as they are, as in mlx-lm.
 
     Args:
         piece: One cache.
@@ -41,7 +41,7 @@ def quantised(piece: CachePiece, bits: int, group_size: int, where: str) -> Cach
     Raises:
         LocalProfileError: mlx-lm cannot quantise a cache of this kind or shape.
     """
-    if piece.kind == "constant":
+    if piece.kind in {"constant", "recent"}:
         return piece
     if piece.kind != "growing":
         raise LocalProfileError(

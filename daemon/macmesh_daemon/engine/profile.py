@@ -22,7 +22,7 @@ from macmesh_daemon.engine.profile_cuts import cut_points
 from macmesh_daemon.engine.profile_shards import tensor_shards
 from macmesh_daemon.engine.profile_trace import AttentionCall, LayerTrace, Trace, layers_of, trace_step
 from macmesh_daemon.engine.profile_weights import layer_weights, outer_weights
-from macmesh_daemon.engine.stand_ins import UNPROFILED
+from macmesh_daemon.engine.stand_ins import UNPROFILED, kernels_replaced
 from macmesh_daemon.models.errors import LocalArchitectureError
 from macmesh_daemon.models.folder import ModelFolder
 from macmesh_placement import AttentionFacts, CachePiece, LayerProfile, ModelProfile
@@ -53,6 +53,11 @@ def profile_folder(folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelPro
 
 def profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelProfile:
     """Profiles a model that is already built, lazily or not; raises as `profile_folder`."""
+    with kernels_replaced():
+        return _profile_model(model, folder, lengths)
+
+
+def _profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int]) -> ModelProfile:
     layers = layers_of(model)
     if not layers:
         raise LocalArchitectureError(f"{folder.model_type} names no layers, so that nothing can be placed")

@@ -19,6 +19,9 @@ from macmesh_placement.cachecost import CacheKind
 CHECK_STEPS = (300, 40, 1, 1, 300, 1)
 RECURRENT_CHECK_STEPS = (40, 7, 1, 1)
 
+#: A state that fills up is full after so many tokens; one that is not fails the check of its size.
+_MOST_RECENT_TOKENS = 24
+
 #: Elements of the smallest group that mlx quantises.
 _SMALLEST_GROUP = 32
 
@@ -46,17 +49,39 @@ def cache_pieces(model: Module, caches: Sequence[Any]) -> list[CachePiece | None
     pieces = [_piece_of(cache) for cache in flat]
     if not any(piece is not None and piece.kind in {"constant", "ring"} for piece in pieces):
         return pieces  # all keys and values are written into buffers of their own
+    windows = _recent_windows(model) if "constant" in {piece.kind for piece in pieces if piece} else {}
     return [
         piece
         and replace(
-            piece,
+            windows.get(index, piece),
             view_bytes_per_token=views.per_token_bytes,
             small_view_bytes_per_token=views.small_per_token_bytes,
             small_view_limit_bytes=views.small_limit_bytes,
             decode_view_bytes=views.decode_bytes,
         )
-        for piece, views in zip(pieces, traced_views(model), strict=True)
+        for index, (piece, views) in enumerate(zip(pieces, traced_views(model), strict=True))
     ]
+
+
+def _recent_windows(model: Module) -> dict[int, CachePiece]:
+    """States that fill up with the first tokens, by index: a model over n-grams keeps its last inputs."""
+    sizes: list[list[int]] = []
+    for tokens in (1, _MOST_RECENT_TOKENS):
+        caches = mlx_caches.make_prompt_cache(model)
+        step(model, caches, tokens)
+        flat = [member for cache in caches for member in members(cache)]
+        sizes.append([int(member.nbytes) if type(member) is mlx_caches.ArraysCache else 0 for member in flat])
+    return {
+        index: CachePiece(
+            kind="recent",
+            source="ArraysCache",
+            bytes_per_token=one,
+            window_tokens=filled // one,
+            array_count=1,
+        )
+        for index, (one, filled) in enumerate(zip(*sizes, strict=True))
+        if one and filled != one
+    }
 
 
 def _piece_of(cache: Any) -> CachePiece | None:

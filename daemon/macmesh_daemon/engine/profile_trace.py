@@ -24,7 +24,7 @@ from mlx_lm.models import cache as mlx_caches
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from macmesh_daemon.engine.stand_ins import kernels_replaced, replaced
+from macmesh_daemon.engine.stand_ins import replaced
 
 _EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
 #: Linear layers of which each of several nodes holds a part.
@@ -103,8 +103,7 @@ def trace_step(model: Module, caches: Sequence[Any], tokens: int, *, by_parts: b
 
 def step(model: Module, caches: Sequence[Any], tokens: int) -> None:
     """Runs one lazy step of ``tokens`` tokens; the caches advance."""
-    with kernels_replaced():
-        model(mx.zeros((1, tokens), dtype=mx.int32), cache=caches)
+    model(mx.zeros((1, tokens), dtype=mx.int32), cache=caches)
 
 
 def layers_of(model: Module) -> list[Module]:
