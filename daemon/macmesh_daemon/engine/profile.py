@@ -45,19 +45,15 @@ def profile_folder(folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelPro
         LocalArchitectureError: mlx-lm lacks the architecture, or its caches cannot be costed.
         LocalModelFolderError: Config and weights do not make a model.
     """
-    model = build(folder)
-    profile = profile_model(model, folder, lengths)
-    shards = tensor_shards(model, lambda part: profile_model(part, folder, (_PROBE_TOKENS,)))
+    with kernels_replaced():
+        model = build(folder)
+        profile = profile_model(model, folder, lengths)
+        shards = tensor_shards(model, lambda part: profile_model(part, folder, (_PROBE_TOKENS,)))
     return replace(profile, tensor_shards=shards)
 
 
 def profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelProfile:
     """Profiles a model that is already built, lazily or not; raises as `profile_folder`."""
-    with kernels_replaced():
-        return _profile_model(model, folder, lengths)
-
-
-def _profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int]) -> ModelProfile:
     layers = layers_of(model)
     if not layers:
         raise LocalArchitectureError(f"{folder.model_type} names no layers, so that nothing can be placed")
