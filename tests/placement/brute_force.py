@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from macmesh_placement import Link, ModelProfile, NodeCapacity, PlanRequest
+from macmesh_placement import LayerProfile, Link, ModelProfile, NodeCapacity, PlanRequest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,6 +37,16 @@ class Plans(NamedTuple):
         return Plan(float(self.objective[row]), int(self.load_bytes[row]), bool(self.all_rdma[row]), stages)
 
 
+def scratch_bytes(layer: LayerProfile, context: int, chunk: int) -> int:
+    keys = context
+    if layer.attention is not None and layer.attention.window_tokens is not None:
+        keys = min(keys, layer.attention.window_tokens - 1 + chunk)
+    return sum(
+        max((a + b * chunk + c * keys + d * chunk * keys for a, b, c, d in terms), default=0)
+        for terms in (layer.scratch.live, layer.scratch.largest)
+    )
+
+
 def needed_bytes(request: PlanRequest, node: NodeCapacity, first: int, end: int) -> int:
     """The ledger's total, added up afresh from the documented terms."""
     profile, context, slots = request.profile, request.resolved_context_tokens, request.slots
@@ -49,7 +59,7 @@ def needed_bytes(request: PlanRequest, node: NodeCapacity, first: int, end: int)
     for layer in profile.layers[first:end]:
         need += layer.weight_bytes
         arrays += layer.parameter_count
-        widest = max(widest, layer.activation_bytes_per_token)
+        widest = max(widest, scratch_bytes(layer, context, chunk))
         for piece in layer.caches:
             need += slots * (piece.reserved_bytes(context) + piece.prefill_bytes(context, chunk))
             arrays += slots * piece.array_count
@@ -69,7 +79,7 @@ def needed_bytes(request: PlanRequest, node: NodeCapacity, first: int, end: int)
     if not (head and tail):
         need += reserves.transport_pool_bytes
     hidden = chunk * profile.hidden_size * profile.activation_bytes
-    return need + arrays * 16384 + 2 * (chunk * widest + hidden) + scores
+    return need + arrays * 16384 + widest + 2 * hidden + scores
 
 
 def _speed_and_compute(request: PlanRequest, node: NodeCapacity) -> tuple[float, float]:
