@@ -1,6 +1,6 @@
 """Profiles large models from their configs alone and prints one JSON array: seconds and peak memory.
 
-Usage: python bench/profile.py [--only NAME]
+Usage: python bench/profiles.py [--only NAME]
 
 Each config is profiled by a `macmesh-profile` process of its own. The sizes are those of published models.
 """
