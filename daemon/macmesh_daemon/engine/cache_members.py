@@ -1,5 +1,6 @@
 """The cache objects of a model, and the arrays that each holds."""
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -31,3 +32,11 @@ def arrays_held(member: Any) -> list[mx.array]:
     else:
         found = [member.keys, member.values]
     return [array for array in found if array is not None]
+
+
+def detach(member: Any, stand_in: Callable[[mx.array], mx.array]) -> None:
+    """Gives a cache of ``cache.py`` other arrays of the same shapes, so that the graph behind its own ends."""
+    if hasattr(member, "cache"):
+        member.cache = [array if array is None else stand_in(array) for array in member.cache]
+    elif member.keys is not None:
+        member.keys, member.values = stand_in(member.keys), stand_in(member.values)

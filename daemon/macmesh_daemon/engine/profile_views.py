@@ -17,7 +17,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_map
 from mlx_lm.models.cache import make_prompt_cache
 
-from macmesh_daemon.engine.cache_members import arrays_held, members
+from macmesh_daemon.engine.cache_members import arrays_held, detach, members
 from macmesh_daemon.engine.profile_trace import step
 from macmesh_daemon.engine.stand_ins import replaced, uncompiled
 from macmesh_daemon.models.errors import LocalArchitectureError
@@ -49,7 +49,7 @@ CONTIGUOUS_WASTE_BYTES = 16_384
 
 #: Steps that are traced, from empty caches on: two first steps, two later ones, one token. Recurrent layers
 #: unroll, so all are short.
-HISTORIES = ((5, 6, 10, 1), (7,), (1,))
+HISTORIES = ((5, 6, 7, 1), (6,), (1,))
 
 _Array = tuple[str, tuple[int, ...], mx.Dtype]
 
@@ -106,6 +106,7 @@ def traced_views(model: Module) -> list[Views]:
                 for member, waste in zip(flat, seen, strict=True):
                     own = [next(outputs) for _ in arrays_held(member)]
                     waste.add(graph, own, tokens, first=index == 0)
+                    detach(member, _numbered)
     return [waste.views() for waste in seen]
 
 
@@ -191,6 +192,14 @@ def _nbytes(array: _Array) -> int:
     return math.prod(array[1]) * array[2].size
 
 
+_numbers = count()
+
+
+def _numbered(array: mx.array) -> mx.array:
+    """An array of that shape and dtype, of a value that no other has."""
+    return mx.broadcast_to(mx.array(next(_numbers)).astype(array.dtype), array.shape)
+
+
 @contextmanager
 def _without_weights(model: Any) -> Iterator[None]:
     """Parameters of one value make a graph of the model alone, without what makes or loads its weights.
@@ -198,12 +207,7 @@ def _without_weights(model: Any) -> Iterator[None]:
     No two have the same value: mlx merges what is computed equally from equal numbers.
     """
     held = model.parameters()
-    numbers = count()
-
-    def stand_in(array: mx.array) -> mx.array:
-        return mx.broadcast_to(mx.array(next(numbers)).astype(array.dtype), array.shape)
-
-    model.update(tree_map(stand_in, held))
+    model.update(tree_map(_numbered, held))
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 
+import zoo
 from daemon.tiny_models import CONFIGS, write_config
 from macmesh_daemon.engine.cache_members import members
 from macmesh_daemon.engine.profile import profile_folder
@@ -192,6 +193,36 @@ def test_nothing_is_computed_or_allocated(tmp_path: Path) -> None:
     profile = profiled(folder)
     assert profile.total_weight_bytes > 10**10
     assert mx.get_peak_memory() - before < 10**6
+
+
+def test_a_trillion_parameters_are_profiled_like_a_thousand(tmp_path: Path) -> None:
+    folder = write_config(
+        tmp_path / "m",
+        "deepseek_v3",
+        hidden_size=7168,
+        num_hidden_layers=61,
+        n_routed_experts=384,
+        moe_intermediate_size=2048,
+        kv_lora_rank=512,
+        qk_rope_head_dim=64,
+    )
+    profile = profiled(folder)
+    assert profile.total_weight_bytes > 2 * 10**12
+    assert profile.layers[5].cache_bytes(131_072) == 131_072 * (512 + 64) * 2
+
+
+def test_the_reason_against_a_cut_follows_the_config(tmp_path: Path) -> None:
+    moe = profiled(zoo.write_config(tmp_path / "a", "gemma4_moe"))
+    shared = profiled(zoo.write_config(tmp_path / "b", "gemma4"))
+    assert "return more than the hidden state" in moe.cut_reason
+    assert "keys and values of earlier ones" in shared.cut_reason
+
+
+def test_layers_called_part_by_part_are_watched(tmp_path: Path) -> None:
+    profile = profiled(zoo.write_config(tmp_path / "m", "iquestloopcoder"))
+    assert [[piece.kind for piece in layer.caches] for layer in profile.layers] == [["growing", "ring"]] * 6
+    assert all(layer.attention is not None and layer.activation_bytes_per_token for layer in profile.layers)
+    assert profile.hidden_size == zoo.CONFIGS["iquestloopcoder"]["hidden_size"]
 
 
 def test_where_a_model_may_be_cut(tmp_path: Path) -> None:

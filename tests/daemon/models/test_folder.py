@@ -93,6 +93,10 @@ def test_shards_without_an_index_are_read_as_they_are(tmp_path: Path) -> None:
     assert set(read_folder(folder).tensors) == {"a", "b", "c"}
 
 
+def _yarn(factor: object, original: int) -> dict[str, object]:
+    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+
+
 @pytest.mark.parametrize(
     ("config", "limit"),
     [
@@ -103,6 +107,16 @@ def test_shards_without_an_index_are_read_as_they_are(tmp_path: Path) -> None:
         ({"max_position_embeddings": None, "max_seq_len": 5}, 5),
         ({"max_position_embeddings": True}, None),
         ({}, None),
+        # YaRN on top of the stated limit, as Qwen documents it.
+        ({"max_position_embeddings": 100, "rope_scaling": _yarn(4.0, 100)}, 400),
+        ({"text_config": {"max_position_embeddings": 100, "rope_parameters": _yarn(2.5, 100)}}, 250),
+        # DeepSeek and Kimi state the scaled limit.
+        ({"max_position_embeddings": 400, "rope_scaling": _yarn(4.0, 100)}, 400),
+        ({"max_position_embeddings": 100, "rope_scaling": {"type": "linear", "factor": 4.0}}, 100),
+        ({"max_position_embeddings": 100, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 100),
+        ({"max_position_embeddings": 100, "rope_scaling": _yarn(float("inf"), 100)}, 100),
+        ({"max_position_embeddings": 100, "rope_scaling": _yarn(float("nan"), 100)}, 100),
+        ({"max_position_embeddings": 100, "rope_scaling": _yarn("4", 100)}, 100),
     ],
 )
 def test_the_position_limit_comes_from_the_config(config: dict[str, Any], limit: int | None) -> None:
