@@ -8,8 +8,7 @@ Every stage's ledger has the same lines, in this order; a line that charges noth
 ``head``               last stage: final norm and head, or its own copy of the tied embedding
 ``cache``              slots x the cache of one request at full context, as allocated (rounded up to the
                        allocation step)
-``cache_prefill``      slots x what windowed caches and views into prefill buffers hold beyond that while
-                       prompts are taken
+``cache_prefill``      slots x what windowed caches hold beyond that while prompts are taken
 ``prefill_scratch``    what one prefill step keeps alive in the layer that needs most, by the graph of the step,
                        and the hidden state that comes and goes
 ``attention_scratch``  scores of one prefill step, where the backend materialises what others fuse
@@ -228,8 +227,8 @@ def _lines(
         ),
         (
             "cache_prefill",
-            slots * sum(piece.prefill_bytes(context, chunk) for piece in pieces),
-            f"{slots} x windows and views during prefill steps of {chunk} tokens",
+            slots * sum(piece.lasting_prefill_bytes(context, chunk) for piece in pieces),
+            f"{slots} x windows between prefill steps of {chunk} tokens",
         ),
         (
             "prefill_scratch",

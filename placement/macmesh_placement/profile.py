@@ -114,10 +114,14 @@ class LayerProfile:
             )
 
     def prefill_scratch_bytes(self, context_tokens: int, chunk_tokens: int) -> int:
-        """Bytes that a prefill step keeps alive while it runs through the layer, hidden state aside."""
+        """Bytes that a prefill step keeps alive while it runs through the layer, hidden state aside.
+
+        The engine runs a prefill step layer by layer, so that only one layer at a time needs them.
+        """
         chunk = min(chunk_tokens, context_tokens)
         keys = context_tokens if self.attention is None else self.attention.keys(context_tokens, chunk)
-        return self.scratch.size_bytes(chunk, keys)
+        passing = sum(piece.passing_prefill_bytes(context_tokens, chunk) for piece in self.caches)
+        return self.scratch.size_bytes(chunk, keys) + passing
 
     def cache_bytes(self, context_tokens: int) -> int:
         """Most bytes of cache that one request of ``context_tokens`` holds between steps."""

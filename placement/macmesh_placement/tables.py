@@ -35,7 +35,9 @@ def stage_totals(profile: ModelProfile, demand: StageDemand, *, fused_attention:
 
     def measure(layer: LayerProfile) -> tuple[int, int, int]:
         if id(layer) not in known:
-            cache = sum(p.reserved_bytes(context) + p.prefill_bytes(context, chunk) for p in layer.caches)
+            cache = sum(
+                p.reserved_bytes(context) + p.lasting_prefill_bytes(context, chunk) for p in layer.caches
+            )
             arrays = layer.parameter_count + slots * sum(piece.array_count for piece in layer.caches)
             attention = layer.attention
             scores = attention.scratch_bytes(context, chunk, fused_kernel=fused_attention) if attention else 0
@@ -57,7 +59,7 @@ def stage_totals(profile: ModelProfile, demand: StageDemand, *, fused_attention:
     head_pieces = profile.head_caches
     totals[0, :] += profile.embedding_bytes
     totals[0, :] += slots * sum(
-        p.reserved_bytes(context) + p.prefill_bytes(context, chunk) for p in head_pieces
+        p.reserved_bytes(context) + p.lasting_prefill_bytes(context, chunk) for p in head_pieces
     )
     totals[0, :] += slots * PAGE_BYTES * sum(piece.array_count for piece in head_pieces)
     totals[:, -1] += profile.tail_bytes + slots * profile.vocab_size * 4 * SAMPLING_COPIES

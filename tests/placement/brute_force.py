@@ -41,7 +41,8 @@ def scratch_bytes(layer: LayerProfile, context: int, chunk: int) -> int:
     keys = context
     if layer.attention is not None and layer.attention.window_tokens is not None:
         keys = min(keys, layer.attention.window_tokens - 1 + chunk)
-    return sum(
+    passing = sum(piece.passing_prefill_bytes(context, chunk) for piece in layer.caches)
+    return passing + sum(
         max((a + b * chunk + c * keys + d * chunk * keys for a, b, c, d in terms), default=0)
         for terms in (layer.scratch.live, layer.scratch.largest)
     )
@@ -61,7 +62,7 @@ def needed_bytes(request: PlanRequest, node: NodeCapacity, first: int, end: int)
         arrays += layer.parameter_count
         widest = max(widest, scratch_bytes(layer, context, chunk))
         for piece in layer.caches:
-            need += slots * (piece.reserved_bytes(context) + piece.prefill_bytes(context, chunk))
+            need += slots * (piece.reserved_bytes(context) + piece.lasting_prefill_bytes(context, chunk))
             arrays += slots * piece.array_count
         if layer.attention is not None:
             scores = max(
@@ -70,7 +71,7 @@ def needed_bytes(request: PlanRequest, node: NodeCapacity, first: int, end: int)
     if head:
         need += profile.embedding_bytes
         for piece in profile.head_caches:
-            need += slots * (piece.reserved_bytes(context) + piece.prefill_bytes(context, chunk))
+            need += slots * (piece.reserved_bytes(context) + piece.lasting_prefill_bytes(context, chunk))
             arrays += slots * piece.array_count
     if tail:
         need += profile.norm_bytes + profile.head_bytes + slots * profile.vocab_size * 4 * 6

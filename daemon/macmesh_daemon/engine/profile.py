@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
+import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -47,6 +48,8 @@ def profile_folder(folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelPro
         LocalArchitectureError: mlx-lm lacks the architecture, or its caches cannot be costed.
         LocalModelFolderError: Config and weights do not make a model.
     """
+    # Shapes need no GPU, and a profile must not depend on whether there is one.
+    mx.set_default_device(mx.cpu)
     model = build(folder)
     profile = profile_model(model, folder, lengths)
     scratches = [layer.scratch for layer in profile.layers]

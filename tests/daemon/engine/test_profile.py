@@ -221,7 +221,7 @@ def test_the_reason_against_a_cut_follows_the_config(tmp_path: Path) -> None:
 def test_layers_called_part_by_part_are_watched(tmp_path: Path) -> None:
     profile = profiled(zoo.write_config(tmp_path / "m", "iquestloopcoder"))
     assert [[piece.kind for piece in layer.caches] for layer in profile.layers] == [["growing", "ring"]] * 6
-    assert all(layer.attention is not None and layer.activation_bytes_per_token for layer in profile.layers)
+    assert all(layer.attention is not None and layer.scratch.live for layer in profile.layers)
     assert profile.hidden_size == zoo.CONFIGS["iquestloopcoder"]["hidden_size"]
 
 
