@@ -61,6 +61,13 @@ class Reader:
         require_number(value, f"{self.where}.{name}", self.error)
         return float(value)
 
+    def seconds(self, name: str, *, default: float | None = None) -> float:
+        """A finite number of at least 0, however small: a quotient of two numbers that were checked."""
+        value = self.fields.get(name, default) if default is not None else self.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise self.error(f"{self.where}.{name} must be finite and at least 0, not {kind_of(value)}")
+        return float(value)
+
     def optional_number(self, name: str) -> float | None:
         """As `number`, but missing and null give None."""
         return None if self.fields.get(name) is None else self.number(name)

@@ -14,12 +14,13 @@ from macmesh_placement.errors import LocalProfileError
 
 
 class ScratchTerm(NamedTuple):
-    """``fixed + token L + key S + pair L S`` bytes, for a step of L tokens that attend to S keys."""
+    """``fixed + token L + key S + pair L S + square L L`` bytes, for L tokens that attend to S keys."""
 
     fixed_bytes: int
     bytes_per_token: int
     bytes_per_key: int
     bytes_per_pair: int
+    bytes_per_square: int = 0
 
     def size_bytes(self, tokens: int, keys: int) -> int:
         """The bytes for so many tokens and keys."""
@@ -28,6 +29,7 @@ class ScratchTerm(NamedTuple):
             + self.bytes_per_token * tokens
             + self.bytes_per_key * keys
             + self.bytes_per_pair * tokens * keys
+            + self.bytes_per_square * tokens * tokens
         )
 
 
@@ -57,7 +59,7 @@ class Scratch:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The formulas as lists of four coefficients."""
+        """The formulas as lists of their coefficients."""
         return {"live": [list(term) for term in self.live], "largest": [list(term) for term in self.largest]}
 
     @classmethod

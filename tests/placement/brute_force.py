@@ -43,7 +43,9 @@ def scratch_bytes(layer: LayerProfile, context: int, chunk: int) -> int:
         keys = min(keys, layer.attention.window_tokens - 1 + chunk)
     passing = sum(piece.passing_prefill_bytes(context, chunk) for piece in layer.caches)
     return passing + sum(
-        max((a + b * chunk + c * keys + d * chunk * keys for a, b, c, d in terms), default=0)
+        max(
+            (a + b * chunk + c * keys + d * chunk * keys + e * chunk**2 for a, b, c, d, e in terms), default=0
+        )
         for terms in (layer.scratch.live, layer.scratch.largest)
     )
 

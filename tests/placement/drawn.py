@@ -50,7 +50,13 @@ def cache_piece(rng: Random) -> CachePiece:
 def scratch(rng: Random) -> Scratch:
     def terms() -> tuple[ScratchTerm, ...]:
         return tuple(
-            ScratchTerm(rng.randint(0, 99), rng.randint(0, 64), rng.randint(0, 9), rng.randint(0, 2))
+            ScratchTerm(
+                rng.randint(0, 99),
+                rng.randint(0, 64),
+                rng.randint(0, 9),
+                rng.randint(0, 2),
+                rng.randint(0, 2),
+            )
             for _ in range(rng.randint(0, 2))
         )
 

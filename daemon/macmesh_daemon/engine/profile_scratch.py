@@ -1,7 +1,8 @@
 """What a prefill step keeps while it runs through each layer, as a formula in its tokens and its keys.
 
-The graph of a step is captured at four sizes. Where the layer is the same sequence of operations in all of
-them, the bytes alive at each operation are fitted exactly by ``a + b L + c S + d L S`` (L tokens, S keys), and
+The graph of a step is captured at a few sizes. Where the layer is the same sequence of operations in all of
+them, the bytes alive at each operation are fitted exactly by ``a + b L + c S + d L S + e L L`` (L tokens, S
+keys), and
 the formulas that no other exceeds everywhere are kept: the layer needs the largest of them. Where the layer
 unrolls over tokens, its peaks are fitted by ``a + b L``.
 """
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from math import ceil
 
 import numpy as np
+import numpy.typing as npt
 from mlx.nn.layers.base import Module
 
 from macmesh_daemon.engine.step_graph import capture
@@ -82,17 +84,17 @@ def _terms(
     kinds = [[moment.kind for moment in trail] for trail in trails]
     if all(other == kinds[0] for other in kinds):
         alive = np.array([[measure(moment) for moment in trail] for trail in trails], dtype=np.float64)
-        features = np.array([[1.0, tokens, keys, tokens * keys] for tokens, keys in steps])
-        # Keys that follow from the tokens, as in a small window, tell nothing of their own.
-        columns = [0, 1, 2, 3] if np.linalg.matrix_rank(features) == features.shape[1] else [0, 1, 3]
+        features = np.array([[1.0, tokens, keys, tokens * keys, tokens**2] for tokens, keys in steps])
     else:
         alive = np.array([[max(map(measure, trail), default=0)] for trail in trails], dtype=np.float64)
-        features = np.array([[1.0, tokens, 0.0, 0.0] for tokens, _ in steps])
-        columns = [0, 1]
+        features = np.array([[1.0, tokens, 0.0, 0.0, 0.0] for tokens, _ in steps])
+    columns = _independent(features)
     # One row for each different course; most operations share theirs.
     alive = np.unique(alive.T, axis=0).T
     formulas = np.zeros((alive.shape[1], features.shape[1]))
-    formulas[:, columns] = np.linalg.lstsq(features[:, columns], alive, rcond=None)[0].T
+    scales = features[:, columns].max(axis=0)
+    fitted = np.linalg.lstsq(features[:, columns] / scales, alive, rcond=None)[0]
+    formulas[:, columns] = fitted.T / scales
     # A formula never shrinks as the step grows, and is never below what was seen.
     formulas = np.maximum(np.round(formulas, 3), 0.0)
     formulas[:, 0] += np.maximum(np.round((alive - features @ formulas.T).max(axis=0), 3), 0.0)
@@ -100,6 +102,16 @@ def _terms(
     return tuple(
         sorted(term for term in terms if any(term) and not any(_exceeds(other, term) for other in terms))
     )
+
+
+def _independent(features: npt.NDArray[np.float64]) -> list[int]:
+    """The columns that tell something of their own; in a small window the keys follow from the tokens."""
+    scaled = features / np.maximum(features.max(axis=0), 1.0)
+    columns: list[int] = []
+    for column in range(features.shape[1]):
+        if np.linalg.matrix_rank(scaled[:, [*columns, column]]) > len(columns):
+            columns.append(column)
+    return columns
 
 
 def _exceeds(left: ScratchTerm, right: ScratchTerm) -> bool:
