@@ -35,6 +35,8 @@ from macmesh_placement import (
     PlanRequest,
     Refusal,
     Reserves,
+    Scratch,
+    ScratchTerm,
     all_cut_points,
     plan,
 )
@@ -66,7 +68,7 @@ def make_model(layer_count: int) -> ModelProfile:
             active_weight_bytes=weight // 20,
             active_parameters=weight // 20,
             parameter_count=20,
-            activation_bytes_per_token=60_000,
+            scratch=Scratch(live=(ScratchTerm(0, 60_000, 0, 0),)),
             caches=(CachePiece(kind="growing", source="KVCache", bytes_per_token=4096),),
             attention=AttentionFacts(query_heads=48, fused=True, score_bytes=2),
         )

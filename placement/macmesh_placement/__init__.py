@@ -33,6 +33,7 @@ from macmesh_placement.result import (
     WhatIf,
     result_from_json,
 )
+from macmesh_placement.scratch import Scratch, ScratchTerm
 
 __all__ = [
     "Alternative",
@@ -61,6 +62,8 @@ __all__ = [
     "Refusal",
     "RefusalKind",
     "Reserves",
+    "Scratch",
+    "ScratchTerm",
     "StageDemand",
     "StagePlacement",
     "StageTerms",

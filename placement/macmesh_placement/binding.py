@@ -26,6 +26,7 @@ from macmesh_placement.ledger import stage_ledger
 from macmesh_placement.problem import MAX_EXACT_NODES
 from macmesh_placement.profile import LayerProfile, ModelProfile
 from macmesh_placement.request import PlanRequest
+from macmesh_placement.scratch import Scratch
 from macmesh_placement.tables import stage_totals
 
 
@@ -100,7 +101,7 @@ def _no_attention(profile: ModelProfile) -> ModelProfile:
 
 
 def _no_activations(profile: ModelProfile) -> ModelProfile:
-    bare = _with_layers(profile, lambda layer: replace(layer, activation_bytes_per_token=0))
+    bare = _with_layers(profile, lambda layer: replace(layer, scratch=Scratch()))
     return replace(bare, hidden_size=1, activation_bytes=1)
 
 

@@ -168,6 +168,19 @@ class CachePiece:
         rows = window + chunk - 1 + round_up(chunk, self.step_tokens)
         return max(0, views - self.decode_view_bytes) + self.bytes_per_token * max(0, rows - reserved)
 
+    def lasting_prefill_bytes(self, context_tokens: int, chunk_tokens: int) -> int:
+        """As `prefill_bytes`, once the engine has copied the states: what stays until the next step."""
+        if self.kind in {"growing", "constant", "recent", "compressed"}:
+            return 0
+        return self.prefill_bytes(context_tokens, chunk_tokens)
+
+    def passing_prefill_bytes(self, context_tokens: int, chunk_tokens: int) -> int:
+        """Most bytes that a prefill step holds until its layer is done: views, and the copies of states."""
+        if self.kind in {"growing", "ring", "chunked"}:
+            return 0
+        copies = self.copied_bytes(context_tokens, chunk_tokens)
+        return self.prefill_bytes(context_tokens, chunk_tokens) + copies
+
     @property
     def _window(self) -> int:
         """`window_tokens`, 0 where there is none."""

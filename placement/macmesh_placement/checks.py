@@ -11,6 +11,8 @@ from macmesh_placement.errors import LocalPlacementError
 MOST = 2**56
 #: Smallest and largest number above 0 that any field may hold: quotients and products of them stay finite.
 LEAST_NUMBER, MOST_NUMBER = 1e-30, 1e30
+#: Sums of quotients of such numbers stay far below.
+_MOST_SECONDS = 1e300
 
 
 class Reader:
@@ -59,6 +61,13 @@ class Reader:
         """A finite number of at least 0."""
         value = self.fields.get(name, default) if default is not None else self.get(name)
         require_number(value, f"{self.where}.{name}", self.error)
+        return float(value)
+
+    def seconds(self, name: str, *, default: float | None = None) -> float:
+        """A finite number of at least 0, however small: a quotient of two numbers that were checked."""
+        value = self.fields.get(name, default) if default is not None else self.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST_SECONDS:
+            raise self.error(f"{self.where}.{name} must be from 0 to {_MOST_SECONDS:g}, not {kind_of(value)}")
         return float(value)
 
     def optional_number(self, name: str) -> float | None:

@@ -8,11 +8,10 @@ Every stage's ledger has the same lines, in this order; a line that charges noth
 ``head``               last stage: final norm and head, or its own copy of the tied embedding
 ``cache``              slots x the cache of one request at full context, as allocated (rounded up to the
                        allocation step)
-``cache_prefill``      slots x what windowed caches and views into prefill buffers hold beyond that while
-                       prompts are taken
-``prefill_scratch``    activations of one prefill step, two layers in flight, and the hidden state that comes
-                       and goes
-``attention_scratch``  scores and masks of one prefill step, where the backend materialises them
+``cache_prefill``      slots x what windowed caches hold beyond that while prompts are taken
+``prefill_scratch``    what one prefill step keeps alive in the layer that needs most, by the graph of the step,
+                       and the hidden state that comes and goes
+``attention_scratch``  scores of one prefill step, where the backend materialises what others fuse
 ``sampling``           last stage: logits of every slot and the copies that sampling makes of them
 ``transport_pool``     send and receive buffers, where there is more than one stage
 ``allocator_slack``    a page for each array, and the freed buffers that the allocator may keep
@@ -29,9 +28,8 @@ from macmesh_placement.profile import ModelProfile
 
 #: MLX's Metal allocator rounds a buffer up to a page of 16 KiB.
 PAGE_BYTES = 16 * 1024
-#: Layers whose activations are alive at once while a prefill step runs: the one that finishes and the one
-#: that begins.
-LAYERS_IN_FLIGHT = 2
+#: Hidden states of a prefill step beside those of the layer that runs: the stage's input and its output.
+HIDDEN_STATES = 2
 #: Float32 arrays of the vocabulary's size that sampling holds at once: logits, log-probabilities, their
 #: sorted order (values and indices), the cumulated sum and the masked result.
 SAMPLING_COPIES = 6
@@ -203,7 +201,7 @@ def _lines(
     arrays = sum(layer.parameter_count for layer in layers) + profile.outer_parameter_count
     arrays += slots * sum(piece.array_count for piece in pieces)
     hidden = chunk * profile.hidden_size * profile.activation_bytes
-    widest = max(layer.activation_bytes_per_token for layer in layers)
+    scratch = max(layer.prefill_scratch_bytes(context, chunk) for layer in layers)
     scores = max(
         (
             layer.attention.scratch_bytes(context, chunk, fused_kernel=fused_attention)
@@ -229,15 +227,15 @@ def _lines(
         ),
         (
             "cache_prefill",
-            slots * sum(piece.prefill_bytes(context, chunk) for piece in pieces),
-            f"{slots} x windows and views during prefill steps of {chunk} tokens",
+            slots * sum(piece.lasting_prefill_bytes(context, chunk) for piece in pieces),
+            f"{slots} x windows between prefill steps of {chunk} tokens",
         ),
         (
             "prefill_scratch",
-            LAYERS_IN_FLIGHT * (chunk * widest + hidden),
-            f"{LAYERS_IN_FLIGHT} x ({chunk} tokens x {widest} bytes of activations + hidden state)",
+            scratch + HIDDEN_STATES * hidden,
+            f"a step of {chunk} tokens in its largest layer, and {HIDDEN_STATES} hidden states",
         ),
-        ("attention_scratch", scores, f"scores and masks of {chunk} x {context} where no kernel is fused"),
+        ("attention_scratch", scores, f"scores of {chunk} x {context} where no kernel is fused"),
         (
             "sampling",
             slots * profile.vocab_size * 4 * SAMPLING_COPIES if is_tail else 0,

@@ -1,7 +1,7 @@
 """What a model costs, as plain data: the input of the ledger and of the planner.
 
 A profile is made once per model by the profile process (`macmesh-profile`), which traces mlx-lm's own code,
-and travels as JSON (``"format": "macmesh-profile/1"``). Sizes are bytes; "per token" means one token of one
+and travels as JSON (``"format": "macmesh-profile/2"``). Sizes are bytes; "per token" means one token of one
 request.
 """
 
@@ -14,8 +14,9 @@ from macmesh_placement.cachecost import CachePiece
 from macmesh_placement.checks import Reader, parse, require_integer
 from macmesh_placement.errors import LocalProfileError
 from macmesh_placement.kvbits import quantised, require_kv_bits
+from macmesh_placement.scratch import Scratch
 
-PROFILE_FORMAT = "macmesh-profile/1"
+PROFILE_FORMAT = "macmesh-profile/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,36 +27,37 @@ class AttentionFacts:
         query_heads: Query heads.
         fused: Metal has a fused kernel for these head sizes, so that prefill keeps no score matrix there.
         score_bytes: Bytes of one score.
-        mask_heads: Heads of an additive mask that the model's own code materialises for every (token, key)
-            pair, as multi-head latent attention does; 0 where the mask is causal or shared.
-        mask_bytes: Bytes per (token, key) pair of a shared mask; 0 where the mask is only named causal.
+        traced: The layer's `scratch` holds its scores already, as it runs without a fused kernel everywhere.
         window_tokens: Most keys that the cache keeps for it between steps; None where all are.
     """
 
     query_heads: int
     fused: bool
     score_bytes: int
-    mask_heads: int = 0
-    mask_bytes: int = 0
+    traced: bool = False
     window_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("query_heads", "score_bytes", "mask_heads", "mask_bytes"):
+        for name in ("query_heads", "score_bytes"):
             require_integer(getattr(self, name), f"attention {name}", LocalProfileError)
         if self.window_tokens is not None:
             require_integer(self.window_tokens, "attention window_tokens", LocalProfileError, minimum=1)
 
     def scratch_bytes(self, context_tokens: int, chunk_tokens: int, *, fused_kernel: bool) -> int:
-        """Bytes of scores and masks that one prefill step of ``chunk_tokens`` materialises.
+        """Bytes of scores that one prefill step of ``chunk_tokens`` materialises beside the layer's `scratch`.
 
         Unfused attention holds the scores and their softmax at once: twice L times S per head.
         """
+        if self.traced or (self.fused and fused_kernel):
+            return 0
         chunk = min(chunk_tokens, context_tokens)
-        keys = context_tokens
-        if self.window_tokens is not None:
-            keys = min(keys, self.window_tokens - 1 + chunk)
-        heads = self.mask_heads + (0 if self.fused and fused_kernel else 2 * self.query_heads)
-        return chunk * keys * (self.mask_bytes + heads * self.score_bytes)
+        return 2 * self.query_heads * self.score_bytes * chunk * self.keys(context_tokens, chunk)
+
+    def keys(self, context_tokens: int, chunk_tokens: int) -> int:
+        """Most keys that a prefill step of ``chunk_tokens`` attends to."""
+        if self.window_tokens is None:
+            return context_tokens
+        return min(context_tokens, self.window_tokens - 1 + chunk_tokens)
 
     def to_json(self) -> dict[str, Any]:
         """The facts as a JSON object."""
@@ -70,8 +72,7 @@ class AttentionFacts:
             query_heads=reader.integer("query_heads"),
             fused=reader.flag("fused"),
             score_bytes=reader.integer("score_bytes"),
-            mask_heads=reader.integer("mask_heads", default=0),
-            mask_bytes=reader.integer("mask_bytes", default=0),
+            traced=reader.flag("traced", default=False),
             window_tokens=reader.optional_integer("window_tokens", minimum=1),
         )
 
@@ -86,8 +87,7 @@ class LayerProfile:
             experts.
         active_parameters: Parameters that one token is multiplied with; two floating-point operations each.
         parameter_count: Arrays that hold its parameters; each may lose up to a page to the allocator.
-        activation_bytes_per_token: Sum of the outputs of its projections for one token: what a prefill step
-            keeps per token while it runs through the layer.
+        scratch: What a prefill step keeps alive while it runs through the layer.
         caches: The pieces of its cache; empty for a layer without one.
         attention: None for a layer without attention.
     """
@@ -96,7 +96,7 @@ class LayerProfile:
     active_weight_bytes: int
     active_parameters: int = 0
     parameter_count: int = 1
-    activation_bytes_per_token: int = 0
+    scratch: Scratch = field(default=Scratch())
     caches: tuple[CachePiece, ...] = ()
     attention: AttentionFacts | None = None
 
@@ -106,13 +106,22 @@ class LayerProfile:
             "active_weight_bytes",
             "active_parameters",
             "parameter_count",
-            "activation_bytes_per_token",
         ):
             require_integer(getattr(self, name), f"layer {name}", LocalProfileError)
         if self.active_weight_bytes > self.weight_bytes:
             raise LocalProfileError(
                 f"layer active_weight_bytes {self.active_weight_bytes} exceeds its {self.weight_bytes} bytes"
             )
+
+    def prefill_scratch_bytes(self, context_tokens: int, chunk_tokens: int) -> int:
+        """Bytes that a prefill step keeps alive while it runs through the layer, hidden state aside.
+
+        The engine runs a prefill step layer by layer, so that only one layer at a time needs them.
+        """
+        chunk = min(chunk_tokens, context_tokens)
+        keys = context_tokens if self.attention is None else self.attention.keys(context_tokens, chunk)
+        passing = sum(piece.passing_prefill_bytes(context_tokens, chunk) for piece in self.caches)
+        return self.scratch.size_bytes(chunk, keys) + passing
 
     def cache_bytes(self, context_tokens: int) -> int:
         """Most bytes of cache that one request of ``context_tokens`` holds between steps."""
@@ -122,7 +131,11 @@ class LayerProfile:
         """The layer with quantised growing caches; raises `LocalProfileError` where one cannot be."""
         caches = tuple(quantised(piece, bits, group_size, where) for piece in self.caches)
         unfused = self.attention is not None and caches != self.caches
-        attention = replace(self.attention, fused=False) if unfused and self.attention else self.attention
+        attention = (
+            replace(self.attention, fused=False, traced=False)
+            if unfused and self.attention
+            else self.attention
+        )
         return replace(self, caches=caches, attention=attention)
 
     def to_json(self) -> dict[str, Any]:
@@ -132,7 +145,7 @@ class LayerProfile:
             "active_weight_bytes": self.active_weight_bytes,
             "active_parameters": self.active_parameters,
             "parameter_count": self.parameter_count,
-            "activation_bytes_per_token": self.activation_bytes_per_token,
+            "scratch": self.scratch.to_json(),
             "caches": [piece.to_json() for piece in self.caches],
             "attention": None if self.attention is None else self.attention.to_json(),
         }
@@ -148,7 +161,7 @@ class LayerProfile:
             active_weight_bytes=reader.integer("active_weight_bytes"),
             active_parameters=reader.integer("active_parameters", default=0),
             parameter_count=reader.integer("parameter_count", default=1),
-            activation_bytes_per_token=reader.integer("activation_bytes_per_token", default=0),
+            scratch=Scratch.from_json(reader.get("scratch"), f"{where}.scratch"),
             caches=tuple(
                 CachePiece.from_json(piece, f"{where}.caches[{index}]")
                 for index, piece in enumerate(reader.array("caches"))
@@ -249,6 +262,8 @@ class ModelProfile:
             count left out.
         cut_reason: Why not everywhere; empty where every boundary is allowed.
         weights_source: ``"headers"`` (counted from the weight files) or ``"config"`` (no weights at hand).
+        scratch_source: ``"graph"`` (read off the graph of a step) or ``"projections"`` (estimated from the
+            outputs of the projections, where mlx does not hand the graph over).
         mlx_lm_version: Version whose code was traced.
         tensor_shards: For each number of nodes that the model can be split over by tensor parallelism.
         kv_bits: Bits of one element in the growing caches; 0 where they keep the dtype of keys and values.
@@ -274,6 +289,7 @@ class ModelProfile:
     head_copy_bytes: int | None = None
     head_caches: tuple[CachePiece, ...] = field(default=())
     weights_source: str = "headers"
+    scratch_source: str = "graph"
     mlx_lm_version: str = ""
     tensor_shards: tuple[TensorShard, ...] = ()
     kv_bits: int = 0
@@ -437,6 +453,7 @@ class ModelProfile:
                 for index, piece in enumerate(reader.array("head_caches", default=[]))
             ),
             weights_source=reader.text("weights_source", default="headers"),
+            scratch_source=reader.text("scratch_source", default="graph"),
             mlx_lm_version=reader.text("mlx_lm_version", default=""),
             tensor_shards=tuple(
                 TensorShard.from_json(shard, f"profile.tensor_shards[{index}]")

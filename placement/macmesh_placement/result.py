@@ -278,9 +278,9 @@ def _placement(reader: Reader) -> Placement:
                 node_id=stage.text("node_id"),
                 first_layer=stage.integer("first_layer"),
                 end_layer=stage.integer("end_layer"),
-                predicted_seconds=stage.number("predicted_seconds"),
+                predicted_seconds=stage.seconds("predicted_seconds"),
                 bytes_to_load=stage.integer("bytes_to_load"),
-                hop_seconds=stage.number("hop_seconds", default=0.0),
+                hop_seconds=stage.seconds("hop_seconds", default=0.0),
                 ledger=Ledger.from_json(stage.get("ledger"), f"{where}.ledger"),
             )
         )
@@ -299,20 +299,22 @@ def _placement(reader: Reader) -> Placement:
         prefill_chunk_tokens=reader.integer("prefill_chunk_tokens", minimum=1),
         objective=reader.text("objective"),
         stages=tuple(stages),
-        predicted_decode_seconds=reader.number("predicted_decode_seconds"),
-        predicted_slowest_stage_seconds=reader.number("predicted_slowest_stage_seconds"),
+        predicted_decode_seconds=reader.seconds("predicted_decode_seconds"),
+        predicted_slowest_stage_seconds=reader.seconds("predicted_slowest_stage_seconds"),
         bytes_to_load=reader.integer("bytes_to_load"),
         certificate=Certificate(
             exact=proof.flag("exact"),
             method=proof.text("method"),
-            best_objective_seconds=proof.number("best_objective_seconds"),
-            objective_seconds=proof.number("objective_seconds"),
+            best_objective_seconds=proof.seconds("best_objective_seconds"),
+            objective_seconds=proof.seconds("objective_seconds"),
             fewest_bytes_proved=proof.flag("fewest_bytes_proved"),
             notes=proof.texts("notes"),
         ),
         parallelism=cast("Parallelism", parallelism),
         kv_bits=reader.integer("kv_bits", default=0),
-        predicted_prefill_seconds_per_token=reader.number("predicted_prefill_seconds_per_token", default=0.0),
+        predicted_prefill_seconds_per_token=reader.seconds(
+            "predicted_prefill_seconds_per_token", default=0.0
+        ),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from macmesh_placement.capacity import NodeCapacity
-from macmesh_placement.ledger import LAYERS_IN_FLIGHT, PAGE_BYTES, SAMPLING_COPIES, StageDemand
+from macmesh_placement.ledger import HIDDEN_STATES, PAGE_BYTES, SAMPLING_COPIES, StageDemand
 from macmesh_placement.profile import LayerProfile, ModelProfile
 
 Floats = npt.NDArray[np.float64]
@@ -35,13 +35,15 @@ def stage_totals(profile: ModelProfile, demand: StageDemand, *, fused_attention:
 
     def measure(layer: LayerProfile) -> tuple[int, int, int]:
         if id(layer) not in known:
-            cache = sum(p.reserved_bytes(context) + p.prefill_bytes(context, chunk) for p in layer.caches)
+            cache = sum(
+                p.reserved_bytes(context) + p.lasting_prefill_bytes(context, chunk) for p in layer.caches
+            )
             arrays = layer.parameter_count + slots * sum(piece.array_count for piece in layer.caches)
             attention = layer.attention
             scores = attention.scratch_bytes(context, chunk, fused_kernel=fused_attention) if attention else 0
             known[id(layer)] = (
                 layer.weight_bytes + slots * cache + arrays * PAGE_BYTES,
-                layer.activation_bytes_per_token,
+                layer.prefill_scratch_bytes(context, chunk),
                 scores,
             )
         return known[id(layer)]
@@ -51,15 +53,13 @@ def stage_totals(profile: ModelProfile, demand: StageDemand, *, fused_attention:
     held = _prefix(columns[:, 0])[at]
     hidden = chunk * profile.hidden_size * profile.activation_bytes
     totals = held[None, :] - held[:, None]
-    totals += LAYERS_IN_FLIGHT * (chunk * _range_max(columns[:, 1], at) + hidden) + _range_max(
-        columns[:, 2], at
-    )
+    totals += _range_max(columns[:, 1], at) + HIDDEN_STATES * hidden + _range_max(columns[:, 2], at)
     totals += profile.shared_bytes + reserves.transport_pool_bytes + reserves.runtime_reserve_bytes
     totals += reserves.buffer_cache_bytes + profile.outer_parameter_count * PAGE_BYTES
     head_pieces = profile.head_caches
     totals[0, :] += profile.embedding_bytes
     totals[0, :] += slots * sum(
-        p.reserved_bytes(context) + p.prefill_bytes(context, chunk) for p in head_pieces
+        p.reserved_bytes(context) + p.lasting_prefill_bytes(context, chunk) for p in head_pieces
     )
     totals[0, :] += slots * PAGE_BYTES * sum(piece.array_count for piece in head_pieces)
     totals[:, -1] += profile.tail_bytes + slots * profile.vocab_size * 4 * SAMPLING_COPIES

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from macmesh_placement import Link, ModelProfile, NodeCapacity, PlanRequest
+from macmesh_placement import LayerProfile, Link, ModelProfile, NodeCapacity, PlanRequest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,6 +37,19 @@ class Plans(NamedTuple):
         return Plan(float(self.objective[row]), int(self.load_bytes[row]), bool(self.all_rdma[row]), stages)
 
 
+def scratch_bytes(layer: LayerProfile, context: int, chunk: int) -> int:
+    keys = context
+    if layer.attention is not None and layer.attention.window_tokens is not None:
+        keys = min(keys, layer.attention.window_tokens - 1 + chunk)
+    passing = sum(piece.passing_prefill_bytes(context, chunk) for piece in layer.caches)
+    return passing + sum(
+        max(
+            (a + b * chunk + c * keys + d * chunk * keys + e * chunk**2 for a, b, c, d, e in terms), default=0
+        )
+        for terms in (layer.scratch.live, layer.scratch.largest)
+    )
+
+
 def needed_bytes(request: PlanRequest, node: NodeCapacity, first: int, end: int) -> int:
     """The ledger's total, added up afresh from the documented terms."""
     profile, context, slots = request.profile, request.resolved_context_tokens, request.slots
@@ -49,9 +62,9 @@ def needed_bytes(request: PlanRequest, node: NodeCapacity, first: int, end: int)
     for layer in profile.layers[first:end]:
         need += layer.weight_bytes
         arrays += layer.parameter_count
-        widest = max(widest, layer.activation_bytes_per_token)
+        widest = max(widest, scratch_bytes(layer, context, chunk))
         for piece in layer.caches:
-            need += slots * (piece.reserved_bytes(context) + piece.prefill_bytes(context, chunk))
+            need += slots * (piece.reserved_bytes(context) + piece.lasting_prefill_bytes(context, chunk))
             arrays += slots * piece.array_count
         if layer.attention is not None:
             scores = max(
@@ -60,7 +73,7 @@ def needed_bytes(request: PlanRequest, node: NodeCapacity, first: int, end: int)
     if head:
         need += profile.embedding_bytes
         for piece in profile.head_caches:
-            need += slots * (piece.reserved_bytes(context) + piece.prefill_bytes(context, chunk))
+            need += slots * (piece.reserved_bytes(context) + piece.lasting_prefill_bytes(context, chunk))
             arrays += slots * piece.array_count
     if tail:
         need += profile.norm_bytes + profile.head_bytes + slots * profile.vocab_size * 4 * 6
@@ -69,7 +82,7 @@ def needed_bytes(request: PlanRequest, node: NodeCapacity, first: int, end: int)
     if not (head and tail):
         need += reserves.transport_pool_bytes
     hidden = chunk * profile.hidden_size * profile.activation_bytes
-    return need + arrays * 16384 + 2 * (chunk * widest + hidden) + scores
+    return need + arrays * 16384 + widest + 2 * hidden + scores
 
 
 def _speed_and_compute(request: PlanRequest, node: NodeCapacity) -> tuple[float, float]:

@@ -15,6 +15,8 @@ from macmesh_placement import (
     NodeCapacity,
     PlanRequest,
     Reserves,
+    Scratch,
+    ScratchTerm,
 )
 
 if TYPE_CHECKING:
@@ -45,14 +47,29 @@ def cache_piece(rng: Random) -> CachePiece:
     )
 
 
+def scratch(rng: Random) -> Scratch:
+    def terms() -> tuple[ScratchTerm, ...]:
+        return tuple(
+            ScratchTerm(
+                rng.randint(0, 99),
+                rng.randint(0, 64),
+                rng.randint(0, 9),
+                rng.randint(0, 2),
+                rng.randint(0, 2),
+            )
+            for _ in range(rng.randint(0, 2))
+        )
+
+    return Scratch(live=terms(), largest=terms())
+
+
 def layer(rng: Random) -> LayerProfile:
     weight = rng.choice((rng.randint(0, 200_000), 100_000))
     attention = AttentionFacts(
         query_heads=rng.randint(1, 4),
         fused=rng.random() < 0.5,
         score_bytes=2,
-        mask_heads=rng.randint(0, 1),
-        mask_bytes=rng.randint(0, 1),
+        traced=rng.random() < 0.3,
         window_tokens=rng.choice((None, rng.randint(1, 100))),
     )
     return LayerProfile(
@@ -60,7 +77,7 @@ def layer(rng: Random) -> LayerProfile:
         active_weight_bytes=rng.randint(0, weight),
         active_parameters=rng.randint(0, 200_000),
         parameter_count=rng.randint(0, 3),
-        activation_bytes_per_token=rng.randint(0, 64),
+        scratch=scratch(rng),
         caches=tuple(cache_piece(rng) for _ in range(rng.randint(0, 2))),
         attention=rng.choice((None, attention)),
     )

@@ -27,6 +27,8 @@ from macmesh_placement import (
     PlanRequest,
     Refusal,
     Reserves,
+    Scratch,
+    ScratchTerm,
     all_cut_points,
     cluster_from_json,
     plan,
@@ -57,7 +59,7 @@ def test_impossible_sizes_of_profiles_are_refused(name: str, size: Any) -> None:
 @pytest.mark.parametrize("size", TOO_LARGE)
 def test_impossible_sizes_of_layers_are_refused(size: int) -> None:
     layer = make_model(1).layers[0]
-    for name in ("weight_bytes", "active_weight_bytes", "active_parameters", "activation_bytes_per_token"):
+    for name in ("weight_bytes", "active_weight_bytes", "active_parameters"):
         fields: dict[str, Any] = {name: size}
         with pytest.raises(LocalProfileError, match=name):
             replace(layer, **fields)
@@ -303,7 +305,7 @@ def _requests(draw: st.DrawFn) -> PlanRequest:
             active_weight_bytes=draw(st.sampled_from([0, weight // 2, weight])),
             active_parameters=draw(SIZES),
             parameter_count=draw(COUNTS),
-            activation_bytes_per_token=draw(SIZES),
+            scratch=Scratch(live=(ScratchTerm(draw(SIZES), draw(SIZES), 0, 0),)),
             caches=tuple(
                 CachePiece(
                     kind="growing", source="KVCache", bytes_per_token=draw(SIZES), array_count=draw(COUNTS)

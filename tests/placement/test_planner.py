@@ -19,6 +19,8 @@ from macmesh_placement import (
     PlanRequest,
     Refusal,
     Reserves,
+    Scratch,
+    ScratchTerm,
     all_cut_points,
     plan,
     result_from_json,
@@ -36,7 +38,7 @@ def make_model(layer_count: int = 12, **changes: Any) -> ModelProfile:
         weight_bytes=GB,
         active_weight_bytes=GB,
         parameter_count=0,
-        activation_bytes_per_token=100,
+        scratch=Scratch(live=(ScratchTerm(0, 100, 0, 0),)),
         caches=(CachePiece(kind="growing", source="KVCache", bytes_per_token=4096),),
         attention=AttentionFacts(query_heads=8, fused=True, score_bytes=2),
     )

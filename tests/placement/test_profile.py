@@ -70,7 +70,7 @@ def test_any_damage_gives_a_profile_or_a_clear_error(seed: int, data: st.DataObj
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"format": "macmesh-profile/9"}, "macmesh-profile/1"),
+        ({"format": "macmesh-profile/9"}, "macmesh-profile/2"),
         ({"layers": []}, "layers"),
         ({"hidden_size": 0}, "hidden_size"),
         ({"embedding_bytes": -1}, "embedding_bytes"),

@@ -25,7 +25,7 @@ from macmesh_daemon.engine.profile_views import CONTIGUOUS_WASTE_BYTES
 from macmesh_daemon.engine.stand_ins import kernels_replaced
 from macmesh_daemon.models.errors import LocalArchitectureError
 from macmesh_daemon.models.folder import read_folder
-from macmesh_placement import CachePiece, ModelProfile
+from macmesh_placement import CachePiece, ModelProfile, Scratch
 from zoo import CONFIGS, METAL_ONLY, write_config
 
 #: Steps below, at and above the window of 8 and the allocation step of 256, in prefill and decode. Apart from
@@ -99,7 +99,10 @@ class Subject:
         self.name = name
         self.dtype = dtype
         self.model: Any = build(opened)
-        self.profile = ModelProfile.from_json_text(profile_model(self.model, opened).to_json_text())
+        # The caches do not ask for the scratch of the layers, which takes longest to trace.
+        scratches = [Scratch()] * len(self.model.layers)
+        profile = profile_model(self.model, opened, (), scratches)
+        self.profile = ModelProfile.from_json_text(profile.to_json_text())
         self.pieces = pieces_of(self.profile)
         self.kinds = {piece.kind for piece in self.pieces}
 
@@ -152,7 +155,7 @@ class Subject:
         for index, tokens in enumerate(history):
             logits = self.model(mx.zeros((1, tokens), mx.int32), cache=caches)
             if copied and tokens > 1:
-                stage.copy_states()
+                stage.copy_states(stage.owned)
             mx.eval(logits, stage.owned_arrays())
             del logits
             if not checked:

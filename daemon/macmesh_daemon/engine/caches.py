@@ -1,6 +1,7 @@
 """The caches of one request on one stage."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, cast
 
 import mlx.core as mx
@@ -60,13 +61,16 @@ class StageCaches:
                 f"{tokens} tokens after {self.length} are more than the {self.reserve_tokens} reserved"
             )
 
-    def copy_states(self) -> None:
+    def copy_states(self, indices: Iterable[int]) -> None:
         """Describes copies of the recurrent states, which a prefill step leaves as slices of what it computed.
 
         Without them a state of a few rows keeps the buffer of the whole step alive. The copies are part of
         the step's graph: they cost no wait, and each buffer dies as soon as its copy is there.
+
+        Args:
+            indices: of the caches, in the order of `make_prompt_cache`.
         """
-        for index in self.owned:
+        for index in indices:
             for member in members(self.entries[index]):
                 if type(member) is _ARRAYS_CACHE:
                     member.cache = [_copied(array) for array in member.cache]
@@ -74,6 +78,10 @@ class StageCaches:
                     member.window = _copied(member.window)
                     member.pending_kv = _copied(member.pending_kv)
                     member.pending_gate = _copied(member.pending_gate)
+
+    def arrays_at(self, indices: Iterable[int]) -> list[mx.array]:
+        """Arrays of some of the caches."""
+        return self._arrays(indices)
 
     def _arrays(self, indices: Any) -> list[mx.array]:
         return arrays_of([self.entries[index].state for index in indices])

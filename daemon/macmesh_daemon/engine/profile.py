@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
+import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -19,13 +20,14 @@ from macmesh_daemon.engine.profile_caches import (
     kv_bits_problem,
 )
 from macmesh_daemon.engine.profile_cuts import cut_points
+from macmesh_daemon.engine.profile_scratch import scratch_of_layers
 from macmesh_daemon.engine.profile_shards import tensor_shards
-from macmesh_daemon.engine.profile_trace import AttentionCall, LayerTrace, Trace, layers_of, trace_step
+from macmesh_daemon.engine.profile_trace import LayerTrace, Trace, layers_of, trace_step
 from macmesh_daemon.engine.profile_weights import layer_weights, outer_weights
 from macmesh_daemon.engine.stand_ins import UNPROFILED, kernels_replaced
 from macmesh_daemon.models.errors import LocalArchitectureError
 from macmesh_daemon.models.folder import ModelFolder
-from macmesh_placement import AttentionFacts, CachePiece, LayerProfile, ModelProfile
+from macmesh_placement import AttentionFacts, CachePiece, LayerProfile, ModelProfile, Scratch, ScratchTerm
 
 #: Tokens of the traced step: more than one, so that the paths of prefill are taken.
 _PROBE_TOKENS = 3
@@ -34,6 +36,7 @@ _PROBE_TOKENS = 3
 _FUSED_HEAD_DIMS = {64, 72, 80, 96, 128}
 
 
+@kernels_replaced()
 def profile_folder(folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelProfile:
     """Profiles a folder.
 
@@ -45,15 +48,32 @@ def profile_folder(folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelPro
         LocalArchitectureError: mlx-lm lacks the architecture, or its caches cannot be costed.
         LocalModelFolderError: Config and weights do not make a model.
     """
-    with kernels_replaced():
-        model = build(folder)
-        profile = profile_model(model, folder, lengths)
-        shards = tensor_shards(model, lambda part: profile_model(part, folder, (_PROBE_TOKENS,)))
+    # Shapes need no GPU, and a profile must not depend on whether there is one.
+    mx.set_default_device(mx.cpu)
+    model = build(folder)
+    profile = profile_model(model, folder, lengths)
+    scratches = [layer.scratch for layer in profile.layers]
+    shards = tensor_shards(model, lambda part: profile_model(part, folder, (_PROBE_TOKENS,), scratches))
     return replace(profile, tensor_shards=shards)
 
 
-def profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelProfile:
-    """Profiles a model that is already built, lazily or not; raises as `profile_folder`."""
+@kernels_replaced()
+def profile_model(
+    model: Module,
+    folder: ModelFolder,
+    lengths: Sequence[int] = (),
+    scratches: Sequence[Scratch] = (),
+) -> ModelProfile:
+    """Profiles a model that is already built, lazily or not; raises as `profile_folder`.
+
+    Args:
+        model: The model.
+        folder: Where it comes from.
+        lengths: As for `profile_folder`.
+        scratches: What is known to bound the prefill scratch of each layer, as the whole model's does that of
+            its shards; empty: it is traced.
+    """
+    scratch_source = "graph"
     layers = layers_of(model)
     if not layers:
         raise LocalArchitectureError(f"{folder.model_type} names no layers, so that nothing can be placed")
@@ -77,11 +97,16 @@ def profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int] = (
     outer = outer_weights(model, anatomy)
     cuts, reason = cut_points(model, trace.layers)
     first = trace.layers[0]
+    if not scratches:
+        scratches, scratch_source = _scratches(model, profiles, trace)
+    with_scratch = tuple(
+        replace(layer, scratch=scratch) for layer, scratch in zip(profiles, scratches, strict=True)
+    )
     return ModelProfile(
         model_id=folder.model_id,
         model_type=folder.model_type,
         digest=folder.digest,
-        layers=tuple(profiles),
+        layers=with_scratch,
         embedding_bytes=outer.embedding_bytes,
         norm_bytes=outer.norm_bytes,
         head_bytes=outer.head_bytes,
@@ -99,6 +124,7 @@ def profile_model(model: Module, folder: ModelFolder, lengths: Sequence[int] = (
             piece for cache, piece in zip(flat, pieces, strict=True) if piece and id(cache) not in owned
         ),
         weights_source="headers" if folder.weight_files else "config",
+        scratch_source=scratch_source,
         mlx_lm_version=version("mlx-lm"),
         kv_bits_problem=kv_bits_problem(model, pieces),
     )
@@ -134,7 +160,6 @@ def _layer_profile(
         active_weight_bytes=weights.active_bytes,
         active_parameters=weights.active_parameters,
         parameter_count=weights.array_count,
-        activation_bytes_per_token=-(-(seen.output_bytes + seen.input_bytes) // _PROBE_TOKENS),
         caches=pieces,
         attention=_attention(seen, pieces, folder),
     )
@@ -147,26 +172,22 @@ def _attention(
     window = (
         max((size for size in windows if size is not None), default=None) if None not in windows else None
     )
-    if seen.attention:
-        worst = max(seen.attention, key=lambda call: (not _fused(call), call.query_heads))
-        return AttentionFacts(
-            query_heads=worst.query_heads,
-            fused=_fused(worst),
-            score_bytes=worst.score_bytes,
-            mask_heads=max(call.mask_heads for call in seen.attention),
-            # A window's mask is an array once the prompt is longer than the window.
-            mask_bytes=max([int(window is not None), *(call.mask_bytes for call in seen.attention)]),
-            window_tokens=window,
-        )
-    if not windows:
+    if not windows and not seen.attention:
         return None
-    # Attention in the model's own code: it materialises scores, in float32 at worst, for all heads of the
-    # config.
-    text = _text_config(folder)
-    heads = text.get("num_attention_heads") or text.get("n_head") or text.get("n_heads") or 1
+    # What is no kernel everywhere stands in the graph of the step, scores and all.
+    fused = bool(seen.attention) and all(_fused(call.query_dim, call.value_dim) for call in seen.attention)
     return AttentionFacts(
-        query_heads=int(heads), fused=False, score_bytes=4, mask_bytes=1, window_tokens=window
+        query_heads=max((call.query_heads for call in seen.attention), default=_heads(folder)),
+        fused=fused,
+        score_bytes=max((call.score_bytes for call in seen.attention), default=4),
+        traced=not fused,
+        window_tokens=window,
     )
+
+
+def _heads(folder: ModelFolder) -> int:
+    text = _text_config(folder)
+    return int(text.get("num_attention_heads") or text.get("n_head") or text.get("n_heads") or 1)
 
 
 def _text_config(folder: ModelFolder) -> Mapping[str, Any]:
@@ -174,5 +195,26 @@ def _text_config(folder: ModelFolder) -> Mapping[str, Any]:
     return text
 
 
-def _fused(call: AttentionCall) -> bool:
-    return call.query_dim == call.value_dim and call.query_dim in _FUSED_HEAD_DIMS
+def _fused(query_dim: int, value_dim: int) -> bool:
+    return query_dim == value_dim and query_dim in _FUSED_HEAD_DIMS
+
+
+def _scratches(model: Module, layers: Sequence[LayerProfile], trace: Trace) -> tuple[Sequence[Scratch], str]:
+    """What a prefill step keeps alive in each layer, and where that was read."""
+    windows = [layer.attention.window_tokens if layer.attention else None for layer in layers]
+    try:
+        return scratch_of_layers(model, windows, _fused), "graph"
+    except Exception:  # noqa: BLE001  mlx hands over the graphs of nearly all models; the others are estimated
+        return [_estimated(seen) for seen in trace.layers], "projections"
+
+
+def _estimated(seen: LayerTrace) -> Scratch:
+    """Two layers' projections at once, the masks, and scores with their softmax where nothing is fused."""
+    scores = [
+        call.mask_bytes
+        + call.score_bytes
+        * (call.mask_heads + (0 if _fused(call.query_dim, call.value_dim) else 2 * call.query_heads))
+        for call in seen.attention
+    ]
+    per_token = -(-(seen.output_bytes + seen.input_bytes) // _PROBE_TOKENS)
+    return Scratch(live=(ScratchTerm(0, 2 * per_token, 0, max(scores, default=0)),))

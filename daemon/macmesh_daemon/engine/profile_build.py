@@ -31,7 +31,6 @@ def build(folder: ModelFolder) -> Module:
         LocalArchitectureError: mlx-lm does not have the architecture.
         LocalModelFolderError: Config and weights do not make a model.
     """
-    mx.set_default_device(mx.cpu)
     if "model_file" in folder.config:
         raise LocalArchitectureError(
             f"{folder.model_type} needs code of its own ({folder.config['model_file']}), "

@@ -7,18 +7,21 @@ left out. The first and the last node must hold the same; those between them are
 """
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers import distributed
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from macmesh_daemon.engine.cache_members import members
 from macmesh_daemon.engine.profile_trace import Trace, trace_step
+from macmesh_daemon.engine.stand_ins import replaced, uncompiled
 from macmesh_placement import ModelProfile, TensorShard
 
 #: Numbers of nodes that are tried.
@@ -94,20 +97,21 @@ def pretended_communication() -> Iterator[Reductions]:
 
         return call
 
-    replaced: dict[str, Callable[..., mx.array]] = {
+    pretended: dict[str, Callable[..., mx.array]] = {
         "all_sum": counted(lambda x, _: x),
         "all_max": counted(lambda x, _: x),
         "all_min": counted(lambda x, _: x),
         "all_gather": counted(lambda x, group: mx.concatenate([x] * group.size())),
     }
-    originals = {name: getattr(mx.distributed, name) for name in replaced}
-    try:
-        for name, function in replaced.items():
-            setattr(mx.distributed, name, function)
+    with ExitStack() as stack:
+        for name, function in pretended.items():
+            stack.enter_context(replaced(mx.distributed, name, function))
+        # A custom function of which only the gradient communicates; the graph of a step cannot name it.
+        original = distributed.sum_gradients
+        for module in list(sys.modules.values()):
+            if getattr(module, "sum_gradients", None) is original:
+                stack.enter_context(replaced(module, "sum_gradients", lambda _group: lambda x: x))
         yield seen
-    finally:
-        for name, function in originals.items():
-            setattr(mx.distributed, name, function)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +169,10 @@ def _shard(
     # A shard() that cannot divide fails in many ways: an assertion, a shape, a division by zero.
     try:
         part, last = (sharded(model, PretendedGroup(ways, rank)) for rank in (0, ways - 1))
-        with pretended_communication() as reductions, _uncompiled():
+        with (
+            pretended_communication() as reductions,
+            uncompiled(),
+        ):  # compiled functions report once for many calls
             shapes = _Shapes.of(part)
             seen = Reductions(reductions.count, reductions.size_bytes)
     except Exception:  # noqa: BLE001  see above
@@ -189,19 +196,5 @@ def _shard(
 @contextmanager
 def _unevaluated() -> Iterator[None]:
     """Some ``shard()`` copy large weights piece by piece; here they would read and hold them."""
-    original = mx.eval
-    mx.eval = lambda *_: None
-    try:
+    with replaced(mx, "eval", lambda *_: None):
         yield
-    finally:
-        mx.eval = original
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """A compiled function is traced once for many calls: its reductions would be counted once."""
-    mx.disable_compile()
-    try:
-        yield
-    finally:
-        mx.enable_compile()

@@ -176,7 +176,7 @@ def _watched_outside(model: Any, trace: Trace) -> Iterator[None]:
     with ExitStack() as stack:
         for _, module in model.named_modules():
             if id(module) not in inside and not module.children():
-                stack.enter_context(_routed(module, outside))
+                stack.enter_context(routed(module, outside))
         yield
 
 
@@ -206,11 +206,11 @@ def _told_of_calls(module: Module, told: Callable[[Any], None]) -> AbstractConte
 
         return call
 
-    return _routed(module, telling)
+    return routed(module, telling)
 
 
 @contextmanager
-def _routed(module: Any, route: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def routed(module: Any, route: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     """Swaps a module's class for one whose calls take another route."""
     original = type(module)
 

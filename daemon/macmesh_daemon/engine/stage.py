@@ -57,7 +57,7 @@ class StageModel:
         self._passing = _Passing()
         if not (self.is_head and self.is_tail):
             require_splittable(anatomy)
-            self._cut()
+        self._cut()
         self._owned = self._owned_parameters()
         self.owned_bytes = sum(array.nbytes for group in self._owned for array in group)
         """Bytes of the weights that this stage needs."""
@@ -81,7 +81,7 @@ class StageModel:
         return make_caches(self._model, self._anatomy, self.layers, reserve_tokens)
 
     def step(self, inputs: mx.array, caches: StageCaches) -> mx.array:
-        """Describes one step; `evaluate` runs it.
+        """Describes one step; `evaluate` runs it. Of several tokens, the layers run here already.
 
         Args:
             inputs: at the head token ids, shape (1, tokens); else hidden states, shape (1, tokens, hidden).
@@ -103,8 +103,6 @@ class StageModel:
             # Never computed: the layers before this stage pass on the hidden state, not what they get.
             inputs = mx.zeros((1, tokens), mx.int32)
         logits: mx.array = self._model(inputs, cache=caches.entries)
-        if tokens > 1:
-            caches.copy_states()
         outgoing, self._passing = passing.outgoing, _Passing()
         if self.is_tail:
             return logits
@@ -125,8 +123,7 @@ class StageModel:
         seen: set[int] = set()
         for index, layer in enumerate(layers):
             if index in self.layers:
-                if index == self.layers[-1] and not self.is_tail:
-                    swap_methods(layer, {"__call__": self._last_layer})
+                swap_methods(layer, {"__call__": self._owned_layer(index)})
                 continue
             ghosts = [
                 cache
@@ -137,11 +134,26 @@ class StageModel:
             layer.update(tree_map(lambda weight: mx.zeros(0, weight.dtype), layer.parameters()))
             swap_methods(layer, {"__call__": self._foreign_layer(index < self.layers[0], ghosts)})
 
-    def _last_layer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        out: mx.array = original(*args, **kwargs)
-        # The model may change in place what it gets, so an alias is kept.
-        self._passing.outgoing = out[...]
-        return out
+    def _owned_layer(self, index: int) -> Callable[..., Any]:
+        is_last = index == self.layers[-1]
+        cache_indices = self._anatomy.layer_caches[index]
+
+        def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            out = original(*args, **kwargs)
+            passing = self._passing
+            if passing.caches is not None and passing.tokens > 1:
+                # A prefill step runs layer by layer: the host would else allocate for many layers before the
+                # first is done, far beyond what the ledger charges. Nothing needs what the tail's last layer
+                # puts out for a part of a prompt.
+                passing.caches.copy_states(cache_indices)
+                results = [] if is_last and self.is_tail else arrays_of([out])
+                mx.eval(results, passing.caches.arrays_at(cache_indices))
+            if is_last and not self.is_tail:
+                # The model may change in place what it gets, so an alias is kept.
+                passing.outgoing = out[...]
+            return out
+
+        return call
 
     def _foreign_layer(self, before: bool, ghosts: list[int]) -> Callable[..., Any]:
         def call(_original: Callable[..., Any], *_args: Any, **_kwargs: Any) -> Any:

@@ -95,7 +95,7 @@ class InferenceThread:
         if len(deployment.stages) > 1:
             import macmesh_rdma.ring  # noqa: F401, PLC0415  imports mlx; what comes later must be quick
         stage = deployment.stages[start.stage_index]
-        set_memory_limits()
+        set_memory_limits(stage.ledger)
         model = load_stage(
             Path(start.model_path),
             stage.first_layer,

@@ -6,7 +6,7 @@ from typing import cast
 import mlx.core as mx
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
-from macmesh.v1 import lane_pb2
+from macmesh.v1 import lane_pb2, types_pb2
 from macmesh_daemon.engine.caches import StageCaches
 from macmesh_daemon.engine.errors import RemoteScheduleError
 from macmesh_daemon.engine.sampling import choose
@@ -147,11 +147,21 @@ class StageRunner:
         result.has_token = True
 
 
-def set_memory_limits() -> None:
+def set_memory_limits(ledger: types_pb2.Ledger) -> None:
     """Holds MLX to what the ledger charges.
 
     Metal may wire what it recommends, as in mlx-lm's own generation; elsewhere there is no such limit. Freed
-    buffers are kept up to the size that the ledger has as allocator slack, on every backend.
+    buffers are kept up to the size that the ledger has as allocator slack, on every backend. MLX waits for the
+    GPU before it allocates beyond what the ledger charges for arrays; a ledger without lines sets no limit.
     """
     maybe_set_recommended_wired_limit()
-    mx.set_cache_limit(Reserves().buffer_cache_bytes)
+    kept_bytes = Reserves().buffer_cache_bytes
+    mx.set_cache_limit(kept_bytes)
+    charged = {entry.name: entry.size_bytes for entry in ledger.entries}
+    arrays_bytes = sum(size for name, size in charged.items() if name not in _NOT_ARRAYS)
+    if arrays_bytes > kept_bytes:
+        mx.set_memory_limit(arrays_bytes - min(kept_bytes, charged.get("allocator_slack", 0)))
+
+
+#: Lines of the ledger that are no arrays of MLX.
+_NOT_ARRAYS = frozenset({"transport_pool", "runtime_reserve"})

@@ -10,7 +10,7 @@ import pytest
 
 from macmesh.testing import ThreadedFakeDaemon
 from macmesh_daemon.cli.daemonctl import main
-from macmesh_placement import AttentionFacts, CachePiece, LayerProfile, ModelProfile
+from macmesh_placement import AttentionFacts, CachePiece, LayerProfile, ModelProfile, Scratch, ScratchTerm
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def big_profile() -> ModelProfile:
         active_weight_bytes=120_000_000,
         active_parameters=170_000_000,
         parameter_count=20,
-        activation_bytes_per_token=60_000,
+        scratch=Scratch(live=(ScratchTerm(0, 60_000, 0, 0),)),
         caches=(CachePiece(kind="growing", source="KVCache", bytes_per_token=4096),),
         attention=AttentionFacts(query_heads=48, fused=True, score_bytes=2),
     )

@@ -8,6 +8,7 @@ import pytest
 from mlx_lm.models import cache as mlx_lm_cache
 from mlx_lm.utils import load_model
 
+from macmesh.v1 import types_pb2
 from macmesh_daemon.engine.caches import allocate_at_once, round_up_tokens
 from macmesh_daemon.engine.stage import load_stage
 from macmesh_daemon.worker.runner import set_memory_limits
@@ -53,10 +54,25 @@ def test_members_of_a_list_are_allocated_too() -> None:
 def test_freed_buffers_are_kept_up_to_the_ledgers_slack() -> None:
     before = mx.set_cache_limit(0)
     try:
-        set_memory_limits()
+        set_memory_limits(types_pb2.Ledger())
         assert mx.set_cache_limit(0) == Reserves().buffer_cache_bytes
     finally:
         mx.set_cache_limit(before)
+
+
+def test_arrays_are_held_to_what_the_ledger_charges_for_them() -> None:
+    kept = Reserves().buffer_cache_bytes
+    lines = {"weights": 5 * kept, "cache": kept, "allocator_slack": kept + 7, "runtime_reserve": 9 * kept}
+    ledger = types_pb2.Ledger()
+    for name, size in lines.items():
+        ledger.entries.add(name=name, size_bytes=size)
+    cache_limit, memory_limit = mx.set_cache_limit(0), mx.set_memory_limit(1 << 40)
+    try:
+        set_memory_limits(ledger)
+        assert mx.set_memory_limit(1 << 40) == 6 * kept + 7
+    finally:
+        mx.set_cache_limit(cache_limit)
+        mx.set_memory_limit(memory_limit)
 
 
 @pytest.mark.parametrize(("name", "layers"), [("jamba", 8), ("mamba2", 6), ("deepseek_v41", 8)])

@@ -153,13 +153,13 @@ def test_only_the_chosen_experts_are_active(tmp_path: Path) -> None:
 def test_attention_facts_follow_the_traced_call(tmp_path: Path) -> None:
     qwen3 = profiled(write_config(tmp_path / "a", "qwen3")).layers[0].attention
     assert qwen3 is not None
-    assert (qwen3.query_heads, qwen3.fused, qwen3.mask_heads, qwen3.mask_bytes) == (4, True, 0, 0)
+    assert (qwen3.query_heads, qwen3.fused, qwen3.traced) == (4, True, False)
     latent = profiled(write_config(tmp_path / "b", "deepseek_v3")).layers[0].attention
     assert latent is not None
-    assert (latent.fused, latent.mask_heads) == (False, 4)
+    assert (latent.fused, latent.traced) == (False, True)
     sliding = profiled(write_config(tmp_path / "c", "gemma3_text")).layers[0].attention
     assert sliding is not None
-    assert (sliding.window_tokens, sliding.mask_bytes) == (24, 1)
+    assert sliding.window_tokens == 24
     assert profiled(write_config(tmp_path / "d", "mamba2")).layers[0].attention is None
 
 
@@ -221,7 +221,7 @@ def test_the_reason_against_a_cut_follows_the_config(tmp_path: Path) -> None:
 def test_layers_called_part_by_part_are_watched(tmp_path: Path) -> None:
     profile = profiled(zoo.write_config(tmp_path / "m", "iquestloopcoder"))
     assert [[piece.kind for piece in layer.caches] for layer in profile.layers] == [["growing", "ring"]] * 6
-    assert all(layer.attention is not None and layer.activation_bytes_per_token for layer in profile.layers)
+    assert all(layer.attention is not None and layer.scratch.live for layer in profile.layers)
     assert profile.hidden_size == zoo.CONFIGS["iquestloopcoder"]["hidden_size"]
 
 

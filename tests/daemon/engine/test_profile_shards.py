@@ -79,7 +79,7 @@ def test_caches_scores_and_activations_shrink_with_the_heads(tmp_path: Path) -> 
         assert layer.attention is not None
         assert layer.caches[0].bytes_per_token * shard.ways == whole.caches[0].bytes_per_token
         assert layer.attention.query_heads * shard.ways == whole.attention.query_heads
-        assert layer.activation_bytes_per_token < whole.activation_bytes_per_token
+        assert layer.scratch == whole.scratch  # a bound
         assert shard.embedding_bytes == profile.embedding_bytes
         # One sum behind attention and one behind the multilayer perceptron, each of a hidden state.
         assert shard.reductions_per_step == 2 * len(shard.layers)

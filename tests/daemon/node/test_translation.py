@@ -11,6 +11,8 @@ from macmesh_placement import (
     Placement,
     PlanRequest,
     Refusal,
+    Scratch,
+    ScratchTerm,
     all_cut_points,
     plan,
 )
@@ -36,7 +38,7 @@ def _model() -> ModelProfile:
         active_weight_bytes=GB,
         active_parameters=GB // 2,
         parameter_count=9,
-        activation_bytes_per_token=1000,
+        scratch=Scratch(live=(ScratchTerm(0, 1000, 0, 0),)),
         caches=(CachePiece(kind="growing", source="KVCache", bytes_per_token=4096),),
         attention=AttentionFacts(query_heads=8, fused=True, score_bytes=2),
     )
