@@ -5,7 +5,6 @@ A node is named by its id, by one of its names, or by the beginning of its id wh
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +88,7 @@ class PlanAsk:
 
         excluded = {resolve_node(name, known, "exclude") for name in self.excluded_nodes}
         return PlanRequest(
-            profile=_with_kv_bits(profile, self.kv_bits) if self.kv_bits else profile,
+            profile=profile.with_kv_bits(self.kv_bits) if self.kv_bits else profile,
             nodes=tuple(nodes),
             context_tokens=self.context_tokens,
             slots=self.slots,
@@ -131,11 +130,6 @@ def resolve_node(name: str, known: Mapping[str, Sequence[str]], what: str) -> st
         )
     told = ", ".join(sorted({next((n for n in names if n), node_id) for node_id, names in known.items()}))
     raise LocalPlanRequestError(f"{what}: there is no node {name!r}; there are: {told or 'none'}")
-
-
-def _with_kv_bits(profile: ModelProfile, bits: int) -> ModelProfile:
-    quantised: ModelProfile = operator.methodcaller("with_kv_bits", bits)(profile)
-    return quantised
 
 
 def answer_json(request: PlanRequest, result: Placement | Refusal, *, explain: bool) -> dict[str, Any]:

@@ -26,10 +26,7 @@ def with_kv_bits(profile: ModelProfile, bits: int) -> ModelProfile:
     Raises:
         LocalProfileError: One of its caches cannot be quantised.
     """
-    quantised: Callable[[int], ModelProfile] | None = getattr(profile, "with_kv_bits", None)
-    if quantised is None:
-        raise LocalProfileError("this profile does not say how its caches are quantised")
-    return quantised(bits)
+    return profile.with_kv_bits(bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,7 @@ def _changes(request: PlanRequest, quantise: Quantise) -> Iterator[_Change]:
         yield _Change(
             f"prefill_chunk_tokens={chunk}", f"prefill steps of {chunk} tokens", smaller, _SLOWER_PREFILL
         )
-    bits_now = getattr(request.profile, "kv_bits", 0)
+    bits_now = request.profile.kv_bits
     for bits in _KV_BITS:
         if bits_now and bits_now <= bits:
             continue

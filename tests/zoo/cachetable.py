@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
+from daemon.weights_only import own_bytes
 from macmesh_daemon.engine.cache_members import members
 from macmesh_daemon.engine.caches import StageCaches, allocate_at_once, round_up_tokens
 from macmesh_daemon.engine.profile import profile_model
@@ -70,7 +71,14 @@ class Row:
     kinds: str
     dtype: str
     equal: bool
+    weights_equal: bool = False
     reason: str = ""
+
+    @property
+    def text(self) -> str:
+        """The row as a line."""
+        caches, weights = ("equal" if same else "NO" for same in (self.equal, self.weights_equal))
+        return f"{self.name:22} {self.dtype:9} {caches:6} {weights:7} {self.kinds:60} {self.reason}".rstrip()
 
 
 class DifferenceError(AssertionError):
@@ -261,16 +269,19 @@ def compare(name: str, folder: Path) -> Row:
     except LocalArchitectureError as problem:
         return Row(name, "", "", equal=False, reason=str(problem))
     kinds = ", ".join(sorted({f"{piece.kind} ({piece.source})" for piece in subject.pieces}))
+    weights_equal = subject.profile.total_weight_bytes == own_bytes(subject.model)
+    reason, equal = "", True
     try:
         if name in METAL_ONLY:
+            dtype, reason = "shapes", "a Metal kernel: nothing is computed here"
             with kernels_replaced():
                 subject.compare_shapes()
-            return Row(name, kinds, "shapes", equal=True, reason="a Metal kernel: nothing is computed here")
-        subject.compare_shapes()
-        subject.compare_computed()
+        else:
+            subject.compare_shapes()
+            subject.compare_computed()
     except DifferenceError as problem:
-        return Row(name, kinds, dtype, equal=False, reason=str(problem))
-    return Row(name, kinds, dtype, equal=True)
+        equal, reason = False, str(problem)
+    return Row(name, kinds, dtype, equal=equal, weights_equal=weights_equal, reason=reason)
 
 
 def main(names: Sequence[str]) -> int:
@@ -281,11 +292,10 @@ def main(names: Sequence[str]) -> int:
         for name in names or CONFIGS:
             row = compare(name, Path(folder) / name)
             rows.append(row)
-            verdict = "equal" if row.equal else "NO"
-            print(f"{row.name:22} {row.dtype:9} {verdict:6} {row.kinds:60} {row.reason}", flush=True)  # noqa: T201  its output
-    equal = sum(row.equal for row in rows)
-    print(f"{len(rows)} architectures, {equal} equal")  # noqa: T201  its output
-    return 0 if all(row.equal or not row.kinds for row in rows) else 1
+            print(row.text, flush=True)  # noqa: T201  its output
+    equal = sum(row.equal and row.weights_equal for row in rows)
+    print(f"{len(rows)} architectures, {equal} equal in caches and weights")  # noqa: T201  its output
+    return 0 if all((row.equal and row.weights_equal) or not row.kinds for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from macmesh_daemon.engine.profile import _PROBE_TOKENS
 from macmesh_daemon.engine.profile_caches import CHECK_STEPS, RECURRENT_CHECK_STEPS
 from macmesh_daemon.engine.profile_views import HISTORIES
 from macmesh_daemon.engine.stand_ins import UNPROFILED
+from summary import TABLE
 from zoo import BROKEN, CONFIGS
 from zoo.cachetable import (
     RECURRENT_SHAPE_HISTORIES,
@@ -25,13 +26,17 @@ def _exact_memory() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_reported_and_held_bytes_are_as_predicted(name: str, tmp_path: Path) -> None:
+def test_reported_and_held_bytes_are_as_predicted(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     row = compare(name, tmp_path / "m")
+    request.config.stash.setdefault(TABLE, []).append(row.text)
     if name in UNPROFILED:
         assert not row.kinds, "an exception that works is none"
         assert UNPROFILED[name] in row.reason
     else:
         assert row.equal, row.reason
+        assert row.weights_equal
 
 
 def test_exceptions_are_those_that_cannot_run_anywhere() -> None:
