@@ -5,6 +5,7 @@
 in `macmesh_placement.errors`.
 """
 
+from macmesh_placement.attention import AttentionFacts
 from macmesh_placement.cachecost import CachePiece
 from macmesh_placement.capacity import Cluster, NodeCapacity, cluster_from_json
 from macmesh_placement.caps import UsableRange, usable_for_stage_count
@@ -16,10 +17,11 @@ from macmesh_placement.errors import (
     PlacementError,
 )
 from macmesh_placement.explain import Alternative, alternatives
+from macmesh_placement.layers import LayerProfile
 from macmesh_placement.ledger import Ledger, LedgerEntry, Reserves, StageDemand, stage_ledger
 from macmesh_placement.links import Link, LinkKind
 from macmesh_placement.planner import plan
-from macmesh_placement.profile import AttentionFacts, LayerProfile, ModelProfile, TensorShard, all_cut_points
+from macmesh_placement.profile import ModelProfile, all_cut_points
 from macmesh_placement.readd import Readded, StageTerms, readd
 from macmesh_placement.request import Objective, PlanRequest
 from macmesh_placement.result import (
@@ -34,6 +36,7 @@ from macmesh_placement.result import (
     result_from_json,
 )
 from macmesh_placement.scratch import Scratch, ScratchTerm
+from macmesh_placement.shards import TensorShard
 
 __all__ = [
     "Alternative",

@@ -34,8 +34,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from macmesh_placement.capacity import NodeCapacity
+from macmesh_placement.layers import LayerProfile
 from macmesh_placement.links import Link
-from macmesh_placement.profile import LayerProfile, ModelProfile
+from macmesh_placement.profile import ModelProfile
 from macmesh_placement.request import PlanRequest
 from macmesh_placement.tables import Additive, Floats, additive, boundaries
 

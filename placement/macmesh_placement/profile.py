@@ -7,233 +7,16 @@ request.
 
 import json
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from typing import Any
 
 from macmesh_placement.cachecost import CachePiece
 from macmesh_placement.checks import Reader, parse, require_integer
 from macmesh_placement.errors import LocalProfileError
 from macmesh_placement.kvbits import quantised, require_kv_bits
-from macmesh_placement.scratch import Scratch
+from macmesh_placement.layers import LayerProfile, layers_from_json, layers_to_json, layers_with_kv_bits
+from macmesh_placement.shards import TensorShard
 
 PROFILE_FORMAT = "macmesh-profile/2"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionFacts:
-    """What the attention of a layer materialises.
-
-    Attributes:
-        query_heads: Query heads.
-        fused: Metal has a fused kernel for these head sizes, so that prefill keeps no score matrix there.
-        score_bytes: Bytes of one score.
-        traced: The layer's `scratch` holds its scores already, as it runs without a fused kernel everywhere.
-        window_tokens: Most keys that the cache keeps for it between steps; None where all are.
-    """
-
-    query_heads: int
-    fused: bool
-    score_bytes: int
-    traced: bool = False
-    window_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("query_heads", "score_bytes"):
-            require_integer(getattr(self, name), f"attention {name}", LocalProfileError)
-        if self.window_tokens is not None:
-            require_integer(self.window_tokens, "attention window_tokens", LocalProfileError, minimum=1)
-
-    def scratch_bytes(self, context_tokens: int, chunk_tokens: int, *, fused_kernel: bool) -> int:
-        """Bytes of scores that one prefill step of ``chunk_tokens`` materialises beside the layer's `scratch`.
-
-        Unfused attention holds the scores and their softmax at once: twice L times S per head.
-        """
-        if self.traced or (self.fused and fused_kernel):
-            return 0
-        chunk = min(chunk_tokens, context_tokens)
-        return 2 * self.query_heads * self.score_bytes * chunk * self.keys(context_tokens, chunk)
-
-    def keys(self, context_tokens: int, chunk_tokens: int) -> int:
-        """Most keys that a prefill step of ``chunk_tokens`` attends to."""
-        if self.window_tokens is None:
-            return context_tokens
-        return min(context_tokens, self.window_tokens - 1 + chunk_tokens)
-
-    def to_json(self) -> dict[str, Any]:
-        """The facts as a JSON object."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> "AttentionFacts":
-        """Reads `to_json`'s form; raises `LocalProfileError` where it is not one."""
-        reader = Reader(value, where, LocalProfileError)
-        reader.only(cls.__dataclass_fields__)
-        return cls(
-            query_heads=reader.integer("query_heads"),
-            fused=reader.flag("fused"),
-            score_bytes=reader.integer("score_bytes"),
-            traced=reader.flag("traced", default=False),
-            window_tokens=reader.optional_integer("window_tokens", minimum=1),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerProfile:
-    """What one layer costs.
-
-    Attributes:
-        weight_bytes: Bytes of its parameters once loaded.
-        active_weight_bytes: Bytes of them that decoding one token reads: of a mixture of experts, the chosen
-            experts.
-        active_parameters: Parameters that one token is multiplied with; two floating-point operations each.
-        parameter_count: Arrays that hold its parameters; each may lose up to a page to the allocator.
-        scratch: What a prefill step keeps alive while it runs through the layer.
-        caches: The pieces of its cache; empty for a layer without one.
-        attention: None for a layer without attention.
-    """
-
-    weight_bytes: int
-    active_weight_bytes: int
-    active_parameters: int = 0
-    parameter_count: int = 1
-    scratch: Scratch = field(default=Scratch())
-    caches: tuple[CachePiece, ...] = ()
-    attention: AttentionFacts | None = None
-
-    def __post_init__(self) -> None:
-        for name in (
-            "weight_bytes",
-            "active_weight_bytes",
-            "active_parameters",
-            "parameter_count",
-        ):
-            require_integer(getattr(self, name), f"layer {name}", LocalProfileError)
-        if self.active_weight_bytes > self.weight_bytes:
-            raise LocalProfileError(
-                f"layer active_weight_bytes {self.active_weight_bytes} exceeds its {self.weight_bytes} bytes"
-            )
-
-    def prefill_scratch_bytes(self, context_tokens: int, chunk_tokens: int) -> int:
-        """Bytes that a prefill step keeps alive while it runs through the layer, hidden state aside.
-
-        The engine runs a prefill step layer by layer, so that only one layer at a time needs them.
-        """
-        chunk = min(chunk_tokens, context_tokens)
-        keys = context_tokens if self.attention is None else self.attention.keys(context_tokens, chunk)
-        passing = sum(piece.passing_prefill_bytes(context_tokens, chunk) for piece in self.caches)
-        return self.scratch.size_bytes(chunk, keys) + passing
-
-    def cache_bytes(self, context_tokens: int) -> int:
-        """Most bytes of cache that one request of ``context_tokens`` holds between steps."""
-        return sum(piece.reserved_bytes(context_tokens) for piece in self.caches)
-
-    def with_kv_bits(self, bits: int, group_size: int, where: str) -> "LayerProfile":
-        """The layer with quantised growing caches; raises `LocalProfileError` where one cannot be."""
-        caches = tuple(quantised(piece, bits, group_size, where) for piece in self.caches)
-        unfused = self.attention is not None and caches != self.caches
-        attention = (
-            replace(self.attention, fused=False, traced=False)
-            if unfused and self.attention
-            else self.attention
-        )
-        return replace(self, caches=caches, attention=attention)
-
-    def to_json(self) -> dict[str, Any]:
-        """The layer as a JSON object."""
-        return {
-            "weight_bytes": self.weight_bytes,
-            "active_weight_bytes": self.active_weight_bytes,
-            "active_parameters": self.active_parameters,
-            "parameter_count": self.parameter_count,
-            "scratch": self.scratch.to_json(),
-            "caches": [piece.to_json() for piece in self.caches],
-            "attention": None if self.attention is None else self.attention.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> "LayerProfile":
-        """Reads `to_json`'s form; raises `LocalProfileError` where it is not one."""
-        reader = Reader(value, where, LocalProfileError)
-        reader.only({*cls.__dataclass_fields__, "count"})
-        attention = reader.fields.get("attention")
-        return cls(
-            weight_bytes=reader.integer("weight_bytes"),
-            active_weight_bytes=reader.integer("active_weight_bytes"),
-            active_parameters=reader.integer("active_parameters", default=0),
-            parameter_count=reader.integer("parameter_count", default=1),
-            scratch=Scratch.from_json(reader.get("scratch"), f"{where}.scratch"),
-            caches=tuple(
-                CachePiece.from_json(piece, f"{where}.caches[{index}]")
-                for index, piece in enumerate(reader.array("caches"))
-            ),
-            attention=None
-            if attention is None
-            else AttentionFacts.from_json(attention, f"{where}.attention"),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorShard:
-    """What one of several equal nodes holds when every layer is split over them (tensor parallelism).
-
-    Traced from the model's own ``shard()``: what it does not split is whole on each node.
-
-    Attributes:
-        ways: Nodes that share every layer.
-        layers: Its part of the layers, first to last; activations, caches and attention are its part's too.
-        embedding_bytes: Its part of the embeddings.
-        norm_bytes: Its part of the final norm.
-        head_bytes: Its part of the output projection; 0 where it is tied.
-        shared_bytes: Its part of what lies outside the layers and is none of these.
-        reductions_per_step: Collective operations in one step.
-        reduced_bytes_per_token: Bytes that one node puts into them for each token.
-    """
-
-    ways: int
-    layers: tuple[LayerProfile, ...]
-    embedding_bytes: int
-    norm_bytes: int
-    head_bytes: int
-    shared_bytes: int
-    reductions_per_step: int
-    reduced_bytes_per_token: int
-
-    def __post_init__(self) -> None:
-        require_integer(self.ways, "tensor shard ways", LocalProfileError, minimum=2)
-        for name in _SHARD_SIZES:
-            require_integer(getattr(self, name), f"tensor shard {name}", LocalProfileError)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all parameters on one node, each counted once."""
-        outer = self.embedding_bytes + self.norm_bytes + self.head_bytes + self.shared_bytes
-        return outer + sum(layer.weight_bytes for layer in self.layers)
-
-    def to_json(self) -> dict[str, Any]:
-        """The shard as a JSON object, its layers as in a profile."""
-        sizes = {name: getattr(self, name) for name in _SHARD_SIZES}
-        return {"ways": self.ways, **sizes, "layers": _layers_to_json(self.layers)}
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> "TensorShard":
-        """Reads `to_json`'s form; raises `LocalProfileError` where it is not one."""
-        reader = Reader(value, where, LocalProfileError)
-        reader.only(cls.__dataclass_fields__)
-        return cls(
-            ways=reader.integer("ways", minimum=2),
-            layers=_layers_from_json(reader, where),
-            **{name: reader.integer(name) for name in _SHARD_SIZES},
-        )
-
-
-_SHARD_SIZES = (
-    "embedding_bytes",
-    "norm_bytes",
-    "head_bytes",
-    "shared_bytes",
-    "reductions_per_step",
-    "reduced_bytes_per_token",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,7 +164,7 @@ class ModelProfile:
                 f"{self.model_type} has {kinds} caches only, which mlx-lm cannot quantise: "
                 "plan without kv_bits"
             )
-        layers = _with_kv_bits(self.layers, bits, group_size)
+        layers = layers_with_kv_bits(self.layers, bits, group_size)
         head_caches = tuple(
             quantised(piece, bits, group_size, "the first stage") for piece in self.head_caches
         )
@@ -391,7 +174,7 @@ class ModelProfile:
                 "plan without kv_bits"
             )
         shards = tuple(
-            replace(shard, layers=_with_kv_bits(shard.layers, bits, group_size))
+            replace(shard, layers=layers_with_kv_bits(shard.layers, bits, group_size))
             for shard in self.tensor_shards
         )
         return replace(self, layers=layers, head_caches=head_caches, tensor_shards=shards, kv_bits=bits)
@@ -406,7 +189,7 @@ class ModelProfile:
             if self.cut_points == all_cut_points(self.layer_count)
             else list(self.cut_points),
             "head_caches": [piece.to_json() for piece in self.head_caches],
-            "layers": _layers_to_json(self.layers),
+            "layers": layers_to_json(self.layers),
             "tensor_shards": [shard.to_json() for shard in self.tensor_shards],
         }
 
@@ -428,7 +211,7 @@ class ModelProfile:
                 f"profile.format must be {PROFILE_FORMAT!r}, not {found!r}: profile the model anew"
             )
         reader.only({*cls.__dataclass_fields__, "format"})
-        layers = _layers_from_json(reader, "profile")
+        layers = layers_from_json(reader, "profile")
         cuts = reader.get("cut_points")
         return cls(
             model_id=reader.text("model_id"),
@@ -469,11 +252,6 @@ class ModelProfile:
         return cls.from_json(parse(text, "profile", LocalProfileError))
 
 
-def _with_kv_bits(layers: tuple[LayerProfile, ...], bits: int, group_size: int) -> tuple[LayerProfile, ...]:
-    return tuple(layer.with_kv_bits(bits, group_size, f"layer {index}") for index, layer in enumerate(layers))
-
-
-_MAX_LAYERS = 4096
 _PLAIN_FIELDS = tuple(
     name
     for name in ModelProfile.__dataclass_fields__
@@ -484,19 +262,3 @@ _PLAIN_FIELDS = tuple(
 def all_cut_points(layer_count: int) -> tuple[int, ...]:
     """Every boundary between two of ``layer_count`` layers."""
     return tuple(range(1, layer_count))
-
-
-def _layers_to_json(layers: tuple[LayerProfile, ...]) -> list[dict[str, Any]]:
-    """Equal neighbours are written once, with a count."""
-    return [{"count": len(list(group)), **layer.to_json()} for layer, group in groupby(layers)]
-
-
-def _layers_from_json(reader: Reader, where: str) -> tuple[LayerProfile, ...]:
-    layers: list[LayerProfile] = []
-    for index, item in enumerate(reader.array("layers")):
-        place = f"{where}.layers[{index}]"
-        count = Reader(item, place, LocalProfileError).integer("count", default=1, minimum=1)
-        if len(layers) + count > _MAX_LAYERS:
-            raise LocalProfileError(f"{place}.count makes more than {_MAX_LAYERS} layers")
-        layers += [LayerProfile.from_json(item, place)] * count
-    return tuple(layers)

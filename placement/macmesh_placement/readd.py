@@ -11,10 +11,12 @@ from typing import Any
 
 from macmesh_placement.capacity import NodeCapacity
 from macmesh_placement.errors import LocalPlacementError
+from macmesh_placement.layers import LayerProfile
 from macmesh_placement.ledger import Ledger, stage_ledger
-from macmesh_placement.profile import LayerProfile, ModelProfile, TensorShard
+from macmesh_placement.profile import ModelProfile
 from macmesh_placement.request import PlanRequest
 from macmesh_placement.result import HostDeficit, Placement
+from macmesh_placement.shards import TensorShard
 from macmesh_placement.tensor import tensor_ledger
 
 _CLOSE = 1e-9

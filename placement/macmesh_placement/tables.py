@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from macmesh_placement.capacity import NodeCapacity
+from macmesh_placement.layers import LayerProfile
 from macmesh_placement.ledger import HIDDEN_STATES, PAGE_BYTES, SAMPLING_COPIES, StageDemand
-from macmesh_placement.profile import LayerProfile, ModelProfile
+from macmesh_placement.profile import ModelProfile
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

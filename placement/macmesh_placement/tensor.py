@@ -10,8 +10,9 @@ from macmesh_placement.costs import Mixture, Rates, layer_seconds, outer_seconds
 from macmesh_placement.hops import LinkMap
 from macmesh_placement.ledger import Ledger, LedgerEntry, StageDemand, stage_ledger
 from macmesh_placement.links import Link
-from macmesh_placement.profile import ModelProfile, TensorShard
+from macmesh_placement.profile import ModelProfile
 from macmesh_placement.request import PlanRequest
+from macmesh_placement.shards import TensorShard
 
 #: Nodes are equal where bandwidth and compute differ by no more than this share of the larger.
 EQUAL_WITHIN = 0.05

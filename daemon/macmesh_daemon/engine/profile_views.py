@@ -20,29 +20,11 @@ from mlx_lm.models.cache import make_prompt_cache
 from macmesh_daemon.engine.cache_members import arrays_held, detach, members
 from macmesh_daemon.engine.profile_trace import step
 from macmesh_daemon.engine.stand_ins import replaced, uncompiled
+from macmesh_daemon.engine.step_memory import RESHAPES, VIEWS
 from macmesh_daemon.models.errors import LocalArchitectureError
 
-#: Operations whose output shares the buffer of their first input.
-_VIEWS = frozenset(
-    {
-        "AsStrided",
-        "Broadcast",
-        "BroadcastAxes",
-        "Copy",
-        "CustomTransforms",
-        "Depends",
-        "ExpandDims",
-        "Flatten",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "StopGradient",
-        "Transpose",
-        "Unflatten",
-        "View",
-    }
-)
+#: Operations whose output shares the buffer of their first input, or may.
+_VIEWS = VIEWS | RESHAPES | {"Copy", "CustomTransforms"}
 
 #: ``mx.contiguous`` leaves an array as it is that wastes at most so much of its buffer.
 CONTIGUOUS_WASTE_BYTES = 16_384

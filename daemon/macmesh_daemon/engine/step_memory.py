@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from macmesh_daemon.engine.step_graph import Node, StepGraph, Value
 
 # fmt: off
-_VIEWS = frozenset(
+VIEWS = frozenset(
     {
         "AsStrided", "Broadcast", "BroadcastAxes", "Depends", "ExpandDims", "Slice", "Split", "Squeeze",
         "StopGradient", "Transpose", "View",
     }
 )
 """Always views."""
-_RESHAPES = frozenset({"Flatten", "Reshape", "Unflatten"})
+RESHAPES = frozenset({"Flatten", "Reshape", "Unflatten"})
 """Views of arrays whose rows lie one after the other; copies of others."""
 _IN_PLACE = frozenset(
     {
@@ -94,7 +94,7 @@ def moments(graph: StepGraph) -> Iterator[Moment]:
 def _place(buffers: _Buffers, node: Node, output: Value) -> None:
     first = node.inputs[0] if node.inputs else None
     if first is not None and (
-        node.kind in _VIEWS or (node.kind in _RESHAPES and first.name not in buffers.scattered)
+        node.kind in VIEWS or (node.kind in RESHAPES and first.name not in buffers.scattered)
     ):
         buffers.of[output.name] = buffers.home(first)
         if first.name in buffers.scattered or _scatters(node, first, output):
