@@ -224,7 +224,7 @@ def _mutated(value: Any, data: st.DataObject) -> Any:
     return value
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SEEDS, st.data())
 def test_a_damaged_profile_reads_as_what_it_says_or_not_at_all(seed: int, data: st.DataObject) -> None:
     good = drawn.profile(Random(seed))  # noqa: S311  drawn cases, no secrets
@@ -250,7 +250,7 @@ def _cluster(seed: int) -> dict[str, Any]:
     return {"format": "macmesh-cluster/1", "nodes": written, "links": links}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SEEDS, st.data())
 def test_a_damaged_cluster_reads_as_what_it_says_or_not_at_all(seed: int, data: st.DataObject) -> None:
     value = _mutated(_cluster(seed), data)
@@ -264,7 +264,7 @@ def test_a_damaged_cluster_reads_as_what_it_says_or_not_at_all(seed: int, data: 
     _assert_answered(ask(list(cluster.nodes), links=cluster.links))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(SEEDS, st.data())
 def test_a_damaged_result_reads_whole_or_not_at_all(seed: int, data: st.DataObject) -> None:
     value = _mutated(plan(drawn.request(seed)).to_json(), data)
@@ -369,7 +369,7 @@ def _requests(draw: st.DrawFn) -> PlanRequest:
     )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_arbitrary_requests_are_answered_or_refused_as_errors(data: st.DataObject) -> None:
     try:
@@ -380,7 +380,7 @@ def test_arbitrary_requests_are_answered_or_refused_as_errors(data: st.DataObjec
     _assert_answered(request)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(SEEDS, st.data())
 def test_drawn_requests_at_odd_numbers_are_answered(seed: int, data: st.DataObject) -> None:
     request = drawn.request(seed)

@@ -20,7 +20,7 @@ from placement.test_planner import GB, ask, make_model, make_node, placed, refus
 SEEDS = st.integers(0, 2**48)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SEEDS)
 def test_every_placement_adds_up_again_from_the_request_alone(seed: int) -> None:
     request = drawn.request(seed)

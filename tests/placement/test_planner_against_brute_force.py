@@ -84,7 +84,7 @@ def check(request: PlanRequest) -> tuple[bool, bool]:
 
 @pytest.mark.parametrize(
     ("first_seed", "count", "max_nodes", "max_layers"),
-    [(0, 1200, 4, 6), (10_000, 500, 5, 7), (20_000, 500, 3, 12), (30_000, 200, 5, 12)],
+    [(0, 1000, 4, 6), (10_000, 500, 5, 7), (20_000, 500, 3, 12), (30_000, 120, 5, 12)],
 )
 def test_optimal_sound_and_fewest_bytes_on_every_drawn_case(
     first_seed: int, count: int, max_nodes: int, max_layers: int

@@ -42,19 +42,20 @@ def test_latent_attention_expands_the_keys_of_the_whole_context(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "slack"),
+    ("name", "kernels"),
     [
-        ("llama", 0.02),
-        ("qwen3_moe", 0.02),
-        ("deepseek_v3", 0.02),
-        ("minimax", 0.02),
-        ("phi3", 0.02),
-        ("gpt_oss", 0.02),
-        ("gemma3", 0.02),
+        ("llama", True),
+        ("llama", False),
+        ("gpt_oss", True),
+        ("gpt_oss", False),
+        ("qwen3_moe", True),
+        ("deepseek_v3", True),
+        ("deepseek_v3", False),
+        ("gemma3", True),
+        ("phi3", True),
     ],
 )
-@pytest.mark.parametrize("kernels", [True, False])
-def test_the_formulas_hold_at_other_lengths(name: str, slack: float, kernels: bool, tmp_path: Path) -> None:
+def test_the_formulas_hold_at_other_lengths(name: str, kernels: bool, tmp_path: Path) -> None:
     folder = read_folder(write_config(tmp_path, name, torch_dtype="bfloat16"), require_weights=False)
     profile, model = profile_folder(folder), build(folder)
     windows = [layer.attention.window_tokens if layer.attention else None for layer in profile.layers]
@@ -70,7 +71,7 @@ def test_the_formulas_hold_at_other_lengths(name: str, slack: float, kernels: bo
             keys = tokens + (history if window is None else min(history, window - 1))
             predicted = scratches[layer].size_bytes(tokens, keys)
             real = peaks[layer] + largest[layer]
-            assert real <= predicted <= (1 + slack) * real + 4096, (layer, real, predicted)
+            assert real <= predicted <= 1.02 * real + 4096, (layer, real, predicted)
 
 
 def test_what_mlx_does_not_hand_over_is_estimated_and_said(tmp_path: Path) -> None:
