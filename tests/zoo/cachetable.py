@@ -56,7 +56,7 @@ RECURRENT_SHAPE_HISTORIES: tuple[tuple[int, ...], ...] = (
 #: Histories above this are compared once where every step computes or unrolls.
 _LONG_TOKENS = 100
 BATCH = 3
-COMPUTED_SHORT, COMPUTED_LONG = (16, 16, 1, 1), (160, 1)
+COMPUTED_SHORT, COMPUTED_LONG = (16, 16, 1, 1), (96, 1)
 #: Architectures whose code looks at values, so that no step is lazy.
 _EVALUATES = frozenset({"dbrx"})
 #: Outputs that a request reserves beyond the steps taken.

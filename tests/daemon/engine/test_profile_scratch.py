@@ -107,7 +107,7 @@ def test_a_deep_stage_needs_no_more_at_once_than_a_shallow_one(tmp_path: Path) -
         )
         stage = load_stage(folder, 0, layers, layers)
         caches = stage.make_caches(1024)
-        tokens = mx.zeros((1, 512), mx.int32)
+        tokens = mx.zeros((1, 384), mx.int32)
         stage.evaluate(None, caches)
         stage.step(mx.zeros((1, 2), mx.int32), caches)
         mx.synchronize()
@@ -117,4 +117,4 @@ def test_a_deep_stage_needs_no_more_at_once_than_a_shallow_one(tmp_path: Path) -
         mx.synchronize()
         return mx.get_peak_memory() - idle
 
-    assert needed_bytes(12) < 1.5 * needed_bytes(3)
+    assert needed_bytes(9) < 1.5 * needed_bytes(3)
