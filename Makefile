@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 PROTOS := $(wildcard proto/macmesh/v1/*.proto)
+NATIVE := rdma/CMakeLists.txt $(wildcard rdma/native/*/*.h rdma/native/*/*.cpp)
 
 .PHONY: help setup demo test lint types imports proto proto-check unit format lock clean
 
@@ -13,7 +14,7 @@ help: ## this list
 
 setup: $(STAMP) ## the local virtual environment with everything pinned
 
-$(STAMP): requirements/dev.lock requirements/bootstrap.lock pyproject.toml rdma/pyproject.toml
+$(STAMP): requirements/dev.lock requirements/bootstrap.lock pyproject.toml rdma/pyproject.toml $(NATIVE)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if command -v uv >/dev/null 2>&1; then uv=uv; else \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock && uv=$(BIN)/uv; fi; \

@@ -1,0 +1,102 @@
+"""The native transport: links, and groups of MLX that run on them. Import `mlx.core` first."""
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+MLX_VERSION: str
+"""The version of MLX that this module was compiled against."""
+
+class LinkOptions:
+    """The knobs of the links; see `macmesh_rdma.options.LinkOptions`, which makes these."""
+
+    def __init__(
+        self,
+        *,
+        num_buffers: int,
+        frame_bytes: int,
+        buffer_sizes: int,
+        max_outstanding: int,
+        spin_us: float,
+    ) -> None: ...
+
+class Link:
+    """A path of frames to one peer. Owned by a group once it was handed to one."""
+
+    @property
+    def provider(self) -> str: ...
+    @property
+    def pool_bytes(self) -> int: ...
+    def abort(self) -> None: ...
+
+def tcp_link(descriptor: int, options: LinkOptions) -> Link:
+    """A link over a connected stream socket, which it takes over."""
+
+def shm_bytes(options: LinkOptions) -> int:
+    """Bytes of the shared memory of one direction."""
+
+def shm_link(
+    send_memory: int,
+    receive_memory: int,
+    send_doorbell: int,
+    receive_doorbell: int,
+    options: LinkOptions,
+) -> Link:
+    """A link over shared memory: descriptors of `shm_bytes` each, and of a connected Unix socket for each direction.
+
+    Takes all four over. The memory must be zero when the first side maps it.
+    """
+
+class MeshGroup:
+    """A group of ranks joined by links.
+
+    Args:
+        peers: For each other rank that this one talks to: the links of the point-to-point and of the collective
+            lane (None: that lane is not there) and the descriptor of the side socket; all are taken over.
+        epoch: Generation, term and sequence of the plan.
+        name: For messages to people.
+        timeout_seconds: Deadline of every operation.
+        spin_us: How long a wait spins before it blocks.
+        split: Called by `mlx.split` with this rank's colour and the ranks of the new group in their new order;
+            makes that group. None: the group cannot be split.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        size: int,
+        peers: dict[int, tuple[Link | None, Link | None, int]],
+        epoch: tuple[int, int, int],
+        name: str,
+        timeout_seconds: float,
+        spin_us: float,
+        split: Callable[[int, Sequence[int]], MeshGroup] | None = None,
+    ) -> None: ...
+    @property
+    def mlx(self) -> mx.distributed.Group:
+        """For `mlx.core.distributed` and all that takes a group."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def failure(self) -> tuple[str, str, int] | None:
+        """What ended the group: its code ("peer_lost", "timeout", "mismatch", "corrupt", "aborted", "local"), the
+        text, and the rank to blame or -1. None while nothing has."""
+
+    timeout_seconds: float
+    @property
+    def pool_bytes(self) -> int: ...
+    def send_bytes(self, peer: int, payload: bytes | bytearray | memoryview) -> None:
+        """Sends bytes on the point-to-point lane; for tests and measurements. Raises RuntimeError as MLX does."""
+
+    def receive_bytes(self, peer: int, into: bytearray | memoryview) -> None:
+        """Receives as many bytes as `into` holds."""
+
+    def abort(self, reason: str) -> None:
+        """Ends the group and every wait in it, and tells the peers why. From any thread."""
+
+    def close(self) -> None:
+        """Says goodbye and gives everything up; harmless when repeated."""

@@ -1,0 +1,87 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/frame.h"
+#include "core/link.h"
+
+namespace mm {
+
+// One message as its sender gives it or its receiver expects it.
+struct Message {
+  Dtype dtype = Dtype::kBytes;
+  std::uint32_t shape_hash = 0;
+  std::string shape_text;  // "(1, 3, 64)"; for errors
+};
+
+// One lane's messages over one link: numbers them, cuts them into frames, and checks what arrives against what is
+// expected (epoch, lane, ranks, sequence, dtype, shape, bytes, offsets). The halves are locked separately, so a send and
+// a receive may run at once; two sends queue.
+class Channel {
+ public:
+  Channel(std::unique_ptr<Link> link, Epoch epoch, std::uint8_t lane, std::uint16_t self, std::uint16_t peer);
+
+  // A message on its way out; made under the send lock, which it holds.
+  class Sending {
+   public:
+    Sending(Channel& channel, const Message& message, std::span<const std::byte> payload);
+    Progress progress();  // kDone once all frames are handed over
+    [[nodiscard]] SendHalf& half() { return channel_.link_->sender(); }
+    [[nodiscard]] const Status& failure() const { return failure_; }
+    [[nodiscard]] std::uint16_t peer() const { return channel_.peer_; }
+
+   private:
+    Channel& channel_;
+    std::unique_lock<std::mutex> lock_;
+    FrameHeader header_;
+    std::span<const std::byte> payload_;
+    std::size_t frame_limit_ = 0;
+    Status failure_;
+  };
+
+  // A message on its way in; made under the receive lock, which it holds.
+  class Receiving {
+   public:
+    Receiving(Channel& channel, Message expected, std::span<std::byte> into);
+    Progress progress();  // kDone once the message is whole; kFailed with kMismatch names what was expected
+    [[nodiscard]] ReceiveHalf& half() { return channel_.link_->receiver(); }
+    [[nodiscard]] const Status& failure() const { return failure_; }
+    [[nodiscard]] std::uint16_t peer() const { return channel_.peer_; }
+
+   private:
+    Status check(const FrameHeader& header) const;
+
+    Channel& channel_;
+    std::unique_lock<std::mutex> lock_;
+    Message expected_;
+    std::span<std::byte> into_;
+    std::uint64_t sequence_ = 0;
+    std::size_t received_ = 0;
+    std::size_t frame_ = 0;   // bytes of the frame that is being read
+    bool in_frame_ = false;
+    bool done_ = false;
+    Status failure_;
+  };
+
+  [[nodiscard]] Link& link() { return *link_; }
+  [[nodiscard]] std::uint16_t peer() const { return peer_; }
+
+ private:
+  std::unique_ptr<Link> link_;
+  Epoch epoch_;
+  std::uint8_t lane_;
+  std::uint16_t self_;
+  std::uint16_t peer_;
+  std::mutex send_mutex_;
+  std::mutex receive_mutex_;
+  std::uint64_t sent_ = 0;
+  std::uint64_t received_ = 0;
+};
+
+}  // namespace mm

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <poll.h>
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "core/channel.h"
+#include "core/deadline.h"
+
+namespace mm {
+
+// Ends every wait of a group from another thread: a flag for those that spin, a descriptor for those that block.
+class Stopper {
+ public:
+  Stopper();
+  ~Stopper();
+  Stopper(const Stopper&) = delete;
+  Stopper& operator=(const Stopper&) = delete;
+
+  void stop();
+  [[nodiscard]] bool stopped() const { return stopped_.load(std::memory_order_acquire); }
+  [[nodiscard]] int descriptor() const { return read_fd_; }  // readable once stopped, for ever
+
+ private:
+  std::atomic<bool> stopped_{false};
+  int read_fd_ = -1;
+  int write_fd_ = -1;
+};
+
+// Sends and receives several messages at once in the calling thread: moves what can move, spins briefly, then blocks.
+class Exchange {
+ public:
+  Exchange(const Stopper& stopper, double spin_us) : stopper_(stopper), spin_us_(spin_us) {}
+
+  // The payloads must live until `run` returns.
+  void send(Channel& channel, const Message& message, std::span<const std::byte> payload);
+  void receive(Channel& channel, const Message& expected, std::span<std::byte> into);
+
+  struct Outcome {
+    Status status;
+    int peer = -1;  // whose link failed; -1 where no single one did
+  };
+  // Returns once all are done or one failed, the deadline passed (kTimeout names who is waited for) or the stopper
+  // stopped (kAborted).
+  Outcome run(Deadline deadline);
+
+ private:
+  const Stopper& stopper_;
+  double spin_us_;
+  std::vector<std::unique_ptr<Channel::Sending>> sends_;
+  std::vector<std::unique_ptr<Channel::Receiving>> receives_;
+};
+
+}  // namespace mm

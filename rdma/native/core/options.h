@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mm {
+
+// The knobs of the link providers; see docs/transport.md for what each costs.
+struct LinkOptions {
+  std::uint32_t num_buffers = 8;       // buffers of each size class, per direction; all may be in flight
+  std::uint32_t frame_bytes = 65536;   // bytes of a buffer of the smallest class
+  std::uint32_t buffer_sizes = 6;      // size classes: frame_bytes, twice that, ...
+  std::uint32_t max_outstanding = 256; // frames in flight per direction
+  double spin_us = 20.0;               // how long a wait spins before it blocks
+
+  // Payload bytes of the buffers of one direction: num_buffers * frame_bytes * (2^buffer_sizes - 1).
+  [[nodiscard]] std::size_t buffer_bytes() const {
+    return static_cast<std::size_t>(num_buffers) * frame_bytes * ((std::size_t{1} << buffer_sizes) - 1);
+  }
+  // Bytes of a buffer of the largest class.
+  [[nodiscard]] std::size_t largest_buffer_bytes() const {
+    return static_cast<std::size_t>(frame_bytes) << (buffer_sizes - 1);
+  }
+};
+
+}  // namespace mm
