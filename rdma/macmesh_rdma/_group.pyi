@@ -83,8 +83,11 @@ class MeshGroup:
     def size(self) -> int: ...
     @property
     def failure(self) -> tuple[str, str, int] | None:
-        """What ended the group: its code ("peer_lost", "timeout", "mismatch", "corrupt", "aborted", "local"), the
-        text, and the rank to blame or -1. None while nothing has."""
+        """What ended the group, None while nothing has.
+
+        Its code ("peer_lost", "timeout", "mismatch", "corrupt", "aborted", "local"), the text, and the rank to
+        blame or -1.
+        """
 
     timeout_seconds: float
     @property

@@ -64,7 +64,7 @@ def open_ring(
     if _opened:
         raise LocalLaneStateError("MLX keeps one ring in a process; start a new process for another")
     _opened = True
-    with _environment(addresses, stage_index), _end_process_after(timeout_seconds):
+    with ring_environment(addresses, stage_index), _end_process_after(timeout_seconds):
         try:
             before_join()
             group = mx.distributed.init(strict=True, backend="ring")
@@ -81,7 +81,8 @@ _opened = False
 
 
 @contextlib.contextmanager
-def _environment(addresses: Sequence[str], stage_index: int) -> Iterator[None]:
+def ring_environment(addresses: Sequence[str], stage_index: int) -> Iterator[None]:
+    """Sets what MLX reads when its ring is made: every rank's host:port and this rank."""
     # MLX reads a file by name. A pipe has one under /dev/fd, and leaves nothing behind in a killed process.
     read_fd, write_fd = os.pipe()
     with os.fdopen(read_fd, "rb"):
