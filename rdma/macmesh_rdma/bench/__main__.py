@@ -15,7 +15,7 @@ from macmesh_rdma.bench.rows import SIZES_BYTES
 
 _PROVIDERS = ("ring", "shm", "tcp")
 #: A measurement that takes longer hangs: its ranks are ended.
-_DEADLINE_SECONDS = 300.0
+_DEADLINE_SECONDS = 120.0
 
 
 def main() -> None:
