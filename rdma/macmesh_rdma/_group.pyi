@@ -30,7 +30,10 @@ class Link:
     def abort(self) -> None: ...
 
 def tcp_link(descriptor: int, options: LinkOptions) -> Link:
-    """A link over a connected stream socket, which it takes over."""
+    """A link over a connected stream socket, which it takes over, also where it raises.
+
+    Raises ValueError for wrong options, OSError for a descriptor that is no connected stream socket.
+    """
 
 def shm_bytes(options: LinkOptions) -> int:
     """Bytes of the shared memory of one direction."""
@@ -44,8 +47,27 @@ def shm_link(
 ) -> Link:
     """A link over shared memory: descriptors of `shm_bytes` each, and of a connected Unix socket for each direction.
 
-    Takes all four over. The memory must be zero when the first side maps it.
+    Takes all four over, also where it raises. The memory must be zero when the first side maps it.
+
+    Raises ValueError for wrong options or memory of another size, layout or options than the peer's; OSError for a
+    descriptor that is not what it should be.
     """
+
+def link_ping(link: Link, bytes: int, count: int, timeout_seconds: float) -> list[float]:
+    """Seconds of each of `count` round trips of a message of that size; the peer runs `link_echo`.
+
+    The four measuring functions use the link alone, without MLX and without the GIL. They raise TimeoutError,
+    ConnectionError where the peer is gone or the link was aborted, and RuntimeError for what is no frame.
+    """
+
+def link_echo(link: Link, bytes: int, count: int, timeout_seconds: float) -> None:
+    """Sends back each of `count` messages of that size."""
+
+def link_flood(link: Link, bytes: int, count: int, timeout_seconds: float) -> float:
+    """Seconds that `count` messages of that size need until the peer, in `link_drain`, has them all."""
+
+def link_drain(link: Link, bytes: int, count: int, timeout_seconds: float) -> None:
+    """Takes `count` messages of that size, then answers once."""
 
 class MeshGroup:
     """A group of ranks joined by links.
