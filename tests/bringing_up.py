@@ -98,6 +98,7 @@ def check_pair(one: PeerLinks, other: PeerLinks) -> None:
             pairs += zip(links.descriptors(), theirs.descriptors(), strict=True)
     for number, (ours, opposite) in enumerate(pairs):
         text = f"pair {number}".encode()
+        os.set_blocking(opposite, True)  # noqa: FBT003  only positional
         os.write(ours, text)
         assert os.read(opposite, 100) == text
 
