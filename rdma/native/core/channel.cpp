@@ -73,8 +73,7 @@ Channel::Sending::Sending(Channel& channel, const Message& message, std::span<co
       lock_(channel.send_mutex_),
       payload_(payload),
       frame_limit_(channel.link_->sender().frame_limit(payload.size())) {
-  // frame_bytes is 32 bits wide.
-  frame_limit_ = std::clamp<std::size_t>(frame_limit_, 1, std::size_t{1} << 31);
+  frame_limit_ = std::clamp<std::size_t>(frame_limit_, 1, kMaxFrameBytes);
   header_.kind = FrameKind::kData;
   header_.dtype = static_cast<std::uint8_t>(message.dtype);
   header_.lane = channel.lane_;

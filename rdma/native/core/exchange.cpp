@@ -6,18 +6,11 @@
 #include <algorithm>
 #include <string>
 
+#include "core/pause.h"
 #include "core/pipe.h"
 
 namespace mm {
 namespace {
-
-void relax() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("isb" ::: "memory");  // a "yield" returns at once on Apple's cores
-#endif
-}
 
 std::string ranks(std::vector<int> peers) {
   std::sort(peers.begin(), peers.end());
@@ -93,7 +86,7 @@ Exchange::Outcome Exchange::run(Deadline deadline) {
       idle_since = now;
     }
     if (now - idle_since < spin) {
-      relax();
+      cpu_pause();
       continue;
     }
     // After a wait whatever woke it, one more round before the next: the spin is for answers that come at once.

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/descriptor.h"
 #include "core/pipe.h"
 
 namespace mm {
@@ -158,15 +159,10 @@ void SideSockets::tell(const std::string& message) {
   std::lock_guard lock(mutex_);
   if (told_) return;
   told_ = true;
-#ifdef MSG_NOSIGNAL
-  constexpr int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
-#else
-  constexpr int flags = MSG_DONTWAIT;
-#endif
   // Nothing was sent on these sockets before, so the few bytes fit in the system's buffer. Where a send fails the peer
   // has gone already, or learns from the end of the stream.
   for (auto [peer, descriptor] : descriptors_) {
-    [[maybe_unused]] auto sent = ::send(descriptor, message.data(), message.size(), flags);
+    [[maybe_unused]] auto sent = ::send(descriptor, message.data(), message.size(), MSG_DONTWAIT | send_flags());
   }
 }
 
