@@ -10,11 +10,12 @@ from typing import Any
 from macmesh_rdma.bringup import connect_peers
 from macmesh_rdma.endpoint import Endpoint
 from macmesh_rdma.listener import Listener
+from macmesh_rdma.options import LinkOptions
 from macmesh_rdma.peer_links import PeerLinks, ShmLane
 
 KEY = b"0123456789abcdef" * 2
 EPOCH = (1, 4, 2)
-SHM_BYTES = 10_000
+SMALL = LinkOptions(num_buffers=2, frame_bytes=1024, buffer_sizes=2, max_outstanding=16)
 
 Outcome = dict[int, PeerLinks] | BaseException
 
@@ -53,7 +54,7 @@ def connect(listener: Listener, rank: int, endpoints: Sequence[Endpoint], **othe
         "key": KEY,
         "epoch": EPOCH,
         "name": "test",
-        "shm_bytes": SHM_BYTES,
+        "options": SMALL,
         "timeout_seconds": 10,
     }
     return connect_peers(listener, rank, endpoints, **(settings | other))

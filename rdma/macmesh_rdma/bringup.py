@@ -37,6 +37,7 @@ from macmesh_rdma.errors import (
     TransportError,
 )
 from macmesh_rdma.handshake import (
+    LEAST_KEY_BYTES,
     NONCE_BYTES,
     AcceptorHandshake,
     DialerHandshake,
@@ -78,7 +79,6 @@ def connect_peers(
     key: bytes,
     epoch: EpochNumbers,
     name: str,
-    shm_bytes: int,
     topology: Topology = "mesh",
     lanes: Collection[int] = (0, 1),
     options: LinkOptions | None = None,
@@ -95,7 +95,6 @@ def connect_peers(
         key: of the epoch; at least 16 bytes.
         epoch: of the plan.
         name: of the group; groups of one epoch need different ones.
-        shm_bytes: of the shared memory of one direction of a link.
         topology: who is connected to whom.
         lanes: which links each pair has: 0 point to point, 1 collectives.
         options: of the links; all ranks must have the same.
@@ -120,6 +119,8 @@ def connect_peers(
         raise LocalOptionError(f"rank {rank} is none of a group of {len(endpoints)}")
     if provider not in ("auto", "shm", "tcp"):
         raise LocalOptionError(f"{provider!r} is no provider of links; there are 'auto', 'shm' and 'tcp'")
+    if len(key) < LEAST_KEY_BYTES:
+        raise LocalOptionError(f"an epoch's key has at least {LEAST_KEY_BYTES} bytes, not {len(key)}")
     options = options or LinkOptions()
     plan = _Plan(
         rank=rank,
@@ -140,7 +141,7 @@ def connect_peers(
         peers=neighbours(rank, len(endpoints), topology),
         lanes=tuple(sorted(set(lanes))),
         stripes=options.sockets_per_link,
-        shm_bytes=shm_bytes,
+        shm_bytes=options.shm_bytes,
         provider=provider,
     )
     deadline = time.monotonic() + timeout_seconds

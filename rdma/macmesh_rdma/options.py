@@ -17,6 +17,11 @@ _MOST_BUFFER_SIZES = 12
 _MOST_OUTSTANDING = 65536
 _MOST_SPIN_US = 10_000.0
 _LEAST_FRAME_BYTES = 1024
+# Of native/shm/layout.h.
+_PAGE_BYTES = 16384
+_SLOT_BYTES = 128
+TCP_STAGING_BYTES = 16384
+"""What a socket of a ``tcp`` link reads headers into."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +105,45 @@ class LinkOptions:
     def buffer_bytes(self) -> int:
         """Bytes of the buffers of one direction: num_buffers x frame_bytes x (2^buffer_sizes - 1)."""
         return self.num_buffers * self.frame_bytes * ((1 << self.buffer_sizes) - 1)
+
+    @property
+    def shm_bytes(self) -> int:
+        """Bytes of the shared memory of one direction: a control page, a ring of frame slots, the buffers."""
+        slots = -(-self.max_outstanding * _SLOT_BYTES // _PAGE_BYTES) * _PAGE_BYTES
+        return _PAGE_BYTES + slots + self.buffer_bytes
+
+    def pool_bytes(self, provider: Provider, links: int) -> int:
+        """Bytes of memory that so many links cost on each side, as the native links count them.
+
+        A ``shm`` link has both directions mapped on both sides; the machine holds them once. A ``tcp`` link moves
+        bytes straight from and to the arrays.
+        """
+        if provider == "shm":
+            return links * 2 * self.shm_bytes
+        return links * self.sockets_per_link * TCP_STAGING_BYTES
+
+    def fitted(self, provider: Provider, links: int, most_pool_bytes: int) -> Self:
+        """These options with as many buffers as the limit allows, at most `num_buffers`.
+
+        Compare with ``num_buffers`` to see whether they were shrunk.
+
+        Raises:
+            LocalOptionError: even one buffer of each size is too much.
+        """
+        low, high = 0, self.num_buffers
+        while low < high:
+            middle = (low + high + 1) // 2
+            if dataclasses.replace(self, num_buffers=middle).pool_bytes(provider, links) <= most_pool_bytes:
+                low = middle
+            else:
+                high = middle - 1
+        if low == 0:
+            least = dataclasses.replace(self, num_buffers=1).pool_bytes(provider, links)
+            raise LocalOptionError(
+                f"the buffers of {links} {provider} links may have {most_pool_bytes} bytes, but one of each size "
+                f"has {least} already; lower frame_bytes or buffer_sizes"
+            )
+        return dataclasses.replace(self, num_buffers=low)
 
     def digest(self, provider: str) -> bytes:
         """16 bytes that are equal where two ends agree on the options and on the provider that was asked for.
