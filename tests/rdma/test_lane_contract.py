@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lane_contract import ROLES, SHAPES
-from macmesh_rdma.testing import memory_lanes
+from macmesh_rdma.testing.memory_lane import memory_lanes
 
 ROLE_MAIN = Path(__file__).parent / "lane_role_main.py"
 Play = Callable[[list[str]], list[list[str]]]
