@@ -5,7 +5,8 @@
     TransportError
     ├── LocalTransportError              our own fault, or that of the code that called us
     │   ├── LocalAddressError            an address that this provider refuses
-    │   └── LocalLaneStateError          the lane is closed, broken, or has no such neighbour
+    │   ├── LocalLaneStateError          the lane is closed, broken, or has no such neighbour
+    │   └── LocalVersionError            the native module is missing, or was built for another MLX
     └── RemoteTransportError             the other side's fault
         ├── RemotePeerLostError          the neighbour has gone
         ├── RemoteMismatchError          it sent something else than was expected
@@ -27,6 +28,10 @@ class LocalAddressError(LocalTransportError):
 
 class LocalLaneStateError(LocalTransportError):
     """The lane is closed, broken, or has no such neighbour."""
+
+
+class LocalVersionError(LocalTransportError):
+    """The native module is missing, does not load, or was built for another version of MLX."""
 
 
 class RemoteTransportError(TransportError):
