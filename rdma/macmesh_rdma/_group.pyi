@@ -1,4 +1,5 @@
-"""The native transport: links, and groups of MLX that run on them. Import `mlx.core` first."""
+# ruff: noqa: PYI021, A002  a native module has no other place for its documentation; `bytes` is what they are
+"""The native transport: links, and groups of MLX that run on them. Import it through `native.load_group`."""
 
 from collections.abc import Callable, Sequence
 

@@ -9,7 +9,8 @@
     │   ├── LocalResourceError           out of descriptors, memory, shared memory or ports
     │   ├── LocalProviderError           the provider that was asked for cannot carry this link
     │   ├── LocalInterruptedError        we were told to stop waiting
-    │   └── LocalLaneStateError          the lane or group is closed, broken, or has no such neighbour
+    │   ├── LocalLaneStateError          the lane or group is closed, broken, or has no such neighbour
+    │   └── LocalVersionError            the native module is missing, or was built for another MLX
     └── RemoteTransportError             the other side's fault
         ├── RemoteAuthenticationError    it does not hold the key of the epoch, or does not speak our protocol
         ├── RemotePeerLostError          it has gone
@@ -62,6 +63,10 @@ class LocalInterruptedError(LocalTransportError):
 
 class LocalLaneStateError(LocalTransportError):
     """The lane or group is closed, broken, or has no such neighbour."""
+
+
+class LocalVersionError(LocalTransportError):
+    """The native module is missing, does not load, or was built for another version of MLX."""
 
 
 class RemoteTransportError(TransportError):

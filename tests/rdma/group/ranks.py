@@ -105,7 +105,8 @@ class Ranks:
             shm_bytes: Size of the shared memory of one direction of a `shm` link.
         """
         setups = [
-            RankSetup(r, size, epochs[r] if epochs else (1, 2, 3), timeout_seconds, {}, {}, {}) for r in range(size)
+            RankSetup(r, size, epochs[r] if epochs else (1, 2, 3), timeout_seconds, {}, {}, {})
+            for r in range(size)
         ]
         for left in range(size):
             for right in range(left + 1, size):
