@@ -4,8 +4,8 @@
 
 namespace mm::shm {
 
-ShmReceive::ShmReceive(int memory, mm::Descriptor doorbell, const LinkOptions& options, const std::atomic<bool>& stopped)
-    : options_(options), stopped_(stopped), mapping_(memory, options, "shm link, memory to receive"), doorbell_(std::move(doorbell)) {}
+ShmReceive::ShmReceive(Mapping mapping, mm::Descriptor doorbell, const LinkOptions& options, const std::atomic<bool>& stopped)
+    : options_(options), stopped_(stopped), mapping_(std::move(mapping)), doorbell_(std::move(doorbell)) {}
 
 Progress ShmReceive::try_header(FrameHeader& header) {
   if (!failure().ok()) return Progress::kFailed;

@@ -5,10 +5,10 @@
 
 namespace mm::shm {
 
-ShmSend::ShmSend(int memory, mm::Descriptor doorbell, const LinkOptions& options, const std::atomic<bool>& stopped)
+ShmSend::ShmSend(Mapping mapping, mm::Descriptor doorbell, const LinkOptions& options, const std::atomic<bool>& stopped)
     : options_(options),
       stopped_(stopped),
-      mapping_(memory, options, "shm link, memory to send"),
+      mapping_(std::move(mapping)),
       doorbell_(std::move(doorbell)),
       class_of_(options.max_outstanding) {
   std::fill_n(free_.begin(), options.buffer_sizes, options.num_buffers);
