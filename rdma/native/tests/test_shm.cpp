@@ -194,8 +194,9 @@ TEST(impossible_descriptors_are_corrupt) {
 TEST(buffers_of_every_class_come_round) {
   Direction direction;  // one buffer of 64, 128 and 256 bytes; two descriptors
   CHECK(send(direction, 64) == Progress::kDone);
-  CHECK(send(direction, 1) == Progress::kDone);   // in the buffer of 128
-  CHECK(send(direction, 1) == Progress::kIdle);   // no descriptor
+  CHECK(send(direction, 1) == Progress::kIdle);     // no second buffer of 64, and a larger one is not taken
+  CHECK(send(direction, 128) == Progress::kDone);
+  CHECK(send(direction, 256) == Progress::kIdle);   // no third descriptor
   std::vector<pollfd> polls;
   CHECK(direction.sender->arm(polls) && polls.size() == 1);
   CHECK(::poll(polls.data(), 1, 0) == 0);
