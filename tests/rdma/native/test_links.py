@@ -1,19 +1,18 @@
 """The links' bindings: bytes arrive, wrong arguments are refused, nothing leaks."""
 
-from __future__ import annotations
-
 import mmap
 import os
 import secrets
 import socket
 import threading
 import time
+from _posixshmem import shm_open, shm_unlink  # type: ignore[import-not-found]
 from collections.abc import Callable
 
 import mlx.core as mx  # noqa: F401  the native module needs it loaded first
 import psutil
 import pytest
-from _posixshmem import shm_open, shm_unlink  # type: ignore[import-not-found]
+
 from macmesh_rdma import _group
 
 Pair = tuple[_group.Link, _group.Link]
@@ -162,7 +161,9 @@ def test_memory_of_another_layout_is_refused() -> None:
     def make(memory: int, wanted: _group.LinkOptions) -> _group.Link:
         bells = [end.detach() for pair in (socket.socketpair(), socket.socketpair()) for end in pair]
         try:
-            return _group.shm_link(memory, shared_memory(_group.shm_bytes(wanted)), bells[0], bells[2], wanted)
+            return _group.shm_link(
+                memory, shared_memory(_group.shm_bytes(wanted)), bells[0], bells[2], wanted
+            )
         finally:
             os.close(bells[1])
             os.close(bells[3])
