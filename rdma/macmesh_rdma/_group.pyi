@@ -1,4 +1,5 @@
-"""The native transport: links, and groups of MLX that run on them. Import `mlx.core` first."""
+# ruff: noqa: PYI021, A002  a native module has no other place for its documentation; `bytes` is what they are
+"""The native transport: links, and groups of MLX that run on them. Import it through `native.load_group`."""
 
 from collections.abc import Callable, Sequence
 
@@ -30,7 +31,10 @@ class Link:
     def abort(self) -> None: ...
 
 def tcp_link(descriptor: int, options: LinkOptions) -> Link:
-    """A link over a connected stream socket, which it takes over."""
+    """A link over a connected stream socket, which it takes over, also where it raises.
+
+    Raises ValueError for wrong options, OSError for a descriptor that is no connected stream socket.
+    """
 
 def shm_bytes(options: LinkOptions) -> int:
     """Bytes of the shared memory of one direction."""
@@ -44,21 +48,52 @@ def shm_link(
 ) -> Link:
     """A link over shared memory: descriptors of `shm_bytes` each, and of a connected Unix socket for each direction.
 
-    Takes all four over. The memory must be zero when the first side maps it.
+    Takes all four over, also where it raises. The memory must be zero when the first side maps it.
+
+    Raises ValueError for wrong options or memory of another size, layout or options than the peer's; OSError for a
+    descriptor that is not what it should be.
     """
+
+def link_ping(link: Link, bytes: int, count: int, timeout_seconds: float) -> list[float]:
+    """Seconds of each of `count` round trips of a message of that size; the peer runs `link_echo`.
+
+    The four measuring functions use the link alone, without MLX and without the GIL. They raise TimeoutError,
+    ConnectionError where the peer is gone or the link was aborted, and RuntimeError for what is no frame.
+    """
+
+def link_echo(link: Link, bytes: int, count: int, timeout_seconds: float) -> None:
+    """Sends back each of `count` messages of that size."""
+
+def link_flood(link: Link, bytes: int, count: int, timeout_seconds: float) -> float:
+    """Seconds that `count` messages of that size need until the peer, in `link_drain`, has them all."""
+
+def link_drain(link: Link, bytes: int, count: int, timeout_seconds: float) -> None:
+    """Takes `count` messages of that size, then answers once."""
 
 class MeshGroup:
     """A group of ranks joined by links.
 
+    The first failure ends the group for ever: its reason goes to every peer, every operation under way raises, and
+    every later one raises at once. Closing is orderly: a peer can still receive what was sent before, and only fails
+    where it needs more. Operations raise RuntimeError; MLX raises it where the result is evaluated.
+
     Args:
         peers: For each other rank that this one talks to: the links of the point-to-point and of the collective
-            lane (None: that lane is not there) and the descriptor of the side socket; all are taken over.
+            lane (None or empty: that lane is not there; several: large messages are cut over them) and the
+            descriptor of the side socket (-1: none); all are taken over, also where this raises ValueError.
         epoch: Generation, term and sequence of the plan.
         name: For messages to people.
         timeout_seconds: Deadline of every operation.
         spin_us: How long a wait spins before it blocks.
-        split: Called by `mlx.split` with this rank's colour and the ranks of the new group in their new order;
-            makes that group. None: the group cannot be split.
+        split: Called by `mlx.split` with this rank's colour and the ranks of the new group in their new order (at
+            least two); makes that group. None: the group cannot be split. Let go by `close`.
+
+    `mlx.split` follows MPI_Comm_split: the ranks of a colour make a group, ordered by key, then by rank; a negative
+    key stands for the rank. A rank that is alone in its colour, or whose colour is negative, gets a group of its own.
+
+    Raises:
+        ValueError: a rank, size or time that cannot be, or a link that was handed over before.
+        OSError: the system refuses a pipe or a thread.
     """
 
     def __init__(
@@ -66,16 +101,16 @@ class MeshGroup:
         *,
         rank: int,
         size: int,
-        peers: dict[int, tuple[Link | None, Link | None, int]],
+        peers: dict[int, tuple[Link | Sequence[Link] | None, Link | Sequence[Link] | None, int]],
         epoch: tuple[int, int, int],
         name: str,
         timeout_seconds: float,
         spin_us: float,
-        split: Callable[[int, Sequence[int]], MeshGroup] | None = None,
+        split: Callable[[int, list[int]], MeshGroup] | None = None,
     ) -> None: ...
     @property
     def mlx(self) -> mx.distributed.Group:
-        """For `mlx.core.distributed` and all that takes a group."""
+        """For `mlx.core.distributed` and all that takes a group. The mesh lives as long as either."""
 
     @property
     def rank(self) -> int: ...
@@ -83,15 +118,17 @@ class MeshGroup:
     def size(self) -> int: ...
     @property
     def failure(self) -> tuple[str, str, int] | None:
-        """What ended the group, None while nothing has.
+        """What ended the group: its code, the text, and the rank to blame or -1. None while nothing has.
 
-        Its code ("peer_lost", "timeout", "mismatch", "corrupt", "aborted", "local"), the text, and the rank to
-        blame or -1.
+        Codes: "peer_lost" (it closed, died, or gave up), "timeout", "mismatch", "corrupt", "aborted" (by this side),
+        "local". A peer that gave up tells its own code and whom it blames; both are passed on here.
         """
 
     timeout_seconds: float
     @property
-    def pool_bytes(self) -> int: ...
+    def pool_bytes(self) -> int:
+        """Bytes of buffers held: those of the links and the scratch of the collectives. 0 once closed."""
+
     def send_bytes(self, peer: int, payload: bytes | bytearray | memoryview) -> None:
         """Sends bytes on the point-to-point lane; for tests and measurements. Raises RuntimeError as MLX does."""
 
@@ -102,4 +139,7 @@ class MeshGroup:
         """Ends the group and every wait in it, and tells the peers why. From any thread."""
 
     def close(self) -> None:
-        """Says goodbye and gives everything up; harmless when repeated."""
+        """Says goodbye and gives everything up; an operation under way raises. Harmless when repeated.
+
+        Groups that are still open when the interpreter ends are closed then.
+        """

@@ -4,17 +4,37 @@
 
     TransportError
     ├── LocalTransportError              our own fault, or that of the code that called us
-    │   ├── LocalAddressError            an address that this provider refuses
-    │   └── LocalLaneStateError          the lane is closed, broken, or has no such neighbour
+    │   ├── LocalAddressError            an address that cannot be used
+    │   ├── LocalOptionError             an option out of its range
+    │   ├── LocalResourceError           out of descriptors, memory, shared memory or ports
+    │   ├── LocalProviderError           the provider that was asked for cannot carry this link
+    │   ├── LocalInterruptedError        we were told to stop waiting
+    │   ├── LocalLaneStateError          the lane or group is closed, broken, or has no such neighbour
+    │   └── LocalVersionError            the native module is missing, or was built for another MLX
     └── RemoteTransportError             the other side's fault
-        ├── RemotePeerLostError          the neighbour has gone
-        ├── RemoteMismatchError          it sent something else than was expected
+        ├── RemoteAuthenticationError    it does not hold the key of the epoch, or does not speak our protocol
+        ├── RemotePeerLostError          it has gone
+        │   └── RemoteAbortedError       it gave up, and said why
+        ├── RemoteMismatchError          it sent, or expects, something else than we do
+        ├── RemoteCorruptError           it sent bytes that cannot be a frame
         └── RemoteTimeoutError           it was silent for too long (also a TimeoutError)
 """
 
+from typing import Any
+
 
 class TransportError(Exception):
-    """Base of all errors of the transport."""
+    """Base of all errors of the transport.
+
+    Attributes:
+        peer: Rank of the peer that it is about; None where there is none.
+        epoch: Epoch of the group, as text; empty where there is none.
+    """
+
+    def __init__(self, *args: Any, peer: int | None = None, epoch: str = "") -> None:
+        super().__init__(*args)
+        self.peer = peer
+        self.epoch = epoch
 
 
 class LocalTransportError(TransportError):
@@ -22,24 +42,56 @@ class LocalTransportError(TransportError):
 
 
 class LocalAddressError(LocalTransportError):
-    """An address that this provider refuses."""
+    """An address that cannot be used."""
+
+
+class LocalOptionError(LocalTransportError):
+    """An option out of its range."""
+
+
+class LocalResourceError(LocalTransportError):
+    """Out of descriptors, memory, shared memory or ports."""
+
+
+class LocalProviderError(LocalTransportError):
+    """The provider that was asked for cannot carry this link."""
+
+
+class LocalInterruptedError(LocalTransportError):
+    """We were told to stop waiting."""
 
 
 class LocalLaneStateError(LocalTransportError):
-    """The lane is closed, broken, or has no such neighbour."""
+    """The lane or group is closed, broken, or has no such neighbour."""
+
+
+class LocalVersionError(LocalTransportError):
+    """The native module is missing, does not load, or was built for another version of MLX."""
 
 
 class RemoteTransportError(TransportError):
     """The other side's fault."""
 
 
+class RemoteAuthenticationError(RemoteTransportError):
+    """It does not hold the key of the epoch, or does not speak our protocol."""
+
+
 class RemotePeerLostError(RemoteTransportError):
-    """The neighbour has gone."""
+    """The peer has gone."""
+
+
+class RemoteAbortedError(RemotePeerLostError):
+    """The peer gave up, and said why."""
 
 
 class RemoteMismatchError(RemoteTransportError):
-    """The neighbour sent something else than was expected."""
+    """The peer sent, or expects, something else than we do."""
+
+
+class RemoteCorruptError(RemoteTransportError):
+    """The peer sent bytes that cannot be a frame."""
 
 
 class RemoteTimeoutError(RemoteTransportError, TimeoutError):
-    """The neighbour was silent for too long."""
+    """The peer was silent for too long."""

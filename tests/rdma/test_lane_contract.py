@@ -1,5 +1,6 @@
-"""The contract of `TensorLane`, in memory and over MLX's ring."""
+"""The contract of `TensorLane`, in memory, over our own links and over MLX's ring."""
 
+import functools
 import json
 import os
 import subprocess
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from lane_contract import ROLES, SHAPES
-from macmesh_rdma.testing import memory_lanes
+from macmesh_rdma.testing.memory_lane import memory_lanes
 
-ROLE_MAIN = Path(__file__).parent / "ring_role_main.py"
+ROLE_MAIN = Path(__file__).parent / "lane_role_main.py"
 Play = Callable[[list[str]], list[list[str]]]
 
 
@@ -32,11 +33,13 @@ def play_in_memory(roles: list[str]) -> list[list[str]]:
     return told
 
 
-def start_ring(roles: list[str], deadline_seconds: float = 20) -> list[subprocess.Popen[str]]:
+def start_stages(
+    roles: list[str], transport: str = "ring", deadline_seconds: float = 20
+) -> list[subprocess.Popen[str]]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     stages = [
         subprocess.Popen(
-            [sys.executable, str(ROLE_MAIN), str(index), role, str(deadline_seconds)],
+            [sys.executable, str(ROLE_MAIN), str(index), role, str(deadline_seconds), transport],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -53,23 +56,26 @@ def start_ring(roles: list[str], deadline_seconds: float = 20) -> list[subproces
     return stages
 
 
-def end_ring(stages: list[subprocess.Popen[str]]) -> None:
+def end_stages(stages: list[subprocess.Popen[str]]) -> None:
     for stage in stages:
         stage.kill()
         stage.communicate()
 
 
-def play_over_ring(roles: list[str]) -> list[list[str]]:
-    stages = start_ring(roles)
+def play_over(transport: str, roles: list[str]) -> list[list[str]]:
+    stages = start_stages(roles, transport)
     try:
         return [json.loads(stage.stdout.readline() or "[]") for stage in stages if stage.stdout]
     finally:
-        end_ring(stages)
+        end_stages(stages)
 
 
-@pytest.fixture(params=["memory", pytest.param("ring", marks=pytest.mark.process)])
+@pytest.fixture(
+    params=["memory", *(pytest.param(t, marks=pytest.mark.process) for t in ("shm", "tcp", "ring"))]
+)
 def play(request: pytest.FixtureRequest) -> Play:
-    return play_in_memory if request.param == "memory" else play_over_ring
+    transport: str = request.param
+    return play_in_memory if transport == "memory" else functools.partial(play_over, transport)
 
 
 def test_arrays_arrive_unchanged_and_in_order_through_three_stages(play: Play) -> None:
@@ -86,7 +92,7 @@ def test_lost_neighbour_is_an_error_and_breaks_the_lane(play: Play) -> None:
 
 @pytest.mark.process
 def test_wait_for_a_silent_neighbour_ends_the_process_at_its_deadline() -> None:
-    stages = start_ring(["hang", "wait"], deadline_seconds=1.5)
+    stages = start_stages(["hang", "wait"], deadline_seconds=1.5)
     try:
         assert stages[1].stdout
         kind, what = json.loads(stages[1].stdout.readline())
@@ -94,16 +100,16 @@ def test_wait_for_a_silent_neighbour_ends_the_process_at_its_deadline() -> None:
         assert "receiving (1,)" in what
         assert stages[1].wait(10) == 7
     finally:
-        end_ring(stages)
+        end_stages(stages)
 
 
 @pytest.mark.process
 def test_neighbour_that_never_comes_ends_the_process_at_the_deadline() -> None:
-    (stage,) = start_ring(["send_all"])
-    end_ring([stage])
+    (stage,) = start_stages(["send_all"])
+    end_stages([stage])
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, str(ROLE_MAIN), "0", "send_all", "0.5"],
+        [sys.executable, str(ROLE_MAIN), "0", "send_all", "0.5", "ring"],
         input=json.dumps(["127.0.0.1:9", "127.0.0.1:9"]) + "\n",
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ import pytest
 from macmesh_rdma.errors import LocalAddressError, LocalLaneStateError
 from macmesh_rdma.ports import ReservedPort, require_loopback, split_address
 from macmesh_rdma.stall import StallWatch
-from macmesh_rdma.testing import MemoryLane, memory_lanes
+from macmesh_rdma.testing.memory_lane import MemoryLane, memory_lanes
 
 
 @pytest.mark.parametrize("host", ["192.168.1.7", "0.0.0.0", "::", "example.org", "localhost", ""])  # noqa: S104  refused

@@ -5,7 +5,7 @@
 #include <mutex>
 #include <span>
 #include <string>
-#include <vector>
+#include <string_view>
 
 #include "core/dtype.h"
 #include "core/frame.h"
@@ -13,16 +13,34 @@
 
 namespace mm {
 
+// What a message is a part of. Mixed into the shape hash that travels, so that an all_sum is never taken for an
+// all_max of the same shape. Never renumber.
+enum class Operation : std::uint8_t {
+  kMessage = 0,
+  kAllSum = 1,
+  kAllMax = 2,
+  kAllMin = 3,
+  kAllGather = 4,
+  kSumScatter = 5,
+  kSplit = 6,
+};
+[[nodiscard]] std::string_view name_of(Operation operation);
+
 // One message as its sender gives it or its receiver expects it.
 struct Message {
   Dtype dtype = Dtype::kBytes;
   std::uint32_t shape_hash = 0;
   std::string shape_text;  // "(1, 3, 64)"; for errors
+  Operation operation = Operation::kMessage;
 };
+
+// What travels as a frame's shape_hash: the shape's own for a plain message, mixed with the operation otherwise.
+[[nodiscard]] std::uint32_t tag_of(std::uint32_t shape_hash, Operation operation);
 
 // One lane's messages over one link: numbers them, cuts them into frames, and checks what arrives against what is
 // expected (epoch, lane, ranks, sequence, dtype, shape, bytes, offsets). The halves are locked separately, so a send and
-// a receive may run at once; two sends queue.
+// a receive may run at once; two sends queue. A message that was not finished leaves the channel unusable: the number
+// is spent and the peer waits for the rest.
 class Channel {
  public:
   Channel(std::unique_ptr<Link> link, Epoch epoch, std::uint8_t lane, std::uint16_t self, std::uint16_t peer);
@@ -31,7 +49,7 @@ class Channel {
   class Sending {
    public:
     Sending(Channel& channel, const Message& message, std::span<const std::byte> payload);
-    Progress progress();  // kDone once all frames are handed over
+    Progress progress();  // one frame at most; kDone once all are handed over
     [[nodiscard]] SendHalf& half() { return channel_.link_->sender(); }
     [[nodiscard]] const Status& failure() const { return failure_; }
     [[nodiscard]] std::uint16_t peer() const { return channel_.peer_; }
@@ -42,6 +60,7 @@ class Channel {
     FrameHeader header_;
     std::span<const std::byte> payload_;
     std::size_t frame_limit_ = 0;
+    bool done_ = false;
     Status failure_;
   };
 
@@ -49,13 +68,13 @@ class Channel {
   class Receiving {
    public:
     Receiving(Channel& channel, Message expected, std::span<std::byte> into);
-    Progress progress();  // kDone once the message is whole; kFailed with kMismatch names what was expected
+    Progress progress();  // one frame at most; kDone once the message is whole; kMismatch names what was expected
     [[nodiscard]] ReceiveHalf& half() { return channel_.link_->receiver(); }
     [[nodiscard]] const Status& failure() const { return failure_; }
     [[nodiscard]] std::uint16_t peer() const { return channel_.peer_; }
 
    private:
-    Status check(const FrameHeader& header) const;
+    [[nodiscard]] Status check(const FrameHeader& header) const;
 
     Channel& channel_;
     std::unique_lock<std::mutex> lock_;

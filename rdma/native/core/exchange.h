@@ -1,7 +1,5 @@
 #pragma once
 
-#include <poll.h>
-
 #include <atomic>
 #include <memory>
 #include <vector>
@@ -14,12 +12,12 @@ namespace mm {
 // Ends every wait of a group from another thread: a flag for those that spin, a descriptor for those that block.
 class Stopper {
  public:
-  Stopper();
+  Stopper();  // throws std::system_error where no pipe can be had
   ~Stopper();
   Stopper(const Stopper&) = delete;
   Stopper& operator=(const Stopper&) = delete;
 
-  void stop();
+  void stop();  // from any thread; harmless when repeated
   [[nodiscard]] bool stopped() const { return stopped_.load(std::memory_order_acquire); }
   [[nodiscard]] int descriptor() const { return read_fd_; }  // readable once stopped, for ever
 
@@ -30,6 +28,7 @@ class Stopper {
 };
 
 // Sends and receives several messages at once in the calling thread: moves what can move, spins briefly, then blocks.
+// At most one send and one receive of a channel: a second would wait for the first's lock for ever.
 class Exchange {
  public:
   Exchange(const Stopper& stopper, double spin_us) : stopper_(stopper), spin_us_(spin_us) {}
@@ -40,15 +39,19 @@ class Exchange {
 
   struct Outcome {
     Status status;
-    int peer = -1;  // whose link failed; -1 where no single one did
+    int peer = -1;  // whose link failed, or who is waited for; -1 where no single one is
   };
   // Returns once all are done or one failed, the deadline passed (kTimeout names who is waited for) or the stopper
   // stopped (kAborted).
   Outcome run(Deadline deadline);
 
  private:
+  Outcome timed_out() const;
+  bool block(Deadline deadline);
+
   const Stopper& stopper_;
   double spin_us_;
+  // Those that are not done yet.
   std::vector<std::unique_ptr<Channel::Sending>> sends_;
   std::vector<std::unique_ptr<Channel::Receiving>> receives_;
 };

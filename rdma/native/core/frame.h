@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 
+#include "core/crc32c.h"
 #include "core/status.h"
 
 namespace mm {
@@ -44,6 +45,7 @@ struct FrameHeader {
 inline constexpr std::size_t kFrameHeaderBytes = 80;
 inline constexpr std::uint32_t kFrameMagic = 0x31464D4D;  // "MMF1"
 inline constexpr std::uint8_t kFrameVersion = 1;
+inline constexpr std::uint32_t kMaxFrameBytes = 1U << 30;  // of one frame's payload
 using FrameBytes = std::array<std::byte, kFrameHeaderBytes>;
 
 // Writes the header with magic, version and its own CRC-32C.
@@ -51,9 +53,6 @@ void encode_header(const FrameHeader& header, std::span<std::byte, kFrameHeaderB
 
 // Reads a header. kCorrupt where magic, version, checksum, kind, or the arithmetic of the sizes is wrong.
 Status decode_header(std::span<const std::byte, kFrameHeaderBytes> in, FrameHeader& header);
-
-// CRC-32C (Castagnoli), as in RFC 3720 appendix B.4.
-std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t seed = 0);
 
 // FNV-1a over the number of dimensions and each of them.
 std::uint32_t hash_shape(std::span<const std::int64_t> shape);

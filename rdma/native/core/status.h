@@ -6,7 +6,8 @@
 
 namespace mm {
 
-// What went wrong on a link or in a group. The data path returns these; the binding turns them into Python errors.
+// What went wrong on a link or in a group. The data path returns these; the binding turns them into Python errors. The
+// numbers travel on the side sockets: never renumber.
 enum class Code : std::uint8_t {
   kOk,
   kPeerLost,   // the peer closed, died, or said that it gives up

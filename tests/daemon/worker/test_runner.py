@@ -10,7 +10,7 @@ from macmesh.v1 import lane_pb2
 from macmesh_daemon.engine.errors import RemoteScheduleError
 from macmesh_daemon.engine.stage import load_stage
 from macmesh_daemon.worker.runner import StageRunner
-from macmesh_rdma.testing import MemoryLane, memory_lanes
+from macmesh_rdma.testing.memory_lane import MemoryLane, memory_lanes
 from tinymodels import write_tiny_model
 
 LAYERS = 4

@@ -1,0 +1,355 @@
+"""Groups of MLX over our own links: opened, measured, failed with our errors, closed and opened again. Imports mlx."""
+
+import dataclasses
+import itertools
+import os
+import threading
+import time
+from collections.abc import Collection, Sequence
+from types import TracebackType
+from typing import NoReturn, Self
+
+import mlx.core as mx
+
+from macmesh_rdma import _group
+from macmesh_rdma.bringup import ProviderChoice, Topology, connect_peers, neighbours
+from macmesh_rdma.endpoint import Endpoint
+from macmesh_rdma.errors import (
+    LocalLaneStateError,
+    LocalResourceError,
+    RemoteAbortedError,
+    RemoteCorruptError,
+    RemoteMismatchError,
+    RemotePeerLostError,
+    RemoteTimeoutError,
+    TransportError,
+)
+from macmesh_rdma.handshake import EpochNumbers
+from macmesh_rdma.listener import Listener
+from macmesh_rdma.measure import LinkSpeed, measure_link, pairs_in_order
+from macmesh_rdma.options import LinkOptions, Provider
+from macmesh_rdma.peer_links import PeerLinks, ShmLane
+
+POINT_TO_POINT, COLLECTIVE = 0, 1
+_GAVE_UP = "gave up: "
+
+_Lanes = dict[int, list["_group.Link"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkReport:
+    """One peer's links, for people.
+
+    Attributes:
+        peer: Its rank.
+        provider: What carries them.
+        reason: Why that one.
+        pool_bytes: Bytes of their buffers on this side.
+        latency_us: Half a round trip of a small message in microseconds; None where it was not measured.
+        gb_per_s: 10^9 bytes per second to the peer; None where it was not measured.
+    """
+
+    peer: int
+    provider: Provider
+    reason: str
+    pool_bytes: int
+    latency_us: float | None = None
+    gb_per_s: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What a group and the groups split off it have in common."""
+
+    key: bytes
+    epoch: EpochNumbers
+    options: LinkOptions
+    provider: ProviderChoice
+    connect_seconds: float
+    measure: bool
+    stop: threading.Event | None
+
+
+class Group:
+    """A group of ranks; made by `open_group`.
+
+    The first failure ends it for ever: every wait in it ends, every later operation fails at once, and the peers
+    learn why. Close it then, and open another.
+    """
+
+    def __init__(self, native: "_group.MeshGroup", links: tuple[LinkReport, ...], epoch: EpochNumbers) -> None:
+        self.native = native
+        """The group as the native module has it."""
+        self.links = links
+        """The links to each peer."""
+        self.epoch = epoch
+        """Generation, term and sequence of the plan."""
+        self.splits: list[Group] = []
+        """The groups split off this one; closed with it."""
+
+    @property
+    def mlx(self) -> mx.distributed.Group:
+        """For `mlx.core.distributed` and all that takes a group."""
+        return self.native.mlx
+
+    @property
+    def rank(self) -> int:
+        """Ours."""
+        return self.native.rank
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.native.size
+
+    @property
+    def pool_bytes(self) -> int:
+        """Bytes of all buffers on this side, those of collectives included."""
+        return self.native.pool_bytes
+
+    @property
+    def timeout_seconds(self) -> float:
+        """Deadline of every operation that begins from now on."""
+        return self.native.timeout_seconds
+
+    @timeout_seconds.setter
+    def timeout_seconds(self, seconds: float) -> None:
+        self.native.timeout_seconds = seconds
+
+    @property
+    def failure(self) -> TransportError | None:
+        """What ended the group; None while nothing has."""
+        told = self.native.failure
+        if told is None:
+            return None
+        code, text, blamed = told
+        kind: type[TransportError]
+        match code:
+            case "peer_lost":
+                kind = RemoteAbortedError if _GAVE_UP in text else RemotePeerLostError
+            case "timeout":
+                kind = RemoteTimeoutError
+            case "mismatch":
+                kind = RemoteMismatchError
+            case "corrupt":
+                kind = RemoteCorruptError
+            case _:
+                kind = LocalLaneStateError
+        return kind(text, peer=blamed if blamed >= 0 else None, epoch=".".join(map(str, self.epoch)))
+
+    def raise_failure(self, error: RuntimeError) -> NoReturn:
+        """Raises what ended the group, in place of the RuntimeError that MLX made of it.
+
+        Raises:
+            RemotePeerLostError: a peer has gone, or gave up (then RemoteAbortedError).
+            RemoteTimeoutError: a peer was silent.
+            RemoteMismatchError: two ranks did not do the same.
+            RemoteCorruptError: what came is no frame.
+            LocalLaneStateError: the group was ended here, or the operation was refused.
+        """
+        failure = self.failure
+        if failure is None:
+            raise LocalLaneStateError(str(error), epoch=".".join(map(str, self.epoch))) from error
+        # The error's own text says which operation it was.
+        raise type(failure)(str(error), peer=failure.peer, epoch=failure.epoch) from error
+
+    def abort(self, reason: str) -> None:
+        """Ends the group and every wait in it, and tells the peers why. From any thread."""
+        self.native.abort(reason)
+
+    def close(self) -> None:
+        """Says goodbye and gives everything up; harmless when repeated."""
+        for split in self.splits:
+            split.close()
+        self.native.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_group(
+    listener: Listener,
+    rank: int,
+    endpoints: Sequence[Endpoint],
+    *,
+    key: bytes,
+    epoch: EpochNumbers,
+    name: str = "ranks",
+    topology: Topology = "mesh",
+    lanes: Collection[int] | None = None,
+    options: LinkOptions | None = None,
+    most_pool_bytes: int | None = None,
+    provider: ProviderChoice = "auto",
+    timeout_seconds: float = 4.0,
+    connect_seconds: float = 10.0,
+    measure: bool = True,
+    stop: threading.Event | None = None,
+) -> Group:
+    """Connects the ranks and makes a group of them; every rank must call it at about the same time.
+
+    A process may open any number of groups one after the other, with other ranks, sizes and epochs.
+
+    Args:
+        listener: our own; its endpoint is ``endpoints[rank]``.
+        rank: ours.
+        endpoints: of every rank.
+        key: of the epoch; at least 16 bytes.
+        epoch: of the plan.
+        name: of the group; groups of one epoch need different ones.
+        topology: "mesh" (every pair) or "pipeline" (neighbours, and tail to head).
+        lanes: links of each pair; by default 0 (point to point), and in a mesh 1 (collectives) too.
+        options: of the links; all ranks must have the same.
+        most_pool_bytes: shrinks ``num_buffers`` until the links of any rank fit, and says so in the reports; all
+            ranks must have the same.
+        provider: what carries the links.
+        timeout_seconds: deadline of every operation.
+        connect_seconds: deadline of making the group.
+        measure: whether each link's latency and bandwidth are measured first, which takes some milliseconds each.
+        stop: ends the making of the group when set.
+
+    Raises:
+        TransportError: see `bringup.connect_peers` and `measure.measure_link`; nothing is left behind.
+    """
+    options = options or LinkOptions()
+    lanes = tuple(lanes) if lanes is not None else ((0, 1) if topology == "mesh" else (0,))
+    note = ""
+    if most_pool_bytes is not None:
+        most_links = max(
+            (len(neighbours(r, len(endpoints), topology)) for r in range(len(endpoints))), default=0
+        ) * len(lanes)
+        wanted = options.num_buffers
+        if most_links:
+            options = options.fitted("tcp" if provider == "tcp" else "shm", most_links, most_pool_bytes)
+        if options.num_buffers != wanted:
+            note = f"; {options.num_buffers} of {wanted} buffers, to fit {most_pool_bytes} bytes"
+    settings = _Settings(key, epoch, options, provider, connect_seconds, measure, stop)
+    return _open(listener, rank, tuple(endpoints), settings, name, topology, lanes, timeout_seconds, note)
+
+
+def _open(
+    listener: Listener,
+    rank: int,
+    endpoints: tuple[Endpoint, ...],
+    settings: _Settings,
+    name: str,
+    topology: Topology,
+    lanes: tuple[int, ...],
+    timeout_seconds: float,
+    note: str,
+) -> Group:
+    deadline = time.monotonic() + settings.connect_seconds
+    connected = connect_peers(
+        listener,
+        rank,
+        endpoints,
+        key=settings.key,
+        epoch=settings.epoch,
+        name=name,
+        topology=topology,
+        lanes=lanes,
+        options=settings.options,
+        provider=settings.provider,
+        timeout_seconds=settings.connect_seconds,
+        stop=settings.stop,
+    )
+    numbers = itertools.count()
+    group: Group
+
+    def split(colour: int, ranks: Sequence[int]) -> "_group.MeshGroup":
+        part = _open(
+            listener,
+            list(ranks).index(rank),
+            tuple(endpoints[r] for r in ranks),
+            settings,
+            f"{name}/{next(numbers)}.{colour}",
+            "mesh",
+            (POINT_TO_POINT, COLLECTIVE),
+            group.timeout_seconds,
+            note,
+        )
+        group.splits.append(part)
+        return part.native
+
+    native_lanes: dict[int, _Lanes] = {}
+    try:
+        for peer, links in connected.items():
+            native_lanes[peer] = _native_links(links, settings.options)
+        speeds = _measure(rank, native_lanes, deadline) if settings.measure else {}
+        reports = tuple(_report(links, native_lanes[peer], speeds.get(peer), note) for peer, links in connected.items())
+        peers = {
+            peer: (by_lane.get(POINT_TO_POINT), by_lane.get(COLLECTIVE), connected[peer].side)
+            for peer, by_lane in native_lanes.items()
+        }
+        for links in connected.values():
+            links.side = -1  # the group takes them over, also where it raises
+        native = _group.MeshGroup(
+            rank=rank,
+            size=len(endpoints),
+            peers=peers,
+            epoch=settings.epoch,
+            name=name,
+            timeout_seconds=timeout_seconds,
+            spin_us=settings.options.spin_us,
+            split=split if COLLECTIVE in lanes else None,
+        )
+    except OSError as error:
+        if isinstance(error, TransportError):
+            raise
+        raise LocalResourceError(f"group {name!r} cannot be made: {error}") from error
+    finally:
+        # Links that no group has taken over end with their last reference.
+        native_lanes.clear()
+        for links in connected.values():
+            links.close()
+    group = Group(native, reports, settings.epoch)
+    return group
+
+
+def _native_links(links: PeerLinks, options: LinkOptions) -> _Lanes:
+    """Native links of one peer; they take over the descriptors, also where this raises."""
+    native = _group.LinkOptions(
+        num_buffers=options.num_buffers,
+        frame_bytes=options.frame_bytes,
+        buffer_sizes=options.buffer_sizes,
+        max_outstanding=options.max_outstanding,
+        spin_us=options.spin_us,
+    )
+    made: _Lanes = {}
+    for lane in sorted(links.lanes):
+        given = links.lanes.pop(lane)
+        if isinstance(given, ShmLane):
+            made[lane] = [_group.shm_link(*given.descriptors(), native)]
+        else:
+            made[lane] = []
+            try:
+                while given.sockets:
+                    made[lane].append(_group.tcp_link(given.sockets.pop(0), native))
+            finally:
+                for descriptor in given.sockets:
+                    os.close(descriptor)
+    return made
+
+
+def _measure(rank: int, lanes: dict[int, _Lanes], deadline: float) -> dict[int, LinkSpeed]:
+    speeds = {}
+    for peer in pairs_in_order(rank, lanes):
+        first = lanes[peer][min(lanes[peer])][0]
+        left = max(deadline - time.monotonic(), 0.1)
+        speeds[peer] = measure_link(first, rank, peer, left)
+    return speeds
+
+
+def _report(links: PeerLinks, native: _Lanes, speed: LinkSpeed | None, note: str) -> LinkReport:
+    return LinkReport(
+        peer=links.peer,
+        provider=links.provider,
+        reason=links.reason + note,
+        pool_bytes=sum(link.pool_bytes for by_lane in native.values() for link in by_lane),
+        latency_us=speed.latency_us if speed is not None else None,
+        gb_per_s=speed.gb_per_s if speed is not None else None,
+    )

@@ -1,0 +1,172 @@
+"""The knobs of the link providers, and the memory that they imply."""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self
+
+from macmesh_rdma.errors import LocalOptionError
+
+Provider = Literal["shm", "tcp"]
+
+MOST_FRAME_BYTES = 1 << 26
+MOST_SOCKETS_PER_LINK = 16
+_MOST_NUM_BUFFERS = 4096
+_MOST_BUFFER_SIZES = 12
+_MOST_OUTSTANDING = 65536
+_MOST_SPIN_US = 10_000.0
+_LEAST_FRAME_BYTES = 1024
+# Of native/shm/layout.h.
+_PAGE_BYTES = 16384
+_SLOT_BYTES = 128
+TCP_STAGING_BYTES = 16384
+"""What a socket of a ``tcp`` link reads headers into."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkOptions:
+    """The knobs of a link; both ends must have the same.
+
+    Attributes:
+        num_buffers: Buffers of each size class and direction; all of them may be in flight.
+        frame_bytes: Bytes of a buffer of the smallest class; a power of two.
+        buffer_sizes: Number of size classes; each is twice as large as the one before.
+        max_outstanding: Frames in flight per direction.
+        spin_us: Microseconds that a wait spins before it blocks.
+        sockets_per_link: Sockets of a ``tcp`` link.
+
+    Raises:
+        LocalOptionError: a value is out of its range.
+    """
+
+    num_buffers: int = 8
+    frame_bytes: int = 65536
+    buffer_sizes: int = 6
+    max_outstanding: int = 256
+    spin_us: float = 20.0
+    sockets_per_link: int = 1
+
+    def __post_init__(self) -> None:
+        _require_within("num_buffers", self.num_buffers, 1, _MOST_NUM_BUFFERS)
+        _require_within("frame_bytes", self.frame_bytes, _LEAST_FRAME_BYTES, MOST_FRAME_BYTES)
+        _require_within("buffer_sizes", self.buffer_sizes, 1, _MOST_BUFFER_SIZES)
+        _require_within("max_outstanding", self.max_outstanding, 1, _MOST_OUTSTANDING)
+        _require_within("sockets_per_link", self.sockets_per_link, 1, MOST_SOCKETS_PER_LINK)
+        if self.frame_bytes & (self.frame_bytes - 1):
+            raise LocalOptionError(f"frame_bytes is {self.frame_bytes}; it must be a power of two")
+        if not (math.isfinite(self.spin_us) and 0 <= self.spin_us <= _MOST_SPIN_US):
+            raise LocalOptionError(f"spin_us is {self.spin_us}; it must be from 0 to {_MOST_SPIN_US:g}")
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """The options of a preset.
+
+        Args:
+            name: "latency" (the defaults) or "throughput" (64 buffers: more in flight, eight times the memory).
+
+        Raises:
+            LocalOptionError: there is no such preset.
+        """
+        match name:
+            case "latency":
+                return cls()
+            case "throughput":
+                return cls(num_buffers=64)
+            case _:
+                raise LocalOptionError(f"{name!r} is no preset; there are 'latency' and 'throughput'")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """The options that environment variables ask for, over those of the preset they name.
+
+        ``MACMESH_LINK_PRESET``, then ``MACMESH_LINK_<FIELD>``, such as ``MACMESH_LINK_FRAME_BYTES``. MLX's own
+        ``MLX_JACCL_NUM_BUFFERS`` stands for ``num_buffers`` where ``MACMESH_LINK_NUM_BUFFERS`` is not set.
+
+        Raises:
+            LocalOptionError: a value is not a number, or out of its range; the message names the variable.
+        """
+        options = cls.preset(environment.get("MACMESH_LINK_PRESET") or "latency")
+        for field in dataclasses.fields(cls):
+            variables = [f"MACMESH_LINK_{field.name.upper()}"]
+            if field.name == "num_buffers":
+                variables.append("MLX_JACCL_NUM_BUFFERS")
+            variable = next((name for name in variables if environment.get(name)), None)
+            if variable is not None:
+                kind: Callable[[str], float] = float if field.name == "spin_us" else int
+                change: dict[str, Any] = {field.name: _number(variable, environment[variable], kind)}
+                try:
+                    options = dataclasses.replace(options, **change)
+                except LocalOptionError as error:
+                    raise LocalOptionError(f"{variable}: {error}") from error
+        return options
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the buffers of one direction: num_buffers x frame_bytes x (2^buffer_sizes - 1)."""
+        return self.num_buffers * self.frame_bytes * ((1 << self.buffer_sizes) - 1)
+
+    @property
+    def shm_bytes(self) -> int:
+        """Bytes of the shared memory of one direction: a control page, a ring of frame slots, the buffers."""
+        slots = -(-self.max_outstanding * _SLOT_BYTES // _PAGE_BYTES) * _PAGE_BYTES
+        return _PAGE_BYTES + slots + self.buffer_bytes
+
+    def pool_bytes(self, provider: Provider, links: int) -> int:
+        """Bytes of memory that so many links cost on each side, as the native links count them.
+
+        A ``shm`` link has both directions mapped on both sides; the machine holds them once. A ``tcp`` link moves
+        bytes straight from and to the arrays.
+        """
+        if provider == "shm":
+            return links * 2 * self.shm_bytes
+        return links * self.sockets_per_link * TCP_STAGING_BYTES
+
+    def fitted(self, provider: Provider, links: int, most_pool_bytes: int) -> Self:
+        """These options with as many buffers as the limit allows, at most `num_buffers`.
+
+        Compare with ``num_buffers`` to see whether they were shrunk.
+
+        Raises:
+            LocalOptionError: even one buffer of each size is too much.
+        """
+        low, high = 0, self.num_buffers
+        while low < high:
+            middle = (low + high + 1) // 2
+            if dataclasses.replace(self, num_buffers=middle).pool_bytes(provider, links) <= most_pool_bytes:
+                low = middle
+            else:
+                high = middle - 1
+        if low == 0:
+            least = dataclasses.replace(self, num_buffers=1).pool_bytes(provider, links)
+            raise LocalOptionError(
+                f"the buffers of {links} {provider} links may have {most_pool_bytes} bytes, but one of each size "
+                f"has {least} already; lower frame_bytes or buffer_sizes"
+            )
+        return dataclasses.replace(self, num_buffers=low)
+
+    def digest(self, provider: str) -> bytes:
+        """16 bytes that are equal where two ends agree on the options and on the provider that was asked for.
+
+        How long a side spins is its own affair.
+        """
+        values = (
+            self.num_buffers,
+            self.frame_bytes,
+            self.buffer_sizes,
+            self.max_outstanding,
+            self.sockets_per_link,
+        )
+        return hashlib.sha256(repr((values, provider)).encode()).digest()[:16]
+
+
+def _number(variable: str, text: str, kind: Callable[[str], float]) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise LocalOptionError(f"{variable} is {text!r}, which is no number") from None
+
+
+def _require_within(name: str, value: int, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise LocalOptionError(f"{name} is {value!r}; it must be a whole number from {least} to {most}")

@@ -1,0 +1,37 @@
+"""One rank of `ranks.Ranks`: makes its group, then serves calls until the parent closes the connection."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[2]))
+
+import cases
+from ranks import RankError
+
+
+def main() -> None:
+    """Serves."""
+    parent = Connection(int(sys.argv[1]))
+    context = cases.Context(pickle.loads(parent.recv_bytes()))  # noqa: S301  from our own parent
+    while True:
+        try:
+            function, arguments = pickle.loads(parent.recv_bytes())  # noqa: S301
+        except EOFError:
+            break
+        begun = time.monotonic()
+        try:
+            result = getattr(cases, function)(context, *arguments)
+        except Exception as error:  # noqa: BLE001  whatever it is, the parent judges it
+            result = RankError(type(error).__name__, str(error), time.monotonic() - begun)
+        parent.send_bytes(pickle.dumps(result))
+    context.group.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""One stage of a lane as a process: tells where it listens, learns the others' from stdin, plays a role."""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+from lane_contract import ROLES
+from macmesh_rdma.endpoint import Endpoint
+from macmesh_rdma.lane import TensorLane
+from macmesh_rdma.listener import Listener
+from macmesh_rdma.ports import ReservedPort
+
+
+def tell(words: object) -> None:
+    sys.stdout.write((words if isinstance(words, str) else json.dumps(words)) + "\n")
+    sys.stdout.flush()
+
+
+def ring(index: int, stall_seconds: float) -> tuple[str, Callable[[list[str]], TensorLane]]:
+    from macmesh_rdma.ring import open_ring  # noqa: PLC0415  imports mlx
+
+    reserved = ReservedPort("127.0.0.1")
+
+    def stalled(what: str) -> None:
+        tell(["stalled", what])
+        os._exit(7)
+
+    return reserved.address, lambda addresses: open_ring(
+        addresses, index, reserved, on_stall=stalled, timeout_seconds=stall_seconds
+    )
+
+
+def group(
+    index: int, provider: Literal["shm", "tcp"], stall_seconds: float
+) -> tuple[str, Callable[[list[str]], TensorLane]]:
+    from macmesh_rdma.group import open_group  # noqa: PLC0415  imports mlx
+    from macmesh_rdma.group_lane import GroupLane  # noqa: PLC0415  same
+
+    listener = Listener("127.0.0.1", host_id="here")
+
+    def join(addresses: list[str]) -> TensorLane:
+        opened = open_group(
+            listener,
+            index,
+            [Endpoint.decode(address) for address in addresses],
+            key=b"lane contract key",
+            epoch=(1, 2, 3),
+            topology="pipeline",
+            provider=provider,
+            connect_seconds=stall_seconds,
+        )
+        listener.close()
+        return GroupLane(opened)
+
+    return listener.endpoint.encode(), join
+
+
+def main() -> None:
+    index, role, stall_seconds, transport = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4]
+    if transport == "ring":
+        address, join = ring(index, stall_seconds)
+    else:
+        address, join = group(index, "shm" if transport == "shm" else "tcp", stall_seconds)
+    tell(address)
+    lane = join(json.loads(sys.stdin.readline()))
+    if role == "hang":
+        sys.stdin.read()
+    elif role == "wait":
+        import mlx.core as mx  # noqa: PLC0415  only this role needs it
+
+        lane.receive((1,), mx.float32, stall_seconds)
+    else:
+        tell(ROLES[role](lane))
+        if role not in ("leave", "be_left"):
+            sys.stdin.read()  # keep the sockets until everybody is done
+    # MLX's threads may wait for ever for a neighbour that has gone.
+    threading.Timer(5, os._exit, (9,)).start()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
