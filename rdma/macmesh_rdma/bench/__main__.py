@@ -69,7 +69,7 @@ def run_ranks(count: int, task: dict[str, Any]) -> list[dict[str, Any]]:
         )
         for _ in range(count)
     ]
-    watch = threading.Timer(_DEADLINE_SECONDS, lambda: [process.kill() for process in processes])
+    watch = threading.Timer(_DEADLINE_SECONDS, _kill, (processes,))
     watch.start()
     try:
         key = new_key()
@@ -84,6 +84,11 @@ def run_ranks(count: int, task: dict[str, Any]) -> list[dict[str, Any]]:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def _kill(processes: "list[subprocess.Popen[str]]") -> None:
+    for process in processes:
+        process.kill()
 
 
 def _tell(process: "subprocess.Popen[str]", value: dict[str, Any]) -> None:

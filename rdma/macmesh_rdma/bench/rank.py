@@ -60,8 +60,10 @@ def _ring(task: dict[str, Any]) -> list[Row]:
 
 
 def _own(task: dict[str, Any]) -> list[Row]:
-    from macmesh_rdma.bench.own_group import opened  # noqa: PLC0415  imports mlx
+    from macmesh_rdma.bench.own_group import links, opened  # noqa: PLC0415  imports mlx
 
+    if task["what"] == ["links"]:
+        return links(task, _meet, _HOST)
     with opened(task, _meet, _HOST) as group:
         return _measured(group.mlx, task)
 
