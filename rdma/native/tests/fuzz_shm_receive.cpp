@@ -8,6 +8,7 @@
 #include <new>
 #include <vector>
 
+#include "core/descriptor.h"
 #include "shm/shm_receive.h"
 #include "shm/shm_send.h"
 #include "tests/check.h"
@@ -48,7 +49,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       static_cast<std::byte*>(::operator new(layout.bytes(), kAlignment)));
   std::memset(memory.get(), 0, layout.bytes());
   int fds[2];
-  CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds) == 0);
+  CHECK(::socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
+  prepare_socket(fds[0], "fuzz");
+  prepare_socket(fds[1], "fuzz");
   std::atomic<bool> stopped{false};
   const auto mapping = [&] { return shm::Mapping(memory.get(), layout.bytes(), options, "fuzz"); };
   shm::ShmSend sender(mapping(), Descriptor(fds[0]), options, stopped);
