@@ -80,7 +80,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       case 6: slot->header[what % kFrameHeaderBytes] = input.take<std::byte>(); break;
       case 7: {
         FrameHeader header;
-        header.frame_bytes = input.take<std::uint16_t>() % static_cast<std::uint32_t>(options.largest_buffer_bytes() + 1);
+        const auto most = static_cast<std::uint32_t>(options.largest_buffer_bytes());
+        header.frame_bytes = input.take<std::uint16_t>() % (most + 1);
         header.message_bytes = header.frame_bytes;
         payload.assign(header.frame_bytes, std::byte{1});
         (void)sender.try_send(header, payload);
