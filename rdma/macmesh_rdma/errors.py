@@ -5,7 +5,9 @@
     TransportError
     ├── LocalTransportError              our own fault, or that of the code that called us
     │   ├── LocalAddressError            an address that this provider refuses
-    │   └── LocalLaneStateError          the lane is closed, broken, or has no such neighbour
+    │   ├── LocalLaneStateError          the lane is closed, broken, or has no such neighbour
+    │   ├── LocalPortError               the port is closed or in use, or takes no such message
+    │   └── LocalSharedMemoryError       no shared memory can be had
     └── RemoteTransportError             the other side's fault
         ├── RemotePeerLostError          the neighbour has gone
         ├── RemoteMismatchError          it sent something else than was expected
@@ -27,6 +29,14 @@ class LocalAddressError(LocalTransportError):
 
 class LocalLaneStateError(LocalTransportError):
     """The lane is closed, broken, or has no such neighbour."""
+
+
+class LocalPortError(LocalTransportError):
+    """The message port is closed or in use, or takes no such message."""
+
+
+class LocalSharedMemoryError(LocalTransportError):
+    """No shared memory can be had, or it cannot be used."""
 
 
 class RemoteTransportError(TransportError):

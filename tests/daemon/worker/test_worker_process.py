@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
-from macmesh_daemon.supervisor.frames import encode_frame
 from macmesh_daemon.supervisor.interface import Worker
 from macmesh_daemon.supervisor.local_plan import local_plan, peers_of
 from macmesh_daemon.supervisor.process import WorkerProcess
 from macmesh_daemon.supervisor.verify import running_plan
+from macmesh_rdma.stream_port import LENGTH
 from tinymodels import write_tiny_model
 
 pytestmark = pytest.mark.process
@@ -325,9 +325,11 @@ def test_worker_ends_when_its_daemon_is_killed(folder: Path) -> None:
 
 def test_worker_ends_when_the_connection_closes_before_or_after_the_first_command(folder: Path) -> None:
     (start,) = plan([folder], [])
-    for first in (b"", encode_frame(lane_pb2.WorkerCommand(start=start)), b"\xff\xff\xff\xff"):
+    command = lane_pb2.WorkerCommand(start=start).SerializeToString()
+    for first in (b"", LENGTH.pack(len(command)) + command, b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\xff"):
         ours, theirs = socket.socketpair()
         with ours, theirs:
+            # A worker that is given no rings talks over the socket.
             process = subprocess.Popen(
                 [sys.executable, "-m", "macmesh_daemon.worker.main", "--fd", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
