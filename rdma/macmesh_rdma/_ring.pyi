@@ -11,7 +11,11 @@ class RefusedError(Exception):
     """The message is too long, the queue is at its limit, or `Writer.end` was called."""
 
 def memory_bytes(capacity_bytes: int) -> int:
-    """Bytes of the shared memory of a ring."""
+    """Bytes of the shared memory of a ring.
+
+    Raises:
+        ValueError: the capacity is no power of two, or out of bounds.
+    """
 
 def format(memory: int, capacity_bytes: int) -> None:  # noqa: A001  the word for it
     """Makes an empty ring of a descriptor's memory, before anybody attaches to it.

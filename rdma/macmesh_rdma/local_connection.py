@@ -5,6 +5,7 @@ The child hands the same arguments to `adopt_port`. Rings are used where shared 
 where not.
 """
 
+import contextlib
 import os
 import socket
 from typing import Self
@@ -94,23 +95,31 @@ def adopt_port(connection: int, rings: str = "") -> MessagePort:
         LocalSharedMemoryError: the rings are of another build, or in use.
     """
     try:
-        endpoint = socket.socket(fileno=connection)
-        os.set_inheritable(connection, False)  # noqa: FBT003  a child that held it would hide our death
         descriptors = [int(text) for text in rings.split(",")] if rings else []
-        if len(descriptors) not in (0, 2):
-            raise LocalPortError(f"--ring-fds takes two descriptors, not {rings!r}")
-    except (OSError, ValueError) as error:
-        raise LocalPortError(f"descriptor {connection} is no socket of a parent: {error}") from error
-    if not descriptors:
-        return StreamPort(endpoint)
-    from macmesh_rdma.ring_port import RingPort  # noqa: PLC0415  as above
-
-    to_us, from_us = descriptors
+    except ValueError:
+        descriptors = []
+    if len(descriptors) != (2 if rings else 0):
+        raise LocalPortError(f"--ring-fds takes two descriptors, not {rings!r}")
     try:
+        endpoint = socket.socket(fileno=connection)
+    except OSError as error:
+        raise LocalPortError(f"descriptor {connection} is no socket of a parent: {error}") from error
+    try:
+        # A child of ours that held it would hide our death.
+        endpoint.set_inheritable(False)
+        if not descriptors:
+            return StreamPort(endpoint)
+        from macmesh_rdma.ring_port import RingPort  # noqa: PLC0415  as above
+
+        to_us, from_us = descriptors
         return RingPort(endpoint, outgoing=from_us, incoming=to_us)
+    except BaseException:
+        endpoint.close()
+        raise
     finally:
         for descriptor in descriptors:
-            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 def _two_rings() -> tuple[int, int]:

@@ -33,7 +33,7 @@ class MemoryPort(WaitingPort):
             )
         with self._lock:
             self._require_open()
-            if self._gone:
+            if self._unreachable:
                 raise self._lost()
             if self._queue and self._pending_bytes + len(message) > self._max_pending_bytes:
                 raise LocalPortError(f"the other side takes nothing: {self._pending_bytes} bytes wait for it")

@@ -70,7 +70,7 @@ class RingPort(WaitingPort):
 
     def send(self, message: bytes) -> None:
         """See `MessagePort.send`."""
-        if self._gone:
+        if self._unreachable:
             raise self._lost()
         try:
             self._writer.send(message)

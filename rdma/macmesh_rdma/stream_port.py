@@ -52,7 +52,7 @@ class StreamPort(WaitingPort):
             )
         with self._lock:
             self._require_open()
-            if self._gone:
+            if self._unreachable:
                 raise self._lost()
             frame = memoryview(LENGTH.pack(len(message)) + message)
             if self._queue:
@@ -62,6 +62,8 @@ class StreamPort(WaitingPort):
                     )
             else:
                 frame = frame[self._write(frame) :]
+                if self._unreachable:
+                    raise self._lost()
                 if not frame:
                     return
                 self._loop.call_soon_threadsafe(self._watch_space)
@@ -79,8 +81,9 @@ class StreamPort(WaitingPort):
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError:
-            # The other side has gone, which its end tells; until then this is as good as queued.
-            return len(frame)
+            # What it sent before may still be unread, so its end is told by the reads.
+            self._unreachable = True
+            return 0
 
     def _watch_space(self) -> None:
         if not self._closed:
@@ -88,7 +91,7 @@ class StreamPort(WaitingPort):
 
     def _on_writable(self) -> None:
         with self._lock:
-            while self._queue:
+            while self._queue and not self._unreachable:
                 frame = self._queue[0]
                 written = self._write(frame)
                 self._pending_bytes -= written
@@ -96,7 +99,7 @@ class StreamPort(WaitingPort):
                     self._queue[0] = frame[written:]
                     break
                 self._queue.popleft()
-            if not self._queue:
+            if not self._queue or self._unreachable:
                 self._loop.remove_writer(self._connection)
         self._space_came()
 
@@ -157,7 +160,7 @@ class StreamPort(WaitingPort):
 
     def _release(self) -> None:
         with self._lock:
-            if not self._queue and not self._gone:
+            if not self._queue and not self._unreachable:
                 with contextlib.suppress(OSError):
                     self._connection.send(GOODBYE)
             self._queue.clear()

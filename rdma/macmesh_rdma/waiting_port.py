@@ -23,7 +23,8 @@ class WaitingPort(MessagePort):
         self._senders: set[asyncio.Future[None]] = set()
         self._taken = 0
         self._closed = False
-        self._gone = False
+        self._gone = False  # nothing comes any more
+        self._unreachable = False  # nothing that we send arrives any more
         self._broken = ""
 
     @abc.abstractmethod
@@ -97,7 +98,7 @@ class WaitingPort(MessagePort):
     async def _until_pending(self, most_bytes: int | None) -> None:
         while True:
             self._require_open()
-            if self._gone:
+            if self._unreachable:
                 raise self._lost()
             if self._idle() if most_bytes is None else self.pending_bytes <= most_bytes:
                 return
@@ -118,7 +119,7 @@ class WaitingPort(MessagePort):
                 waiting.set_result(None)
 
     def _other_side_went(self) -> None:
-        self._gone = True
+        self._gone = self._unreachable = True
         self._something_came()
         self._space_came()
 

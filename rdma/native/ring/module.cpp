@@ -78,6 +78,12 @@ class Reader {
   spsc::Inbox inbox_;
 };
 
+// Checks before anybody allocates.
+std::size_t memory_bytes(std::size_t capacity) {
+  spsc::require_capacity(capacity);
+  return spsc::memory_bytes(capacity);
+}
+
 void format(int memory, std::size_t capacity) {
   const spsc::Mapping mapping(memory);
   spsc::format(mapping.span(), capacity);
@@ -90,7 +96,7 @@ NB_MODULE(_ring, m) {
   m.attr("MAX_MESSAGE_BYTES") = spsc::kMostMessageBytes;
   nb::exception<CorruptError>(m, "CorruptError");
   nb::exception<RefusedError>(m, "RefusedError");
-  m.def("memory_bytes", &spsc::memory_bytes, nb::arg("capacity_bytes"));
+  m.def("memory_bytes", &memory_bytes, nb::arg("capacity_bytes"));
   m.def("format", &format, nb::arg("memory"), nb::arg("capacity_bytes"));
   nb::class_<Writer>(m, "Writer")
       .def(nb::init<int, int, std::size_t>(), nb::arg("memory"), nb::arg("doorbell"), nb::arg("most_pending_bytes"))
