@@ -169,6 +169,42 @@ TEST(nobody_attaches_to_what_is_no_free_ring) {
   CHECK(refusal([&] { Consumer attached(foreign.span()); }).find("no ring") != std::string::npos);
 }
 
+TEST(what_comes_between_the_look_and_the_sleep_keeps_a_side_awake) {
+  const Memory memory(256);
+  Producer producer(memory.span());
+  Consumer consumer(memory.span());
+  Consumer::Piece piece;
+  CHECK(consumer.peek(piece) == Result::kWait);
+  const std::string text = pattern(40, 1);
+  std::size_t written = 0;
+  CHECK(producer.write(bytes_of(text), written) == Result::kDone);
+  CHECK(!producer.must_wake());
+  CHECK(consumer.sleep() == Result::kDone);
+  CHECK(consumer.peek(piece) == Result::kDone);
+  consumer.release();
+  CHECK(consumer.sleep() == Result::kWait);
+
+  const std::string long_one = pattern(500, 2);
+  written = 0;
+  CHECK(producer.write(bytes_of(long_one), written) == Result::kWait);
+  CHECK(producer.must_wake());
+  CHECK(!producer.must_wake());
+  while (consumer.peek(piece) == Result::kDone) {
+    consumer.release();
+    CHECK(!consumer.must_wake());
+  }
+  CHECK(producer.sleep(long_one.size() - written) == Result::kDone);
+  CHECK(producer.write(bytes_of(long_one), written) == Result::kWait);
+  CHECK(producer.sleep(long_one.size() - written) == Result::kWait);
+  CHECK(consumer.peek(piece) == Result::kDone);
+  consumer.release();
+  CHECK(!consumer.must_wake());  // more than half full: not worth a wake-up yet
+  CHECK(consumer.peek(piece) == Result::kDone);
+  consumer.release();
+  CHECK(consumer.must_wake());
+  CHECK(!consumer.must_wake());
+}
+
 // Two threads that sleep whenever they can, through a ring so small that both sleep often. Under ThreadSanitizer this
 // also shows that payloads are handed over by the positions alone.
 TEST(no_wake_up_is_lost_and_nothing_races) {
@@ -196,6 +232,30 @@ TEST(no_wake_up_is_lost_and_nothing_races) {
     if (random() % 64 == 0) std::this_thread::yield();
   }
   receiver.join();
+}
+
+// Each side sleeps until the other has answered, so that a lost wake-up stops both.
+TEST(a_ball_goes_to_and_fro) {
+  const Memory there(256);
+  const Memory back(256);
+  const Bells bells;
+  constexpr std::size_t kTurns = 20'000;
+  auto play = [&](Outbox& outbox, Inbox& inbox, int bell, bool serves) {
+    std::string got;
+    for (std::size_t i = 0; i < kTurns; ++i) {
+      if (serves) CHECK(outbox.send(bytes_of(pattern(i % 40, i))) == Outbox::Sent::kSent);
+      while (take(inbox, got) == Result::kWait) sleep_on(bell);
+      CHECK(got == pattern(i % 40, i));
+      if (!serves) CHECK(outbox.send(bytes_of(got)) == Outbox::Sent::kSent);
+    }
+  };
+  Outbox ours(there.span(), bells.ends[0], 1000);
+  Inbox from_them(back.span(), bells.ends[0]);
+  Outbox theirs(back.span(), bells.ends[1], 1000);
+  Inbox from_us(there.span(), bells.ends[1]);
+  std::thread other([&] { play(theirs, from_us, bells.ends[1], false); });
+  play(ours, from_them, bells.ends[0], true);
+  other.join();
 }
 
 TEST(many_threads_send_while_one_pushes) {
