@@ -10,8 +10,6 @@ from macmesh_rdma.errors import RemotePeerLostError
 from macmesh_rdma.local_connection import adopt_port
 from macmesh_rdma.message_port import MessagePort
 
-TINY = 100_000
-
 
 async def echo(port: MessagePort) -> None:
     """Sends everything back until the other side closes."""
@@ -21,17 +19,20 @@ async def echo(port: MessagePort) -> None:
 
 
 async def count(port: MessagePort) -> None:
-    """Sends and receives numbers, both at once; answers with how many came in order."""
+    """Sends and receives as many numbers as it is told, both at once; says whether they came in order."""
+    told = await port.receive()
+    assert told is not None
+    total = int(told)
 
     async def send() -> None:
-        for number in range(TINY):
+        for number in range(total):
             port.send(number.to_bytes(4, "big"))
             if number % 512 == 0:
                 await port.drain()
 
     async with asyncio.TaskGroup() as group:
         group.create_task(send())
-        for number in range(TINY):
+        for number in range(total):
             if await port.receive() != number.to_bytes(4, "big"):
                 port.send(b"out of order")
                 return
