@@ -23,7 +23,6 @@ from macmesh_rdma.errors import (
     LocalTransportError,
     RemoteMismatchError,
     RemotePeerLostError,
-    RemoteTransportError,
 )
 from macmesh_rdma.local_connection import LocalConnection
 from macmesh_rdma.message_port import MessagePort
@@ -163,8 +162,11 @@ class WorkerProcess(Worker):
             raise RemoteWorkerError(
                 f"the worker has read no command for {SEND_DEADLINE_SECONDS:g} s; stop it"
             ) from error
-        except RemoteTransportError as error:
+        except RemotePeerLostError as error:
             raise RemoteWorkerEndedError("the worker has ended; start a new one") from error
+        except RemoteMismatchError as error:
+            self._kill(f"it broke the connection: {error}")
+            raise RemoteWorkerEndedError(f"the worker is ended: {error}") from error
         except LocalPortError as error:
             if self._process is None or self._process.returncode is not None:
                 raise RemoteWorkerEndedError("the worker has ended; start a new one") from error

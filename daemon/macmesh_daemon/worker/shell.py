@@ -18,7 +18,7 @@ from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError, WorkerError
 from macmesh_daemon.worker.inference import InferenceThread, Milestones
 from macmesh_daemon.worker.loops import Outlets
-from macmesh_rdma.errors import LocalPortError, RemoteTransportError, TransportError
+from macmesh_rdma.errors import RemotePeerLostError, TransportError
 from macmesh_rdma.lane import TensorLane
 from macmesh_rdma.message_port import MessagePort
 from macmesh_rdma.ports import ReservedPort, require_loopback
@@ -285,9 +285,9 @@ class WorkerShell:
         """From any thread: a token goes to the daemon from where it is made, without a turn of the event loop."""
         try:
             self._port.send(event.SerializeToString())
-        except RemoteTransportError:
+        except RemotePeerLostError:
             pass  # the daemon is gone, which ends the process where its commands are read
-        except LocalPortError as error:
+        except TransportError as error:
             self._loop.call_soon_threadsafe(self._fail, str(error))
 
 

@@ -11,6 +11,7 @@ from macmesh_rdma.local_connection import adopt_port
 
 
 async def serve(options: argparse.Namespace) -> None:  # noqa: C901  one branch for each misbehaviour
+    incoming = os.dup(int(options.ring_fds.split(",")[0])) if options.scribble else -1
     port = adopt_port(options.fd, options.ring_fds)
     worker = FakeWorker(load_error=options.fail_load, gate=asyncio.Event() if options.hold else None)
     if options.say:
@@ -31,6 +32,9 @@ async def serve(options: argparse.Namespace) -> None:  # noqa: C901  one branch 
             match command.WhichOneof("command"):
                 case "start":
                     await worker.start(command.start)
+                case "ping" if options.scribble:
+                    # Claims to have read what was never written.
+                    os.pwrite(incoming, (1 << 40).to_bytes(8, "little"), 256)
                 case "ping" if options.deaf:
                     continue
                 case "stop" if options.ignore_stop:
@@ -51,7 +55,7 @@ def main() -> None:
     parser.add_argument("--ring-fds", default="")
     parser.add_argument("--say", default="")
     parser.add_argument("--fail-load", default="")
-    for flag in ("--hold", "--garbage", "--deaf", "--ignore-stop"):
+    for flag in ("--hold", "--garbage", "--deaf", "--ignore-stop", "--scribble"):
         parser.add_argument(flag, action="store_true")
     asyncio.run(serve(parser.parse_args()))
 

@@ -315,6 +315,25 @@ async def test_garbage_from_the_worker_ends_it() -> None:
 
 
 @pytest.mark.process
+async def test_a_worker_that_scribbles_over_the_ring_is_killed() -> None:
+    worker = process_worker("--scribble", hang_deadline_seconds=15)
+    await ready_worker(worker)
+    # The first ping is the watch's; it makes the worker scribble, and any later command finds that out.
+
+    async def ping_on() -> None:
+        while True:
+            await worker.ping(7)
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(RemoteWorkerEndedError):
+        await asyncio.wait_for(ping_on(), 20)
+    report = (await drain(worker))[-1].report
+    assert report.state == peer_pb2.WORKER_STATE_FAILED
+    assert "SIGKILL" in report.error
+    assert "broke the connection" in report.error
+
+
+@pytest.mark.process
 async def test_program_that_does_not_exist() -> None:
     worker = WorkerProcess(command=("/no/such/program",))
     with pytest.raises(LocalWorkerStartError, match="/no/such/program"):
