@@ -1,4 +1,4 @@
-# ruff: noqa: A002  a native module has no other place for its documentation; `bytes` is what they are
+
 """The native transport: links, and groups of MLX that run on them. Import it through `native.load_group`."""
 
 from collections.abc import Callable, Sequence

@@ -6,7 +6,9 @@
     ├── LocalTransportError              our own fault, or that of the code that called us
     │   ├── LocalAddressError            an address that cannot be used
     │   ├── LocalOptionError             an option out of its range
-    │   ├── LocalResourceError           out of descriptors, memory, shared memory or ports
+    │   ├── LocalResourceError           out of descriptors, memory or ports
+    │   │   └── LocalSharedMemoryError   no shared memory can be had
+    │   ├── LocalPortError               the message port is closed or in use, or takes no such message
     │   ├── LocalProviderError           the provider that was asked for cannot carry this link
     │   ├── LocalInterruptedError        we were told to stop waiting
     │   ├── LocalLaneStateError          the lane or group is closed, broken, or has no such neighbour
@@ -67,6 +69,14 @@ class LocalLaneStateError(LocalTransportError):
 
 class LocalVersionError(LocalTransportError):
     """The native module is missing, does not load, or was built for another version of MLX."""
+
+
+class LocalPortError(LocalTransportError):
+    """The message port is closed or in use, or takes no such message."""
+
+
+class LocalSharedMemoryError(LocalResourceError):
+    """No shared memory can be had, or it cannot be used."""
 
 
 class RemoteTransportError(TransportError):

@@ -6,7 +6,7 @@ import mmap
 import os
 import secrets
 
-from macmesh_rdma.errors import LocalResourceError, RemoteMismatchError
+from macmesh_rdma.errors import LocalResourceError, LocalSharedMemoryError, RemoteMismatchError
 
 _TRIES = 8
 _CHUNK_BYTES = 1 << 20
@@ -18,7 +18,7 @@ def create_shared_memory(size_bytes: int) -> int:
     Where the system can, the memory is allocated now: without that, a full /dev/shm would be a SIGBUS later.
 
     Raises:
-        LocalResourceError: there is not enough of it, or of descriptors.
+        LocalSharedMemoryError: there is not enough of it, or of descriptors.
     """
     descriptor = -1
     try:
@@ -29,7 +29,7 @@ def create_shared_memory(size_bytes: int) -> int:
     except OSError as error:
         if descriptor >= 0:
             os.close(descriptor)
-        raise LocalResourceError(
+        raise LocalSharedMemoryError(
             f"{size_bytes} bytes of shared memory cannot be had: {os.strerror(error.errno or 0)} "
             "(on Linux, see `df /dev/shm`)"
         ) from error

@@ -94,7 +94,9 @@ async def test_processes_are_killed_and_the_cluster_recovers(tmp_path: Path) -> 
                 assert await _tokens(other, seed=11) == seeded
 
             for node in cluster.nodes:
-                assert not any("libmlx" in m.path for m in _process(node).memory_maps())
+                maps = [m.path for m in _process(node).memory_maps()]
+                assert not any("libmlx" in path for path in maps)
+                assert any("/_ring." in path for path in maps), "the daemon talks through no ring"
                 lanes = [c for c in _worker(node).net_connections("inet") if c.status == psutil.CONN_LISTEN]
                 assert lanes
                 assert {c.laddr.ip for c in lanes} == {"127.0.0.1"}

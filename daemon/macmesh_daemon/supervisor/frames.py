@@ -1,6 +1,6 @@
 """Frames: a 4-byte big-endian length and a protobuf message of that many bytes.
 
-The same form is used between a daemon and its worker and on the control lane between workers.
+Used on the control lane between workers.
 """
 
 import asyncio

@@ -4,42 +4,51 @@ import asyncio
 import collections
 import contextlib
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+from google.protobuf.message import DecodeError
 
 from macmesh.v1 import lane_pb2, peer_pb2
 from macmesh_daemon.supervisor.closing import OpenBusiness
 from macmesh_daemon.supervisor.errors import (
     LocalWorkerStartError,
     LocalWorkerStateError,
-    RemoteFrameError,
     RemoteWorkerEndedError,
     RemoteWorkerError,
 )
-from macmesh_daemon.supervisor.frames import encode_frame, read_frame
 from macmesh_daemon.supervisor.interface import Worker, require_start
+from macmesh_rdma.errors import (
+    LocalPortError,
+    LocalTransportError,
+    RemoteMismatchError,
+    RemotePeerLostError,
+)
+from macmesh_rdma.local_connection import LocalConnection
+from macmesh_rdma.message_port import MessagePort
 
 WORKER_COMMAND = (sys.executable, "-m", "macmesh_daemon.worker.main")
 SEND_DEADLINE_SECONDS = 5.0
-"""The worker's socket loop only reads and writes: a command that is not taken by then never will be."""
+"""The worker's event loop only reads and writes: a command that is not taken by then never will be."""
 KILL_DEADLINE_SECONDS = 10.0
 STDERR_TAIL_LINES = 20
 
 
 class WorkerProcess(Worker):
-    """Starts the worker by exec, in a session of its own, joined to this process by a socket pair.
+    """Starts the worker by exec, in a session of its own, joined to this process by a message port.
 
-    The worker ends when the socket closes, so it cannot outlive the daemon. The last lines that it writes to
-    stderr are kept and become part of the final report where it gave no reason itself.
+    The port is a pair of rings in shared memory, or a socket where there is none to be had. The worker ends when
+    its end of the port tells that the daemon has gone, so it cannot outlive the daemon. The last lines that it writes
+    to stderr are kept and become part of the final report where it gave no reason itself.
 
     Args:
-        command: program and arguments; ``--fd N`` is added.
+        command: program and arguments; those of `LocalConnection` are added.
         environment: environment of the worker; None inherits this process's.
         ping_interval_seconds: distance of the pings that watch a READY worker. Their answers are events too.
         hang_deadline_seconds: a READY worker that answers no ping for that long is killed. Must be longer
             than the longest step.
-        on_log_line: is given every line that the worker writes to stderr.
+        on_log_line: is given every line that the worker writes to stderr, and why there is no ring.
+        rings: False uses the socket even where there is shared memory.
     """
 
     def __init__(
@@ -50,18 +59,20 @@ class WorkerProcess(Worker):
         ping_interval_seconds: float = 2.0,
         hang_deadline_seconds: float = 30.0,
         on_log_line: Callable[[str], None] | None = None,
+        rings: bool = True,
     ) -> None:
         self._command = tuple(command)
         self._environment = dict(environment) if environment is not None else None
         self._ping_interval_seconds = ping_interval_seconds
         self._hang_deadline_seconds = hang_deadline_seconds
         self._on_log_line = on_log_line
+        self._rings = rings
         self._business = OpenBusiness()
         self._events: asyncio.Queue[lane_pb2.WorkerEvent | None] = asyncio.Queue()
         self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_TAIL_LINES)
         self._started = False
         self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._port: MessagePort | None = None
         self._runner: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._pong = asyncio.Event()
@@ -73,34 +84,39 @@ class WorkerProcess(Worker):
         """See `Worker.pid`."""
         return None if self._process is None or self._done.is_set() else self._process.pid
 
+    @property
+    def port_kind(self) -> str:
+        """What carries the messages, "ring" or "socket"; empty before the start."""
+        return "" if self._port is None else self._port.kind
+
     async def start(self, start: lane_pb2.StartStage) -> None:
         """See `Worker.start`."""
         if self._started or self._done.is_set():
             raise LocalWorkerStateError("a worker is started once; make a new one")
         self._started = True
         self._business.note_start(start)
-        ours, theirs = socket.socketpair()
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                "--fd",
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-                env=self._environment,
-            )
-        except OSError as error:
-            ours.close()
+            with LocalConnection(rings=self._rings) as connection:
+                self._port = connection.open_port()
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    *connection.arguments,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,
+                    pass_fds=connection.descriptors,
+                    start_new_session=True,
+                    env=self._environment,
+                )
+        except (OSError, LocalTransportError) as error:
+            if self._port is not None:
+                self._port.close()
             self._finish(f"the worker could not be started: {error}")
             raise LocalWorkerStartError(f"cannot start {self._command[0]}: {error}") from error
-        finally:
-            theirs.close()
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+        if connection.why_no_ring and self._on_log_line is not None:
+            self._on_log_line(f"talks to the daemon over a socket, not a ring: {connection.why_no_ring}")
         self._runner = asyncio.create_task(
-            self._run(self._process, reader), name=f"worker-{self._process.pid}"
+            self._run(self._process, self._port), name=f"worker-{self._process.pid}"
         )
         await self._write(lane_pb2.WorkerCommand(start=start))
 
@@ -136,36 +152,41 @@ class WorkerProcess(Worker):
                 await self._done.wait()
 
     async def _write(self, command: lane_pb2.WorkerCommand) -> None:
-        if self._writer is None:
+        if self._port is None:
             raise LocalWorkerStateError("the worker is not started; call start() first")
         try:
-            self._writer.write(encode_frame(command))
+            self._port.send(command.SerializeToString())
             async with asyncio.timeout(SEND_DEADLINE_SECONDS):
-                await self._writer.drain()
-        except OSError as error:
-            if isinstance(error, TimeoutError):
-                raise RemoteWorkerError(
-                    f"the worker has read no command for {SEND_DEADLINE_SECONDS:g} s; stop it"
-                ) from error
+                await self._port.drain()
+        except TimeoutError as error:
+            raise RemoteWorkerError(
+                f"the worker has read no command for {SEND_DEADLINE_SECONDS:g} s; stop it"
+            ) from error
+        except RemotePeerLostError as error:
             raise RemoteWorkerEndedError("the worker has ended; start a new one") from error
+        except RemoteMismatchError as error:
+            self._kill(f"it broke the connection: {error}")
+            raise RemoteWorkerEndedError(f"the worker is ended: {error}") from error
+        except LocalPortError as error:
+            if self._process is None or self._process.returncode is not None:
+                raise RemoteWorkerEndedError("the worker has ended; start a new one") from error
+            raise LocalWorkerStateError(f"the command cannot be sent: {error}") from error
 
-    async def _run(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader) -> None:
+    async def _run(self, process: asyncio.subprocess.Process, port: MessagePort) -> None:
         async with asyncio.TaskGroup() as group:
             name = f"worker-{process.pid}"
-            group.create_task(self._read_events(reader), name=f"{name}-events")
+            group.create_task(self._read_events(port), name=f"{name}-events")
             group.create_task(self._read_stderr(process), name=f"{name}-stderr")
             watch = group.create_task(self._watch(), name=f"{name}-watch")
             await process.wait()
             watch.cancel()
-        if self._writer is not None:
-            self._writer.close()
-            with contextlib.suppress(OSError):
-                await self._writer.wait_closed()
+        port.close()
         self._finish(self._describe_end(process))
 
-    async def _read_events(self, reader: asyncio.StreamReader) -> None:
+    async def _read_events(self, port: MessagePort) -> None:
         try:
-            while (event := await read_frame(reader, lane_pb2.WorkerEvent)) is not None:
+            while (message := await port.receive()) is not None:
+                event = lane_pb2.WorkerEvent.FromString(message)
                 kind = event.WhichOneof("event")
                 if kind == "pong":
                     self._pong.set()
@@ -173,15 +194,14 @@ class WorkerProcess(Worker):
                     self._ready.set()
                 if self._business.passes(event):
                     self._events.put_nowait(event)
-        except RemoteFrameError as error:
+            self._give_last_seconds()
+        except (RemoteMismatchError, DecodeError) as error:
             self._kill(f"it sent something that is no event: {error}")
-        except OSError:
-            pass  # the process died with something unread: its exit says the rest
-        else:
-            # The worker closes its end by ending. One that lives on without it is beyond reach.
+        except RemotePeerLostError:
             self._give_last_seconds()
 
     def _give_last_seconds(self) -> None:
+        """The worker closes its port by ending. One that lives on without it is beyond reach."""
         loop = asyncio.get_running_loop()
         handle = loop.call_later(
             KILL_DEADLINE_SECONDS, self._kill, "it closed its connection to the daemon but did not end"

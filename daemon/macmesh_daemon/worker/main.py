@@ -3,23 +3,25 @@
 import argparse
 import asyncio
 import os
-import socket
 import sys
 import traceback
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from macmesh.v1 import lane_pb2
-from macmesh_daemon.supervisor.errors import RemoteFrameError
-from macmesh_daemon.supervisor.frames import read_frame
+from macmesh_rdma.errors import TransportError
+from macmesh_rdma.local_connection import adopt_port
+from macmesh_rdma.message_port import MessagePort
 
 START_DEADLINE_SECONDS = 30.0
 
 
 def main() -> None:
-    """Reads ``--fd N``, an inherited Unix socket to the daemon; serves until the daemon or the plan ends."""
+    """Takes over what it inherited from the daemon; serves until the daemon or the plan ends."""
     parser = argparse.ArgumentParser(prog="macmesh-worker", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited Unix socket to the daemon")
+    parser.add_argument("--ring-fds", default="", metavar="IN,OUT", help="inherited rings in shared memory")
     options = parser.parse_args()
     structlog.configure(
         processors=[
@@ -30,29 +32,35 @@ def main() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     try:
-        connection = socket.socket(fileno=options.fd)
-    except OSError as error:
-        parser.error(f"--fd {options.fd} is no socket ({error}); macmesh-worker is started by macmeshd")
-    try:
-        asyncio.run(_serve(connection))
+        asyncio.run(_serve(options.fd, options.ring_fds))
     except BaseException:  # noqa: BLE001  whatever it was: the inference thread must not keep the process
         traceback.print_exc(file=sys.stderr)
     os._exit(1)
 
 
-async def _serve(connection: socket.socket) -> None:
-    reader, writer = await asyncio.open_connection(sock=connection)
+async def _serve(connection: int, rings: str) -> None:
     try:
-        async with asyncio.timeout(START_DEADLINE_SECONDS):
-            command = await read_frame(reader, lane_pb2.WorkerCommand)
-    except (OSError, RemoteFrameError):
-        command = None
+        port = adopt_port(connection, rings)
+    except TransportError as error:
+        sys.stderr.write(f"macmesh-worker is started by macmeshd, and by nobody else: {error}\n")
+        sys.stderr.flush()
+        os._exit(2)
+    command = await _first_command(port)
     if command is None or command.WhichOneof("command") != "start":
         os._exit(2)
     # Imported only now: loads TLS and the rest while the daemon already knows that the process stands.
     from macmesh_daemon.worker.shell import WorkerShell  # noqa: PLC0415
 
-    await WorkerShell(command.start, reader, writer).run()
+    await WorkerShell(command.start, port).run()
+
+
+async def _first_command(port: MessagePort) -> lane_pb2.WorkerCommand | None:
+    try:
+        async with asyncio.timeout(START_DEADLINE_SECONDS):
+            message = await port.receive()
+        return None if message is None else lane_pb2.WorkerCommand.FromString(message)
+    except (TimeoutError, TransportError, DecodeError):
+        return None
 
 
 if __name__ == "__main__":

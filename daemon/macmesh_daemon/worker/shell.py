@@ -1,4 +1,4 @@
-"""The event loop of a worker: the daemon's socket, the life from start to end, every deadline on the way."""
+"""The event loop of a worker: the daemon's commands, the life from start to end, every deadline on the way."""
 
 import asyncio
 import contextlib
@@ -10,17 +10,17 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from macmesh.v1 import lane_pb2, peer_pb2
-from macmesh_daemon.supervisor.errors import RemoteFrameError
-from macmesh_daemon.supervisor.frames import encode_frame, read_frame
 from macmesh_daemon.worker.checks import check_start
 from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError, WorkerError
 from macmesh_daemon.worker.inference import InferenceThread, Milestones
 from macmesh_daemon.worker.loops import Outlets
-from macmesh_rdma.errors import TransportError
+from macmesh_rdma.errors import RemotePeerLostError, TransportError
 from macmesh_rdma.lane import TensorLane
+from macmesh_rdma.message_port import MessagePort
 from macmesh_rdma.ports import ReservedPort, require_loopback
 
 JOIN_DEADLINE_SECONDS = 30.0
@@ -36,16 +36,12 @@ class WorkerShell:
 
     Args:
         start: the first command.
-        reader: commands of the daemon.
-        writer: events for the daemon.
+        port: to the daemon.
     """
 
-    def __init__(
-        self, start: lane_pb2.StartStage, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, start: lane_pb2.StartStage, port: MessagePort) -> None:
         self._start = start
-        self._reader = reader
-        self._writer = writer
+        self._port = port
         self._loop = asyncio.get_running_loop()
         self._stages = len(start.deployment.stages)
         self._loaded = asyncio.Event()
@@ -88,10 +84,7 @@ class WorkerShell:
 
     async def _read_commands(self, group: asyncio.TaskGroup) -> None:
         while True:
-            try:
-                command = await read_frame(self._reader, lane_pb2.WorkerCommand)
-            except (OSError, RemoteFrameError):
-                command = None
+            command = await self._next_command()
             if command is None:
                 if self._end.done():
                     return  # we have closed it ourselves
@@ -110,6 +103,13 @@ class WorkerShell:
                     self._finish("")
                 case _:
                     self._fail("the daemon sent a second start command")
+
+    async def _next_command(self) -> lane_pb2.WorkerCommand | None:
+        try:
+            message = await self._port.receive()
+            return None if message is None else lane_pb2.WorkerCommand.FromString(message)
+        except (TransportError, DecodeError):
+            return None
 
     def _take_peers(self, peers: peer_pb2.SetPeersRequest, group: asyncio.TaskGroup) -> None:
         """Joins the other stages. The same addresses may come twice: an answer may have been lost."""
@@ -210,23 +210,20 @@ class WorkerShell:
         else:
             log.info("stage stops", stage=self._start.stage_index)
             self._report(peer_pb2.WORKER_STATE_STOPPED)
-        with contextlib.suppress(OSError):
-            await self._writer.drain()
+        with contextlib.suppress(TransportError):
+            await self._port.flush()
         if self._control is not None:
             if reason:
                 await self._control.tell_failure(
                     lane_pb2.StageFailed(stage_index=self._failed_stage, message=reason)
                 )
             await self._control.close()
-        # Lets the transport write what it has left; a Unix socket with a reading daemon takes it at once.
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        self._port.close()
         os._exit(1 if reason else 0)
 
     def _outlets(self) -> Outlets:
         return Outlets(
-            event=self._soon(self._tell),
+            event=self._tell,
             header=lambda header: self._send_down_soon(step=header),
             release=lambda release: self._send_down_soon(release=release),
             result=lambda result: self._send_down_soon(result=result),
@@ -236,7 +233,7 @@ class WorkerShell:
         return Milestones(
             progress=self._soon(self._on_progress),
             loaded=self._soon(self._on_loaded),
-            ready=self._soon(self._on_ready),
+            ready=self._on_ready,
             failed=self._soon(self._fail),
             peer_lost=self._soon(self._lose_peer),
         )
@@ -265,6 +262,7 @@ class WorkerShell:
         self._loaded.set()
 
     def _on_ready(self) -> None:
+        """Runs on the inference thread, whose events must not overtake this one."""
         log.info("stage is ready", stage=self._start.stage_index)
         self._report(peer_pb2.WORKER_STATE_READY)
 
@@ -284,8 +282,13 @@ class WorkerShell:
         self._tell(lane_pb2.WorkerEvent(report=report))
 
     def _tell(self, event: lane_pb2.WorkerEvent) -> None:
-        if not self._writer.is_closing():
-            self._writer.write(encode_frame(event))
+        """From any thread: a token goes to the daemon from where it is made, without a turn of the event loop."""
+        try:
+            self._port.send(event.SerializeToString())
+        except RemotePeerLostError:
+            pass  # the daemon is gone, which ends the process where its commands are read
+        except TransportError as error:
+            self._loop.call_soon_threadsafe(self._fail, str(error))
 
 
 def _tell_stranger(reason: str) -> None:

@@ -3,35 +3,38 @@
 import argparse
 import asyncio
 import os
-import socket
 import sys
 
 from macmesh.v1 import lane_pb2
-from macmesh_daemon.supervisor.frames import encode_frame, read_frame
 from macmesh_daemon.supervisor.testing import FakeWorker
+from macmesh_rdma.local_connection import adopt_port
 
 
 async def serve(options: argparse.Namespace) -> None:  # noqa: C901  one branch for each misbehaviour
-    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=options.fd))
+    incoming = os.dup(int(options.ring_fds.split(",")[0])) if options.scribble else -1
+    port = adopt_port(options.fd, options.ring_fds)
     worker = FakeWorker(load_error=options.fail_load, gate=asyncio.Event() if options.hold else None)
     if options.say:
         sys.stderr.write(options.say + "\n")
         sys.stderr.flush()
     if options.garbage:
-        writer.write(b"\xff\xff\xff\xff")
-        await writer.drain()
+        port.send(b"\xff\xff\xff\xff")
 
     async def events() -> None:
         async for event in worker.events():
-            writer.write(encode_frame(event))
-            await writer.drain()
+            port.send(event.SerializeToString())
+            await port.drain()
 
     async with asyncio.TaskGroup() as group:
         telling = group.create_task(events())
-        while (command := await read_frame(reader, lane_pb2.WorkerCommand)) is not None:
+        while (message := await port.receive()) is not None:
+            command = lane_pb2.WorkerCommand.FromString(message)
             match command.WhichOneof("command"):
                 case "start":
                     await worker.start(command.start)
+                case "ping" if options.scribble:
+                    # Claims to have read what was never written.
+                    os.pwrite(incoming, (1 << 40).to_bytes(8, "little"), 256)
                 case "ping" if options.deaf:
                     continue
                 case "stop" if options.ignore_stop:
@@ -49,9 +52,10 @@ async def serve(options: argparse.Namespace) -> None:  # noqa: C901  one branch 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--ring-fds", default="")
     parser.add_argument("--say", default="")
     parser.add_argument("--fail-load", default="")
-    for flag in ("--hold", "--garbage", "--deaf", "--ignore-stop"):
+    for flag in ("--hold", "--garbage", "--deaf", "--ignore-stop", "--scribble"):
         parser.add_argument(flag, action="store_true")
     asyncio.run(serve(parser.parse_args()))
 

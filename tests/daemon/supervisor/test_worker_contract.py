@@ -265,6 +265,27 @@ async def test_own_failure_is_told_in_the_workers_words_after_its_end() -> None:
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("rings", [True, False])
+async def test_rings_are_used_where_they_can_be_and_a_socket_is_told(*, rings: bool) -> None:
+    lines: list[str] = []
+    worker = WorkerProcess(command=(sys.executable, str(SERVER)), on_log_line=lines.append, rings=rings)
+    await ready_worker(worker)
+    assert worker.port_kind == ("ring" if rings else "socket")
+    assert any("socket was asked for" in line for line in lines) is not rings
+    prompt = list(range(250_000))  # as protobuf: more than a ring holds, and than a socket takes at once
+    request = run_request("long", prompt, max_tokens=1)
+    request.ClearField("epoch")
+    await worker.submit(request)
+    async with asyncio.timeout(20):
+        async for event in worker.events():
+            if event.WhichOneof("event") == "failed":
+                assert event.failed.reason == "EPOCH_CHANGED"
+                break
+    await worker.stop(10)
+    assert (await drain(worker))[-1].report.state == peer_pb2.WORKER_STATE_STOPPED
+
+
+@pytest.mark.process
 async def test_worker_that_ignores_stop_is_killed() -> None:
     worker = process_worker("--ignore-stop")
     await ready_worker(worker)
@@ -291,6 +312,25 @@ async def test_garbage_from_the_worker_ends_it() -> None:
     events = await drain(worker)
     assert events[-1].report.state == peer_pb2.WORKER_STATE_FAILED
     assert "no event" in events[-1].report.error
+
+
+@pytest.mark.process
+async def test_a_worker_that_scribbles_over_the_ring_is_killed() -> None:
+    worker = process_worker("--scribble", hang_deadline_seconds=15)
+    await ready_worker(worker)
+    # The first ping is the watch's; it makes the worker scribble, and any later command finds that out.
+
+    async def ping_on() -> None:
+        while True:
+            await worker.ping(7)
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(RemoteWorkerEndedError):
+        await asyncio.wait_for(ping_on(), 20)
+    report = (await drain(worker))[-1].report
+    assert report.state == peer_pb2.WORKER_STATE_FAILED
+    assert "SIGKILL" in report.error
+    assert "broke the connection" in report.error
 
 
 @pytest.mark.process

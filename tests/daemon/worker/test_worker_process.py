@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import json
 import os
 import shutil
 import signal
@@ -15,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
-from macmesh_daemon.supervisor.frames import encode_frame
 from macmesh_daemon.supervisor.interface import Worker
 from macmesh_daemon.supervisor.local_plan import local_plan, peers_of
 from macmesh_daemon.supervisor.process import WorkerProcess
 from macmesh_daemon.supervisor.verify import running_plan
+from macmesh_rdma.stream_port import LENGTH
 from tinymodels import write_tiny_model
 
 pytestmark = pytest.mark.process
@@ -292,19 +293,41 @@ def wait_for_end_of(pid: int) -> bool:
         os.close(pidfd)
 
 
+# A worker whose inference thread never comes back from a call to the system.
+HANGING_WORKER = """
+import os
+from macmesh_daemon.worker import inference, main
+
+def hang(thread):
+    thread._milestones.progress(1, 2)
+    os.read(os.pipe()[0], 1)
+
+inference.InferenceThread._guarded = hang
+main.main()
+"""
+
+
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches a process that is no child")
-def test_worker_ends_when_its_daemon_is_killed(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("state", "command"),
+    [
+        pytest.param("LOADED", None, id="idle"),
+        pytest.param("LOADING", [sys.executable, "-c", HANGING_WORKER], id="hanging"),
+    ],
+)
+def test_worker_ends_when_its_daemon_is_killed(folder: Path, state: str, command: list[str] | None) -> None:
     script = textwrap.dedent(
         """
-        import asyncio, sys
+        import asyncio, json, sys
         from macmesh.v1 import lane_pb2, peer_pb2
         from macmesh_daemon.supervisor.process import WorkerProcess
 
         async def main():
-            worker = WorkerProcess()
+            command = json.loads(sys.argv[3])
+            worker = WorkerProcess(**({"command": command} if command else {}))
             await worker.start(lane_pb2.StartStage.FromString(bytes.fromhex(sys.argv[1])))
             async for event in worker.events():
-                if event.report.state == peer_pb2.WORKER_STATE_LOADED:
+                if peer_pb2.WorkerState.Name(event.report.state) == "WORKER_STATE_" + sys.argv[2]:
                     print(worker.pid, flush=True)
 
         asyncio.run(main())
@@ -312,7 +335,7 @@ def test_worker_ends_when_its_daemon_is_killed(folder: Path) -> None:
     )
     (start,) = plan([folder], [])
     daemon = subprocess.Popen(
-        [sys.executable, "-c", script, start.SerializeToString().hex()],
+        [sys.executable, "-c", script, start.SerializeToString().hex(), state, json.dumps(command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -325,9 +348,11 @@ def test_worker_ends_when_its_daemon_is_killed(folder: Path) -> None:
 
 def test_worker_ends_when_the_connection_closes_before_or_after_the_first_command(folder: Path) -> None:
     (start,) = plan([folder], [])
-    for first in (b"", encode_frame(lane_pb2.WorkerCommand(start=start)), b"\xff\xff\xff\xff"):
+    command = lane_pb2.WorkerCommand(start=start).SerializeToString()
+    for first in (b"", LENGTH.pack(len(command)) + command, b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\xff"):
         ours, theirs = socket.socketpair()
         with ours, theirs:
+            # A worker that is given no rings talks over the socket.
             process = subprocess.Popen(
                 [sys.executable, "-m", "macmesh_daemon.worker.main", "--fd", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
