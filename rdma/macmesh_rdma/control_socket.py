@@ -133,7 +133,9 @@ class SocketControlLane(ControlLane):
 
     def _require_open(self) -> asyncio.TaskGroup:
         if self._ended or self._group is None:
-            raise LocalLaneStateError(f"the control lane has ended: {self._ended}" if self._ended else "bind first")
+            raise LocalLaneStateError(
+                f"the control lane has ended: {self._ended}" if self._ended else "bind first"
+            )
         return self._group
 
     def _connection_to(self, rank: int) -> Connection:

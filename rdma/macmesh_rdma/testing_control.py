@@ -79,7 +79,7 @@ class MemoryControlLane(ControlLane):
         self._require_open()
         if rank in self._outgoing:
             raise LocalLaneStateError(f"rank {rank} is connected already")
-        while (other := self._network.lanes.get(address)) is None:
+        while (other := self._network.lanes.get(address)) is None:  # noqa: ASYNC110  as the real one does
             await asyncio.sleep(self._options.connect_retry_seconds)
         self._handshake.check_certificate(rank, other._certificate)  # noqa: SLF001  the other end is of this class
         try:
@@ -167,8 +167,7 @@ class MemoryControlLane(ControlLane):
         try:
             self._handshake.check_certificate(None, certificate)
             rank = await self._handshake.check_hello(None, certificate, hello)
-            if rank in self._incoming:
-                raise RemoteStrangerError(f"rank {rank} is connected already")
+            self._require_new(rank)
         except RemoteStrangerError as error:
             if not self._ended:
                 self._events.stranger(str(error))
@@ -181,6 +180,10 @@ class MemoryControlLane(ControlLane):
         self._change.set()
         self._require_open().create_task(self._serve(rank, ours), name=f"memory-from-{rank}")
         return answer, theirs
+
+    def _require_new(self, rank: int) -> None:
+        if rank in self._incoming:
+            raise RemoteStrangerError(f"rank {rank} is connected already")
 
     async def _serve(self, rank: int, wire: "_Wire") -> None:
         """Reads what the other end has put, and watches over what we have."""
