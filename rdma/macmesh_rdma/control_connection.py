@@ -51,7 +51,8 @@ class Connection:
         self._draining = False
         self._ended = ""
         # drain() then waits until the system has everything, but for what TLS itself may hold (64 KiB).
-        writer.transport.set_write_buffer_limits(high=0)
+        # Not 0: asyncio's TLS pauses at the limit, not above it, and so would begin paused.
+        writer.transport.set_write_buffer_limits(high=1, low=0)
 
     @property
     def certificate(self) -> Mapping[str, Any] | None:
