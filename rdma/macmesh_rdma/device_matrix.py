@@ -49,8 +49,9 @@ class MatrixRefusal:
 def device_matrix(facts: Sequence[RdmaFacts]) -> DeviceMatrix | MatrixRefusal:
     """The matrix for ranks with these facts, in the order of the ranks.
 
-    A full mesh where every pair has a usable cable; else a ring where each rank has the same number of usable
-    cables to the rank before and the rank after it (which is all that MLX asks of a ring).
+    A full mesh where every pair has a usable cable; else a ring where each rank has one to the rank before and to
+    the rank after it. MLX takes a ring only with equally many cables everywhere; so all pairs use as many as the
+    pair with the fewest, in a mesh too.
     """
     size = len(facts)
     if not 2 <= size <= MAX_RANKS:  # noqa: PLR2004  a group has two ends
@@ -62,12 +63,13 @@ def device_matrix(facts: Sequence[RdmaFacts]) -> DeviceMatrix | MatrixRefusal:
         return MatrixRefusal(tuple(reasons))
     cables = {(a, b): _cables(facts[a], facts[b]) for a in range(size) for b in range(a + 1, size)}
     missing = [pair for pair, found in cables.items() if not found]
-    neighbours = {tuple(sorted((rank, (rank + 1) % size))) for rank in range(size)}
-    ring_widths = {len(cables[a, b]) for a, b in neighbours}
-    ring = bool(missing)
-    if ring and (0 in ring_widths or len(ring_widths) != 1):
+    if missing:
+        edges = {(min(rank, after), max(rank, after)) for rank, after in _ring(size)}
+        cables = {pair: found for pair, found in cables.items() if pair in edges}
+    wires = min(map(len, cables.values()))
+    if wires == 0:
         return MatrixRefusal(tuple(_missing(facts, a, b) for a, b in missing))
-    return DeviceMatrix(_matrix(size, cables, neighbours if ring else None), ring)
+    return DeviceMatrix(_matrix(size, cables, wires), ring=bool(missing))
 
 
 def _different(what: str, values: Sequence[str]) -> list[str]:
@@ -91,16 +93,15 @@ def _are_one_cable(near: CableEnd, far: CableEnd) -> bool:
     return far.domain_uuid in near.peer_uuids and near.domain_uuid in far.peer_uuids
 
 
-def _matrix(
-    size: int,
-    cables: dict[tuple[int, int], list[tuple[str, str]]],
-    only: set[tuple[int, ...]] | None,
-) -> Matrix:
+def _ring(size: int) -> list[tuple[int, int]]:
+    return [(rank, (rank + 1) % size) for rank in range(size)]
+
+
+def _matrix(size: int, cables: dict[tuple[int, int], list[tuple[str, str]]], wires: int) -> Matrix:
     rows: list[list[tuple[str, ...]]] = [[() for _ in range(size)] for _ in range(size)]
     for (a, b), found in cables.items():
-        if only is None or (a, b) in only:
-            rows[a][b] = tuple(near for near, _ in found)
-            rows[b][a] = tuple(far for _, far in found)
+        rows[a][b] = tuple(near for near, _ in found[:wires])
+        rows[b][a] = tuple(far for _, far in found[:wires])
     return tuple(map(tuple, rows))
 
 

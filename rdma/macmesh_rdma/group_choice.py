@@ -1,7 +1,6 @@
 """Which provider carries a whole group: the group provider ``jaccl``, or a link provider for each pair. Pure."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Literal
 
 from macmesh_rdma.device_matrix import DeviceMatrix, MatrixRefusal
@@ -72,5 +71,4 @@ def choose_group(
 
 
 def _fewest_wires(matrix: DeviceMatrix) -> int:
-    rows: Sequence[Sequence[Sequence[str]]] = matrix.devices
-    return min(len(cell) for row in rows for cell in row if cell)
+    return min(len(cell) for row in matrix.devices for cell in row if cell)

@@ -103,12 +103,14 @@ def _add_value(devices: list[IbvDevice], name: str, value: str) -> None:
         devices[-1] = dataclasses.replace(device, ports=(*device.ports, IbvPort(int(word))))
     elif name == "transport":
         devices[-1] = dataclasses.replace(device, transport=word)
-    elif device.ports and name in {"state", "link_layer"}:
-        port = dataclasses.replace(
-            device.ports[-1], **{"state": word} if name == "state" else {"link_layer": word}
-        )
+    elif device.ports:
+        port = device.ports[-1]
+        if name == "state":
+            port = dataclasses.replace(port, state=word)
+        elif name == "link_layer":
+            port = dataclasses.replace(port, link_layer=word)
         devices[-1] = dataclasses.replace(device, ports=(*device.ports[:-1], port))
-    elif not device.ports and word.isdecimal():
+    elif word.isdecimal():
         devices[-1] = dataclasses.replace(device, limits=(*device.limits, (name, int(word))))
 
 

@@ -132,6 +132,10 @@ def facts_from(
 
 
 def _refusal(device: IbvDevice, port: ThunderboltPort) -> str:
+    return _refusal_of_cable(port) or _refusal_of_device(device)
+
+
+def _refusal_of_cable(port: ThunderboltPort) -> str:
     if not port.peer_uuids:
         what = f"{', '.join(port.devices)} is" if port.devices else "nothing is"
         return f"{what} connected to Thunderbolt port {port.receptacle}, no Mac"
@@ -139,6 +143,10 @@ def _refusal(device: IbvDevice, port: ThunderboltPort) -> str:
         return f"several Macs are connected to Thunderbolt port {port.receptacle}; RDMA needs one cable to one Mac"
     if 0 < port.speed_gbit_per_s < MIN_SPEED_GBIT_PER_S:
         return f"the link runs at {port.speed_gbit_per_s:g} Gb/s; RDMA needs Thunderbolt 5 and its cable (80 Gb/s)"
+    return ""
+
+
+def _refusal_of_device(device: IbvDevice) -> str:
     if device.port is None or device.port.state != PORT_ACTIVE:
         state = "has no port" if device.port is None else f"is in state {device.port.state or 'unknown'}"
         return f"{device.name} {state}, not {PORT_ACTIVE}; is RDMA enabled on the other Mac?"
