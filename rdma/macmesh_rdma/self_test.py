@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from macmesh_rdma.errors import LocalAddressError
 from macmesh_rdma.ports import ReservedPort
 from macmesh_rdma.sync_mode import VARIABLE, HopResult, SyncComparison
 
@@ -69,6 +70,22 @@ async def run_self_test(
     command: Sequence[str] = COMMAND,
 ) -> HopResult:
     """Runs two children with these variables added to the environment. Never fails; see `compare_sync_modes`."""
+    try:
+        return await _run_pair(
+            environment,
+            [
+                *command,
+                *("--open-pair", open_pair, "--hops", str(hops), "--elements", str(elements)),
+            ],
+            deadline_seconds,
+        )
+    except (OSError, LocalAddressError) as error:
+        return HopResult("failed", detail=f"it could not be started: {error}")
+
+
+async def _run_pair(
+    environment: dict[str, str], command: Sequence[str], deadline_seconds: float
+) -> HopResult:
     with contextlib.ExitStack() as stack:
         ports = [stack.enter_context(ReservedPort("127.0.0.1")) for _ in range(2)]
         hosts = (
@@ -81,8 +98,7 @@ async def run_self_test(
                 children.append(  # noqa: PERF401  the first one must be known where the second one fails
                     await asyncio.create_subprocess_exec(
                         *command,
-                        *("--rank", str(rank), "--hosts", str(hosts), "--open-pair", open_pair),
-                        *("--hops", str(hops), "--elements", str(elements)),
+                        *("--rank", str(rank), "--hosts", str(hosts)),
                         stdin=asyncio.subprocess.DEVNULL,
                         stdout=asyncio.subprocess.PIPE,
                         stderr=asyncio.subprocess.PIPE,
@@ -91,8 +107,6 @@ async def run_self_test(
                     )
                 )
             return await _result_of(children, deadline_seconds)
-        except OSError as error:
-            return HopResult("failed", detail=f"it could not be started: {error}")
         finally:
             await _kill(children)
 

@@ -14,7 +14,7 @@ def main() -> None:
     group = mx.distributed.init(strict=True, backend="ring")
     if fault == "wrong" and group.rank() == 1:
         right = group_check._pattern
-        group_check._pattern = lambda source, size: right(source, size) + (size == 6_144)
+        group_check._pattern = lambda source, size_bytes: right(source, size_bytes) + (size_bytes == 6_144)
     try:
         group_check.check_group(group)
     except RemoteMismatchError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from control_ranks import QUICK, Fabric, bound, pair
+from macmesh_rdma.control import ControlLane
 from macmesh_rdma.errors import (
     LocalAddressError,
     LocalLaneFullError,
@@ -72,14 +73,23 @@ async def test_misuse_is_told(fabric: Fabric) -> None:
             await first.lane.wait_for(1)
 
 
+def fill(lane: ControlLane) -> int:
+    """Sends to rank 1 until that is refused; returns how many messages went."""
+    for index in range(100):
+        try:
+            lane.send_now(1, bytes([index]) * 900_000)
+        except LocalLaneFullError:
+            with pytest.raises(LocalLaneFullError, match="wait already"):
+                lane.send_now(1, bytes(900_000))
+            return index
+    raise AssertionError("nothing was refused")
+
+
 async def test_a_full_queue_refuses_at_once_or_waits_for_room(fabric: Fabric) -> None:
     # Within one turn of the loop the other side cannot read.
     options = dataclasses.replace(QUICK, delivery_deadline_seconds=5.0, silence_deadline_seconds=5.0)
     async with pair(fabric, options) as (first, second):
-        sent = 0
-        with pytest.raises(LocalLaneFullError, match="wait already"):
-            for sent in range(100):  # noqa: B007  the count is what is asked for
-                first.lane.send_now(1, bytes([sent]) * 900_000)
+        sent = fill(first.lane)
         assert 2 <= sent < 20
         await first.lane.send(1, b"waited" * 100_000)
         got = [await second.messages.get() for _ in range(sent + 1)]

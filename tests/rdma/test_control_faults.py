@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -105,7 +104,7 @@ class Proxy:
                 connections.append(group.create_task(self._join(reader, writer)))
 
             server = await asyncio.start_server(accept, "127.0.0.1", 0)
-            self.address = "127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+            self.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
             try:
                 yield self
             finally:
@@ -180,9 +179,13 @@ async def test_waiting_for_room_ends_at_the_deadline(fabric: Fabric) -> None:
         writer.write(encode_frame(b"m", b"1:secret"))
         await reader.readexactly(13)
         writer.transport.pause_reading()  # type: ignore[attr-defined]  # a TLS transport can
-        with pytest.raises((LocalLaneFullError, LocalLaneStateError)):
+
+        async def flood() -> None:
             for _ in range(100):
                 await rank.lane.send(1, bytes(1_000_000))
+
+        with pytest.raises((LocalLaneFullError, LocalLaneStateError)):
+            await flood()
 
 
 @pytest.mark.process
@@ -193,10 +196,8 @@ async def test_a_stopped_or_killed_process_is_noticed(fabric: Fabric, fault: sig
     (fabric.folder / "ca.pem").write_bytes(fabric.ca_pem)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     async with bound([first]):
-        peer = subprocess.Popen(
-            [sys.executable, str(PEER_MAIN), str(fabric.folder), first.address],
-            stdin=subprocess.PIPE,
-            env=environment,
+        peer = await asyncio.create_subprocess_exec(
+            sys.executable, str(PEER_MAIN), str(fabric.folder), first.address, env=environment
         )
         try:
             await first.lane.wait_for(1)
@@ -208,8 +209,13 @@ async def test_a_stopped_or_killed_process_is_noticed(fabric: Fabric, fault: sig
             expected = "answered no ping" if fault == signal.SIGSTOP else "closed the connection"
             assert expected in first.lost[0][1] or "broke" in first.lost[0][1]
         finally:
-            peer.kill()
-            peer.communicate()
+            with contextlib.suppress(ProcessLookupError):
+                peer.kill()
+            await peer.wait()
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
 async def test_many_lanes_leave_no_descriptor_and_no_task(fabric: Fabric) -> None:
@@ -217,11 +223,11 @@ async def test_many_lanes_leave_no_descriptor_and_no_task(fabric: Fabric) -> Non
         for _ in range(2):
             async with pair(fabric):
                 pass
-        before = len(os.listdir("/dev/fd"))
+        before = open_descriptors()
         for _ in range(40):
             async with pair(fabric) as (first, _second):
                 first.lane.send_now(1, b"x")
-        assert len(os.listdir("/dev/fd")) <= before + 2
+        assert open_descriptors() <= before + 2
         assert len(asyncio.all_tasks()) == 1
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_decisions(
     assert decision.mode == mode
     assert told in decision.reason
     assert decision.environment == {"MLX_METAL_FAST_SYNCH": "1" if mode == "fast" else "0"}
-    assert decision.attention == ("quarantine" in told or "self-test:" in decision.reason and mode == "safe")
+    assert decision.attention == ("quarantine" in told or "in its self-test" in decision.reason)
 
 
 @given(
@@ -173,6 +174,15 @@ async def test_fast_is_tried_only_where_safe_works_and_gets_its_own_environment(
     assert (both.safe.chained_us, both.fast.chained_us) == (180, 4)
     broken = await compare_sync_modes(command=[sys.executable, "-S", "-c", "raise SystemExit(3)"])
     assert broken.fast.detail == "not tried, as safe does not work"
+
+
+def test_what_the_daemon_imports_brings_no_mlx() -> None:
+    code = (
+        "import sys, macmesh_rdma.control_socket, macmesh_rdma.quarantine, macmesh_rdma.self_test, "
+        "macmesh_rdma.rdma_facts, macmesh_rdma.group_choice, macmesh_rdma.exchange, macmesh_rdma.testing_control; "
+        "sys.exit(any(name.split('.')[0] == 'mlx' for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 0
 
 
 @pytest.mark.process

@@ -18,7 +18,6 @@ from macmesh_rdma.quarantine import FILE_NAME, add_to_quarantine, quarantine_rea
 from macmesh_rdma.self_test import compare_sync_modes
 from macmesh_rdma.sync_mode import (
     HopResult,
-    Outcome,
     SyncComparison,
     SyncDecision,
     SyncMode,
@@ -78,7 +77,7 @@ class SyncKeeper:
         _log.info("sync self-test done", safe=str(comparison.safe), fast=str(comparison.fast))
         if comparison.fast.outcome == "hung":
             await self.note_hang(f"it hung in its self-test: {comparison.fast.detail}")
-        elif comparison.safe.outcome == "passed":
+        elif comparison.safe.outcome == comparison.fast.outcome == "passed":
             try:
                 await asyncio.to_thread(write_durably, self._result, comparison_to_json(comparison, key))
             except OSError as error:
@@ -108,7 +107,9 @@ class SyncKeeper:
 
     def health(self) -> tuple[str, ...]:
         """What a person should know."""
-        return (f"synchronisation is safe, as {self._attention}",) if self._attention else ()
+        if not self._attention:
+            return ()
+        return (f"synchronisation is safe, as {self._attention} (remove {self._quarantine} to try again)",)
 
     async def _quarantine_reason(self) -> str:
         return await asyncio.to_thread(quarantine_reason, self._quarantine, self._platform.key)
@@ -154,7 +155,7 @@ def _hop(value: dict[str, object]) -> HopResult:
         or not isinstance(evaluated_us, int | float)
     ):
         raise ValueError(f"{value!r} is no result")
-    return HopResult(cast("Outcome", outcome), float(chained_us), float(evaluated_us), str(detail))
+    return HopResult(outcome, float(chained_us), float(evaluated_us), str(detail))
 
 
 def _mode(requested: str) -> SyncMode:
