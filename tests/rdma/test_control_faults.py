@@ -149,7 +149,7 @@ async def test_a_half_open_connection_is_noticed_by_both_ends_within_the_deadlin
 async def test_an_idle_lane_lives(fabric: Fabric) -> None:
     async with pair(fabric) as (first, second):
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(3 * QUICK.silence_deadline_seconds):
+            async with asyncio.timeout(2 * QUICK.silence_deadline_seconds):
                 await first.lost_once.wait()
         first.lane.send_now(1, b"after")
         assert await second.messages.get() == (0, b"after")

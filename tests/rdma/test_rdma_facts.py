@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macmesh_rdma.ibv import parse_ibv_devices, parse_ibv_devinfo, parse_rdma_ctl
@@ -73,6 +73,7 @@ def test_devices_in_detail() -> None:
     assert devices[2].port.gids == ()
 
 
+@settings(max_examples=30)
 @given(st.text())
 def test_any_text_can_be_read(text: str) -> None:
     parse_ibv_devices(text)
@@ -83,6 +84,7 @@ def test_any_text_can_be_read(text: str) -> None:
         parse_thunderbolt(text)
 
 
+@settings(max_examples=30)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),
