@@ -49,7 +49,9 @@ def in_threads(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     return outcomes
 
 
-def connect(listener: Listener, rank: int, endpoints: Sequence[Endpoint], **other: Any) -> dict[int, PeerLinks]:
+def connect(
+    listener: Listener, rank: int, endpoints: Sequence[Endpoint], **other: Any
+) -> dict[int, PeerLinks]:
     settings: dict[str, Any] = {
         "key": KEY,
         "epoch": EPOCH,
@@ -99,7 +101,7 @@ def check_pair(one: PeerLinks, other: PeerLinks) -> None:
             pairs += zip(links.descriptors(), theirs.descriptors(), strict=True)
     for number, (ours, opposite) in enumerate(pairs):
         text = f"pair {number}".encode()
-        os.set_blocking(opposite, True)  # noqa: FBT003  only positional
+        os.set_blocking(opposite, True)
         os.write(ours, text)
         assert os.read(opposite, 100) == text
 

@@ -1,4 +1,3 @@
-
 """The native transport: links, and groups of MLX that run on them. Import it through `native.load_group`."""
 
 from collections.abc import Callable, Sequence

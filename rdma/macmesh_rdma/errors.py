@@ -9,8 +9,9 @@
     │   ├── LocalResourceError           out of descriptors, memory or ports
     │   │   └── LocalSharedMemoryError   no shared memory can be had
     │   ├── LocalPortError               the message port is closed or in use, or takes no such message
-    │   ├── LocalProviderError           the provider that was asked for cannot carry this link
+    │   ├── LocalProviderError           the provider that was asked for cannot be used here
     │   ├── LocalInterruptedError        we were told to stop waiting
+    │   ├── LocalLaneFullError           more waits to be sent than the lane holds
     │   ├── LocalLaneStateError          the lane or group is closed, broken, or has no such neighbour
     │   └── LocalVersionError            the native module is missing, or was built for another MLX
     └── RemoteTransportError             the other side's fault
@@ -56,11 +57,15 @@ class LocalResourceError(LocalTransportError):
 
 
 class LocalProviderError(LocalTransportError):
-    """The provider that was asked for cannot carry this link."""
+    """The provider that was asked for cannot carry this link, or cannot run here."""
 
 
 class LocalInterruptedError(LocalTransportError):
     """We were told to stop waiting."""
+
+
+class LocalLaneFullError(LocalTransportError):
+    """More waits to be sent than the lane holds; nothing was sent."""
 
 
 class LocalLaneStateError(LocalTransportError):

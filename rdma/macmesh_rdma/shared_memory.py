@@ -1,12 +1,16 @@
 """Shared memory without a name: made here, passed to another process by its descriptor."""
 
-# What multiprocessing.shared_memory is made of; that one leaves names behind in killed processes.
-import _posixshmem  # type: ignore[import-not-found]  # no stub
 import mmap
 import os
 import secrets
 
 from macmesh_rdma.errors import LocalResourceError, LocalSharedMemoryError, RemoteMismatchError
+
+try:
+    # What multiprocessing.shared_memory is made of; that one leaves names behind in killed processes.
+    import _posixshmem  # type: ignore[import-not-found]  # no stub
+except ImportError:  # pragma: no cover  a Python built without it
+    _posixshmem = None
 
 _TRIES = 8
 _CHUNK_BYTES = 1 << 20
@@ -20,6 +24,8 @@ def create_shared_memory(size_bytes: int) -> int:
     Raises:
         LocalSharedMemoryError: there is not enough of it, or of descriptors.
     """
+    if _posixshmem is None:
+        raise LocalSharedMemoryError("this Python was built without POSIX shared memory")
     descriptor = -1
     try:
         descriptor = _open_unnamed()
@@ -30,8 +36,8 @@ def create_shared_memory(size_bytes: int) -> int:
         if descriptor >= 0:
             os.close(descriptor)
         raise LocalSharedMemoryError(
-            f"{size_bytes} bytes of shared memory cannot be had: {os.strerror(error.errno or 0)} "
-            "(on Linux, see `df /dev/shm`)"
+            f"cannot get {size_bytes} bytes of shared memory: {os.strerror(error.errno or 0)}; "
+            "is /dev/shm full (`df /dev/shm`)?"
         ) from error
     return descriptor
 

@@ -205,6 +205,9 @@ class WorkerReport:
     tensor_address: str = ""
     error: str = ""
     peer_lost: bool = False
+    sync_mode: str = ""
+    sync_reason: str = ""
+    hung: bool = False
 
 
 @dataclass(frozen=True, slots=True)

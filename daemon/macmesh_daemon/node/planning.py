@@ -190,7 +190,8 @@ class Planning:
                 )
             )
             return
-        self._notify(ev.PlanComputed(request_id=effect.request_id, deployment=deployment_of(result, model)))
+        deployment = deployment_of(result, model, sync_mode=self._config.sync_mode)
+        self._notify(ev.PlanComputed(request_id=effect.request_id, deployment=deployment))
 
     async def check_prepare(self, effect: fx.CheckPrepare) -> None:
         """Answer a CheckPrepare: is the model here, with that content, and does the stage fit?"""

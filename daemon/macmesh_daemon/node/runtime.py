@@ -35,6 +35,7 @@ from macmesh_daemon.node.requests import RequestDesk
 from macmesh_daemon.node.sources import Sources, own_hosts
 from macmesh_daemon.node.stage_host import StageHost
 from macmesh_daemon.node.storage import StateStore
+from macmesh_daemon.node.sync_keeper import SyncKeeper, sync_platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,12 +116,16 @@ class Node:
             notify=self.driver.notify,
         )
         self.changes = ChangeDesk(driver=self.driver, peers=self.peers, node_id=self.node_id)
+        self._sync = SyncKeeper(
+            config.data_dir, sync_platform(chip=facts.chip, mlx_version=facts.mlx_version)
+        )
         self.stage_host = StageHost(
             factory=worker_factory,
             credentials=credentials,
             resolve_path=self.planning.resolve_path,
             bind_host=WORKER_BIND_HOST,
             step_deadline_seconds=config.step_deadline_seconds,
+            sync=self._sync,
             notify=self.driver.notify,
             tasks=tasks,
         )
@@ -161,6 +166,7 @@ class Node:
         )
         self._tasks.create_task(self.driver.run(), name="cluster core")
         self._tasks.create_task(self._watch_health(), name="own health")
+        self._tasks.create_task(self._sync.prepare(self.config.sync_mode), name="sync self-test")
         self._looking = self._sources.start(self._dialer.offer, self._tasks)
 
     async def close(self) -> None:
@@ -178,7 +184,7 @@ class Node:
 
     def health(self) -> tuple[str, ...]:
         """What this machine gives a person to know or do."""
-        return (*self._host_health(), *self._sources.health())
+        return (*self._host_health(), *self._sync.health(), *self._sources.health())
 
     def _verified(self, event: CandidateVerified) -> None:
         self._sources.remember(event.node_id, event.addresses)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from macmesh_daemon.identity import NodeCredentials
+    from macmesh_daemon.node.sync_keeper import SyncKeeper
     from macmesh_daemon.supervisor.interface import Worker, WorkerFactory
 
 _log = get_logger(part="stage host")
@@ -65,6 +66,7 @@ class StageHost:
         resolve_path: Callable[[str, str, str], Path],
         bind_host: str,
         step_deadline_seconds: float,
+        sync: SyncKeeper,
         notify: Callable[[events.Event], None],
         tasks: asyncio.TaskGroup,
     ) -> None:
@@ -73,6 +75,7 @@ class StageHost:
         self._resolve_path = resolve_path
         self._bind_host = bind_host
         self._step_deadline_seconds = step_deadline_seconds
+        self._sync = sync
         self._notify = notify
         self._tasks = tasks
         self._hosted: _Hosted | None = None
@@ -206,6 +209,7 @@ class StageHost:
     async def _start_message(self, hosted: _Hosted, deployment: Deployment) -> lane_pb2.StartStage:
         model = deployment.model or ModelRef()
         path = await asyncio.to_thread(self._resolve_path, model.model_id, model.path, model.digest)
+        sync = await self._sync.decide(deployment.sync_mode)
         return lane_pb2.StartStage(
             epoch=to_proto(hosted.epoch),
             deployment=to_proto(deployment),
@@ -216,6 +220,8 @@ class StageHost:
             certificate_pem=self._credentials.cert_pem,
             key_pem=self._credentials.key_pem,
             step_deadline_seconds=self._step_deadline_seconds,
+            sync_mode=sync.mode,
+            sync_reason=sync.reason,
         )
 
     def _take(self, hosted: _Hosted, event: lane_pb2.WorkerEvent) -> None:
@@ -223,6 +229,8 @@ class StageHost:
             case "report":
                 report = from_proto(event.report)
                 hosted.ready = report.state is WorkerState.READY
+                if report.hung and report.sync_mode == "fast":
+                    self._tasks.create_task(self._sync.note_hang(report.error), name="note hang")
                 self._notify(events.WorkerReported(report=report))
             case "progress":
                 self._deliver(hosted, event.progress.request_id, event.progress.response)

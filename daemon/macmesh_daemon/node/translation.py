@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 #: The tensor lane of this version; plaintext, so it never leaves the machine.
 TRANSPORT = "ring"
-SYNC_MODE = "safe"
 
 #: The stock ring lane sends from the arrays and receives into arrays, which the scratch terms count already.
 TRANSPORT_POOL_BYTES = 0
@@ -64,8 +63,8 @@ def _capacity(member: Member) -> NodeCapacity:
     )
 
 
-def deployment_of(placement: Placement, model: ModelRef) -> Deployment:
-    """The placement as the cluster's document carries it."""
+def deployment_of(placement: Placement, model: ModelRef, *, sync_mode: str = "safe") -> Deployment:
+    """The placement as the cluster's document carries it, with the synchronisation that is asked for."""
     return Deployment(
         model=model,
         layer_count=placement.layer_count,
@@ -83,7 +82,7 @@ def deployment_of(placement: Placement, model: ModelRef) -> Deployment:
             for stage in placement.stages
         ),
         transport=TRANSPORT if len(placement.stages) > 1 else "none",
-        sync_mode=SYNC_MODE,
+        sync_mode=sync_mode,
         predicted_decode_seconds=placement.predicted_decode_seconds,
     )
 

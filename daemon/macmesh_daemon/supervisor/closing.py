@@ -12,6 +12,7 @@ class OpenBusiness:
     def __init__(self) -> None:
         self._epoch = types_pb2.Epoch()
         self._stage_index = 0
+        self._sync = ("", "")
         self._requests: dict[str, None] = {}
         self._stopping = False
         self._told: peer_pb2.WorkerReport | None = None
@@ -30,6 +31,7 @@ class OpenBusiness:
         """The worker was given its stage."""
         self._epoch.CopyFrom(start.epoch)
         self._stage_index = start.stage_index
+        self._sync = (start.sync_mode, start.sync_reason)
 
     def note_command(self, command: lane_pb2.WorkerCommand) -> None:
         """A command was sent."""
@@ -61,13 +63,21 @@ class OpenBusiness:
             return False
         return True
 
-    def close(self, how: str) -> list[lane_pb2.WorkerEvent]:
+    def close(self, how: str, *, hung: bool = False) -> list[lane_pb2.WorkerEvent]:
         """The events that end the worker's story.
 
         Args:
             how: how the process ended, for people; used where the worker gave no reason itself.
+            hung: it was killed because its inference loop did not turn any more.
         """
-        report = peer_pb2.WorkerReport(epoch=self._epoch, stage_index=self._stage_index)
+        sync_mode, sync_reason = self._sync
+        report = peer_pb2.WorkerReport(
+            epoch=self._epoch,
+            stage_index=self._stage_index,
+            sync_mode=sync_mode,
+            sync_reason=sync_reason,
+            hung=hung,
+        )
         if self._stopping:
             report.state = peer_pb2.WORKER_STATE_STOPPED
         else:

@@ -78,6 +78,7 @@ class WorkerProcess(Worker):
         self._pong = asyncio.Event()
         self._done = asyncio.Event()
         self._reason = ""
+        self._hung = False
 
     @property
     def pid(self) -> int | None:
@@ -231,6 +232,7 @@ class WorkerProcess(Worker):
             except RemoteWorkerEndedError:
                 return
             except (TimeoutError, RemoteWorkerError):
+                self._hung = True
                 self._kill(f"its inference loop did not turn for {self._hang_deadline_seconds:g} s")
                 return
             await asyncio.sleep(self._ping_interval_seconds)
@@ -255,7 +257,7 @@ class WorkerProcess(Worker):
         return text
 
     def _finish(self, how: str) -> None:
-        for event in self._business.close(how):
+        for event in self._business.close(how, hung=self._hung):
             self._events.put_nowait(event)
         self._events.put_nowait(None)
         self._done.set()

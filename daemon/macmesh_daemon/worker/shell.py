@@ -22,6 +22,7 @@ from macmesh_rdma.errors import RemotePeerLostError, TransportError
 from macmesh_rdma.lane import TensorLane
 from macmesh_rdma.message_port import MessagePort
 from macmesh_rdma.ports import ReservedPort, require_loopback
+from macmesh_rdma.sync_mode import VARIABLE as SYNC_VARIABLE
 
 JOIN_DEADLINE_SECONDS = 30.0
 """From the peers' addresses to all connections; the peers have loaded by then."""
@@ -71,7 +72,7 @@ class WorkerShell:
     async def _begin(self, group: asyncio.TaskGroup) -> None:
         start = self._start
         check_start(start)
-        os.environ["MLX_METAL_FAST_SYNCH"] = "1" if start.deployment.sync_mode == "fast" else "0"
+        os.environ[SYNC_VARIABLE] = "1" if start.sync_mode == "fast" else "0"
         if self._stages > 1:
             self._control = ControlLane(
                 start, on_message=self._on_lane_message, on_lost=self._lose_peer, on_stranger=_tell_stranger
@@ -278,6 +279,8 @@ class WorkerShell:
             tensor_address=self._reserved.address if self._reserved is not None else "",
             error=error,
             peer_lost=self._peer_lost and state == peer_pb2.WORKER_STATE_FAILED,
+            sync_mode=self._start.sync_mode or "safe",
+            sync_reason=self._start.sync_reason,
         )
         self._tell(lane_pb2.WorkerEvent(report=report))
 

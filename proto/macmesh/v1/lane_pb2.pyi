@@ -94,6 +94,8 @@ class StartStage(_message.Message):
     CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
     KEY_PEM_FIELD_NUMBER: _builtins.int
     STEP_DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    SYNC_MODE_FIELD_NUMBER: _builtins.int
+    SYNC_REASON_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     """The stage of this worker."""
     model_path: _builtins.str
@@ -108,6 +110,10 @@ class StartStage(_message.Message):
     """PEM of the node's key."""
     step_deadline_seconds: _builtins.float
     """Longest wait for another stage before the step fails."""
+    sync_mode: _builtins.str
+    """"safe" or "fast" synchronisation, as this node decided from what the deployment asks; empty is "safe"."""
+    sync_reason: _builtins.str
+    """Why, for people."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch; the worker serves no other."""
@@ -128,10 +134,12 @@ class StartStage(_message.Message):
         certificate_pem: _builtins.bytes = ...,
         key_pem: _builtins.bytes = ...,
         step_deadline_seconds: _builtins.float = ...,
+        sync_mode: _builtins.str = ...,
+        sync_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_host", b"bind_host", "ca_pem", b"ca_pem", "certificate_pem", b"certificate_pem", "deployment", b"deployment", "epoch", b"epoch", "key_pem", b"key_pem", "model_path", b"model_path", "stage_index", b"stage_index", "step_deadline_seconds", b"step_deadline_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_host", b"bind_host", "ca_pem", b"ca_pem", "certificate_pem", b"certificate_pem", "deployment", b"deployment", "epoch", b"epoch", "key_pem", b"key_pem", "model_path", b"model_path", "stage_index", b"stage_index", "step_deadline_seconds", b"step_deadline_seconds", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -358,6 +358,9 @@ class WorkerReport(_message.Message):
     TENSOR_ADDRESS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     PEER_LOST_FIELD_NUMBER: _builtins.int
+    SYNC_MODE_FIELD_NUMBER: _builtins.int
+    SYNC_REASON_FIELD_NUMBER: _builtins.int
+    HUNG_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     """Its stage."""
     state: Global___WorkerState.ValueType
@@ -374,6 +377,12 @@ class WorkerReport(_message.Message):
     """Why it failed."""
     peer_lost: _builtins.bool
     """True where it failed only because another stage was lost: the fault is then not counted against its node."""
+    sync_mode: _builtins.str
+    """"safe" or "fast": the synchronisation in force."""
+    sync_reason: _builtins.str
+    """Why this one."""
+    hung: _builtins.bool
+    """True where the worker was killed because its inference loop did not turn any more."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch that the worker belongs to."""
@@ -390,10 +399,13 @@ class WorkerReport(_message.Message):
         tensor_address: _builtins.str = ...,
         error: _builtins.str = ...,
         peer_lost: _builtins.bool = ...,
+        sync_mode: _builtins.str = ...,
+        sync_reason: _builtins.str = ...,
+        hung: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "state", b"state", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "hung", b"hung", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

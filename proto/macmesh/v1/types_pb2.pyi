@@ -206,7 +206,7 @@ class Deployment(_message.Message):
     transport: _builtins.str
     """Name of the transport of the tensor lane, such as "ring"."""
     sync_mode: _builtins.str
-    """"safe" or "fast" synchronisation of GPU and transport streams."""
+    """"safe", "fast" or "auto" synchronisation of GPU and transport streams, as asked for; each node decides by it."""
     predicted_decode_seconds: _builtins.float
     """Predicted seconds per decoded token at the given context, from the planner's cost model."""
     @_builtins.property

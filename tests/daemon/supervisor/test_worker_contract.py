@@ -297,12 +297,15 @@ async def test_worker_that_ignores_stop_is_killed() -> None:
 @pytest.mark.process
 async def test_worker_whose_loop_hangs_is_killed() -> None:
     worker = process_worker("--deaf", ping_interval_seconds=0.05, hang_deadline_seconds=0.3)
-    await worker.start(start_stage())
+    start = start_stage()
+    start.sync_mode, start.sync_reason = "fast", "asked for"
+    await worker.start(start)
     await until_state(worker, peer_pb2.WORKER_STATE_LOADED)
     await worker.set_peers(peer_pb2.SetPeersRequest())
-    events = await drain(worker)
-    assert events[-1].report.state == peer_pb2.WORKER_STATE_FAILED
-    assert "did not turn" in events[-1].report.error
+    final = (await drain(worker))[-1].report
+    assert final.state == peer_pb2.WORKER_STATE_FAILED
+    assert "did not turn" in final.error
+    assert (final.hung, final.sync_mode, final.sync_reason) == (True, "fast", "asked for")
 
 
 @pytest.mark.process

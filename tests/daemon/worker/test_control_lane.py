@@ -12,6 +12,7 @@ from macmesh_daemon.supervisor.local_plan import local_plan, throwaway_identitie
 from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError
 from macmesh_daemon.worker.identity import require_node, stage_proof
+from macmesh_rdma.control import ControlOptions
 
 DEADLINE_SECONDS = 15.0
 
@@ -104,6 +105,26 @@ async def test_a_message_of_another_epoch_breaks_the_lane() -> None:
         stages[0].lane.send_down(foreign.lane.encode(step=lane_pb2.StepHeader(step=1)))
         assert "epoch 0.1.99" in await stages[1].lost.get()
         assert stages[1].messages.empty()
+
+
+async def test_bytes_that_are_no_message_break_the_lane() -> None:
+    async with bound(starts(2)) as stages:
+        await join_all(stages)
+        stages[0].lane.send_down(b"\xff\xff")
+        assert "stage 0 broke: it sent 2 bytes that are no message" in await stages[1].lost.get()
+        assert stages[1].messages.empty()
+
+
+async def test_what_cannot_be_sent_ends_the_plan_and_is_told_once() -> None:
+    async with bound(starts(2)) as stages:
+        await join_all(stages)
+        too_long = bytes(ControlOptions().max_message_bytes)
+        for _ in range(2):
+            stages[0].lane.send_down(too_long)
+        assert "nothing can be sent to stage 1" in await stages[0].lost.get()
+        await stages[1].lane.close()
+        await stages[0].lane.send_down_now(b"late")
+        assert stages[0].lost.empty()
 
 
 async def test_a_node_of_another_cluster_is_turned_away() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
-import numpy as np
 
 from macmesh_rdma import _group
 
