@@ -139,7 +139,7 @@ def test_without_room_for_shared_memory_links_fall_back_to_tcp_or_fail_when_it_w
         for outcome in outcomes:
             (link,) = connected(outcome).values()
             assert link.provider == "tcp"
-            assert f"not shm: {SMALL.shm_bytes} bytes of shared memory cannot be had" in link.reason
+            assert f"not shm: cannot get {SMALL.shm_bytes} bytes of shared memory" in link.reason
         check_pair(connected(outcomes[0])[1], connected(outcomes[1])[0])
         close_links(outcomes)
         outcomes = connect_all(made, provider="shm")
