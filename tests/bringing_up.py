@@ -49,7 +49,9 @@ def in_threads(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     return outcomes
 
 
-def connect(listener: Listener, rank: int, endpoints: Sequence[Endpoint], **other: Any) -> dict[int, PeerLinks]:
+def connect(
+    listener: Listener, rank: int, endpoints: Sequence[Endpoint], **other: Any
+) -> dict[int, PeerLinks]:
     settings: dict[str, Any] = {
         "key": KEY,
         "epoch": EPOCH,

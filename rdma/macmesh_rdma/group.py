@@ -77,7 +77,9 @@ class Group:
     learn why. Close it then, and open another.
     """
 
-    def __init__(self, native: "_group.MeshGroup", links: tuple[LinkReport, ...], epoch: EpochNumbers) -> None:
+    def __init__(
+        self, native: "_group.MeshGroup", links: tuple[LinkReport, ...], epoch: EpochNumbers
+    ) -> None:
         self.native = native
         """The group as the native module has it."""
         self.links = links
@@ -280,7 +282,9 @@ def _open(
         for peer, links in connected.items():
             native_lanes[peer] = _native_links(links, settings.options)
         speeds = _measure(rank, native_lanes, deadline) if settings.measure else {}
-        reports = tuple(_report(links, native_lanes[peer], speeds.get(peer), note) for peer, links in connected.items())
+        reports = tuple(
+            _report(links, native_lanes[peer], speeds.get(peer), note) for peer, links in connected.items()
+        )
         peers = {
             peer: (by_lane.get(POINT_TO_POINT), by_lane.get(COLLECTIVE), connected[peer].side)
             for peer, by_lane in native_lanes.items()

@@ -288,7 +288,10 @@ def test_a_peer_that_is_still_busy_with_an_older_epoch_is_waited_for() -> None:
 
 @pytest.mark.parametrize(
     ("other", "text"),
-    [({"options": replace(SMALL, num_buffers=9)}, "other link options"), ({"provider": "tcp"}, "another provider")],
+    [
+        ({"options": replace(SMALL, num_buffers=9)}, "other link options"),
+        ({"provider": "tcp"}, "another provider"),
+    ],
 )
 def test_ranks_that_disagree_about_their_links_both_learn_it(other: dict[str, object], text: str) -> None:
     with listeners(2) as made:
@@ -432,7 +435,9 @@ def test_too_few_descriptors_are_a_clear_error_and_the_next_try_works(provider: 
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             for descriptor in held:
                 os.close(descriptor)
-        assert any(isinstance(outcome, LocalResourceError | LocalProviderError) for outcome in outcomes), outcomes
+        assert any(isinstance(outcome, LocalResourceError | LocalProviderError) for outcome in outcomes), (
+            outcomes
+        )
         assert "open files" in " ".join(map(str, outcomes))
         assert not any(isinstance(outcome, dict) for outcome in outcomes)
         outcomes = connect_all(made, provider=provider)

@@ -108,12 +108,6 @@ class ControlLane:
         """Sends an encoded message to the next stage; from the tail to the head."""
         self._write(self._outgoing, frame)
 
-    async def send_down_now(self, frame: bytes) -> None:
-        """Sends an encoded message to the next stage and returns once the system has it."""
-        self._write(self._outgoing, frame)
-        if self._outgoing is not None:
-            await self._outgoing.drain()
-
     async def tell_failure(self, failure: lane_pb2.StageFailed) -> None:
         """Tells all neighbours that the plan has failed, as far as they can still be reached."""
         self._closing = True
@@ -145,7 +139,6 @@ class ControlLane:
         result: lane_pb2.StepResult | None = None,
         release: lane_pb2.ReleaseSlot | None = None,
         failed: lane_pb2.StageFailed | None = None,
-        open_tensor_lane: lane_pb2.OpenTensorLane | None = None,
     ) -> bytes:
         """A message of this epoch as bytes. May be called from any thread."""
         return encode_frame(
@@ -156,7 +149,6 @@ class ControlLane:
                 result=result,
                 release=release,
                 failed=failed,
-                open_tensor_lane=open_tensor_lane,
             )
         )
 

@@ -104,7 +104,9 @@ def drill(count: int, *, seed: int = 0, kill_every: int = KILL_EVERY) -> Drill:
             told = [None if index == victim else process.hear() for index, process in enumerate(processes)]
             slowest = max(slowest, time.monotonic() - started)
             if any(words is not None and "held" not in words for words in told):
-                raise RuntimeError(f"round {number}, ranks {ranks}, {order['provider']}, victim {victim}: {told}")
+                raise RuntimeError(
+                    f"round {number}, ranks {ranks}, {order['provider']}, victim {victim}: {told}"
+                )
             if victim is not None:
                 killed += processes[victim].end() == -signal.SIGKILL
                 processes[victim] = _Process()
@@ -152,7 +154,9 @@ class _Process:
         finally:
             timer.cancel()
             timer.join()
-        words: dict[str, Any] = json.loads(line) if line else {"error": "it ended, or was silent for too long"}
+        words: dict[str, Any] = (
+            json.loads(line) if line else {"error": "it ended, or was silent for too long"}
+        )
         return words
 
     def end(self) -> int:
