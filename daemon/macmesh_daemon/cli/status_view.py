@@ -141,9 +141,9 @@ def link_text(node: cluster_pb2.NodeStatus) -> str:
     """What carries the arrays to the next stage (from the tail: to the head), and how fast it was when made."""
     links = sorted(node.worker.links, key=lambda link: link.peer_stage)
     after = [link for link in links if link.peer_stage > node.stage.index]
-    link = (after or links or [None])[0]
-    if link is None:
+    if not links:
         return node.link
+    link = (after or links)[0]
     if link.latency_us <= 0:
         return printable(link.provider)
     return f"{printable(link.provider)} {link.latency_us:.0f} us {link.gb_per_s:.1f} GB/s"

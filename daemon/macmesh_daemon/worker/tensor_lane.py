@@ -1,14 +1,16 @@
 """The stages' tensor lane: a group of MLX over links of our own. Imports mlx."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from macmesh.v1 import lane_pb2, peer_pb2
-from macmesh_daemon.worker.checks import Transport
 from macmesh_rdma.endpoint import Endpoint
 from macmesh_rdma.listener import Listener
 from macmesh_rdma.native import load_group
 from macmesh_rdma.options import LinkOptions
+
+if TYPE_CHECKING:
+    from macmesh_daemon.worker.checks import Transport
 
 load_group()  # refuses an MLX that it was not built for, before anything else touches it
 
