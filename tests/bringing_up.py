@@ -1,6 +1,7 @@
 """Ranks as threads of one process that connect to each other; no MLX."""
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -65,10 +66,7 @@ def connect(
 def connect_all(made: Sequence[Listener], **other: Any) -> list[Outcome]:
     endpoints = endpoints_of(made)
     return in_threads(
-        [
-            lambda rank=rank, listener=listener: connect(listener, rank, endpoints, **other)
-            for rank, listener in enumerate(made)
-        ]
+        [functools.partial(connect, listener, rank, endpoints, **other) for rank, listener in enumerate(made)]
     )
 
 

@@ -411,7 +411,7 @@ class _Bringup:
             return False
         return said.size != own.size or said.digest != own.digest or said.target != own.source
 
-    def _judge(self, said: Introduction, connection: socket.socket) -> str:
+    def _judge(self, said: Introduction, connection: socket.socket) -> str:  # noqa: PLR0911  one reason each
         """Why a proved dialler is turned away; empty: it is welcome and what it brings is kept."""
         peer = self._peers.get(said.source)
         if peer is None or said.source < self._plan.rank:
@@ -442,7 +442,9 @@ class _Bringup:
                     check_shared_memory(memory, self._plan.shm_bytes)
                 for bell in descriptors[2:]:
                     if not stat.S_ISSOCK(os.fstat(bell).st_mode):
-                        raise RemoteMismatchError(f"rank {number} passed a doorbell that is no socket")
+                        raise RemoteMismatchError(  # noqa: TRY301  one way out for all faults
+                            f"rank {number} passed a doorbell that is no socket"
+                        )
             except BaseException:
                 _close(descriptors)
                 raise
@@ -479,7 +481,7 @@ class _Bringup:
 
     # The dialling side.
 
-    def _dial_peer(self, number: int) -> Talk[None]:
+    def _dial_peer(self, number: int) -> Talk[None]:  # noqa: C901  one sequence of steps, told in order
         peer, plan = self._peers[number], self._plan
         theirs, ours = plan.endpoints[number], plan.endpoints[plan.rank]
         reason = "asked for"

@@ -171,7 +171,7 @@ def receive_descriptors(sock: socket.socket, count: int) -> Talk[list[int]]:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
     if raw and len(descriptors) == count and not told & socket.MSG_CTRUNC:
         for descriptor in descriptors:
-            os.set_inheritable(descriptor, False)
+            os.set_inheritable(descriptor, False)  # noqa: FBT003  positional only
         return list(descriptors)
     for descriptor in descriptors:
         os.close(descriptor)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn, Self, Union
 
 import mlx.core as mx
 
@@ -34,6 +34,8 @@ POINT_TO_POINT, COLLECTIVE = 0, 1
 _GAVE_UP = "gave up: "
 
 _Lanes = dict[int, list["_group.Link"]]
+_Given = Union["_group.Link", Sequence["_group.Link"], None]
+_Peers = dict[int, tuple[_Given, _Given, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +287,7 @@ def _open(
         reports = tuple(
             _report(links, native_lanes[peer], speeds.get(peer), note) for peer, links in connected.items()
         )
-        peers = {
+        peers: _Peers = {
             peer: (by_lane.get(POINT_TO_POINT), by_lane.get(COLLECTIVE), connected[peer].side)
             for peer, by_lane in native_lanes.items()
         }
@@ -327,7 +329,15 @@ def native_links(links: PeerLinks, options: LinkOptions) -> _Lanes:
     for lane in sorted(links.lanes):
         given = links.lanes.pop(lane)
         if isinstance(given, ShmLane):
-            made[lane] = [_group.shm_link(*given.descriptors(), native)]
+            made[lane] = [
+                _group.shm_link(
+                    given.send_memory,
+                    given.receive_memory,
+                    given.send_doorbell,
+                    given.receive_doorbell,
+                    native,
+                )
+            ]
         else:
             made[lane] = []
             try:

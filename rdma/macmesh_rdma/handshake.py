@@ -16,7 +16,6 @@ says whether they fit; the dialer compares them too.
 Nothing is encrypted, here or later: the key keeps strangers out, not listeners.
 """
 
-import abc
 import dataclasses
 import enum
 import hashlib
@@ -128,7 +127,7 @@ class Introduction:
         return ""
 
 
-class Handshake(abc.ABC):
+class Handshake:
     """One end of a handshake: give it exactly the bytes it asks for, and send what it wants sent.
 
     Attributes:

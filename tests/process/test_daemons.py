@@ -16,9 +16,8 @@ from macmesh import AsyncClient, MacmeshError
 from macmesh.reasons import Reason
 from macmesh_daemon.demo.nodes import DemoCluster, DemoNode, NodeSettings
 from macmesh_daemon.demo.scenario import RUNTIME_RESERVE_BYTES
-from macmesh_daemon.demo.sizing import usable_bytes_for
+from macmesh_daemon.demo.sizing import demo_reserves, usable_bytes_for
 from macmesh_daemon.models.demo import demo_model_folder
-from macmesh_daemon.node.translation import reserves
 from support import mesh
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ until = partial(mesh.until, deadline_seconds=DEADLINE_SECONDS)
 async def _cluster(folder: Path, count: int, *, needed: int) -> DemoCluster:
     """Some daemons of which the model needs `needed`."""
     usable_bytes = usable_bytes_for(
-        await mesh.profile_demo_model(), needed, CONTEXT_TOKENS, reserves(RUNTIME_RESERVE_BYTES)
+        await mesh.profile_demo_model(), needed, CONTEXT_TOKENS, demo_reserves(RUNTIME_RESERVE_BYTES)
     )
     settings = NodeSettings(
         usable_bytes=usable_bytes,

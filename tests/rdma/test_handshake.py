@@ -73,7 +73,8 @@ def test_two_ranks_with_the_same_key_believe_each_other() -> None:
     assert converse(dialer, acceptor) == {}
     assert dialer.finished
     assert acceptor.finished
-    assert (dialer.peer, acceptor.peer) == (ACCEPTOR, DIALER)
+    believed = [dialer.peer, acceptor.peer]
+    assert believed == [ACCEPTOR, DIALER]
 
 
 def test_nothing_is_believed_without_the_key() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 from macmesh import AsyncClient, ClusterEvent
 from macmesh_daemon.config import Config
 from macmesh_daemon.demo.nodes import free_ports
+from macmesh_daemon.demo.sizing import demo_link_settings
 from macmesh_daemon.identity import init_cluster, load_credentials, provision_node
 from macmesh_daemon.models import resolve
 from macmesh_daemon.models.demo import demo_model_folder
@@ -150,6 +151,7 @@ class Mesh:
                 "bootstrap_expect": count,
                 "usable_bytes": 400_000_000,
                 "runtime_reserve_bytes": RESERVE_BYTES,
+                **demo_link_settings(),
                 **settings,
             }
             self.nodes.append(MeshNode(config=Config(**values), node_id=node_id))  # type: ignore[arg-type]

@@ -132,9 +132,21 @@ def _row(node: cluster_pb2.NodeStatus, state: str, *, answers: bool) -> list[str
         units.size(node.weights_bytes) if placed else _NOTHING,
         units.size(node.cache_bytes) if placed else _NOTHING,
         units.size(node.headroom_bytes) if placed else _NOTHING,
-        node.link or _NOTHING,
+        link_text(node) or _NOTHING,
         state,
     ]
+
+
+def link_text(node: cluster_pb2.NodeStatus) -> str:
+    """What carries the arrays to the next stage (from the tail: to the head), and how fast it was when made."""
+    links = sorted(node.worker.links, key=lambda link: link.peer_stage)
+    after = [link for link in links if link.peer_stage > node.stage.index]
+    if not links:
+        return node.link
+    link = (after or links)[0]
+    if link.latency_us <= 0:
+        return printable(link.provider)
+    return f"{printable(link.provider)} {link.latency_us:.0f} us {link.gb_per_s:.1f} GB/s"
 
 
 def bandwidth(measured_gb_per_s: float, table_gb_per_s: float) -> str:

@@ -69,6 +69,15 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkBuffers:
+    """What buffers each link between stages has."""
+
+    num_buffers: int = 0
+    frame_bytes: int = 0
+    buffer_sizes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """One model as it is spread over the cluster."""
 
@@ -81,6 +90,7 @@ class Deployment:
     transport: str = ""
     sync_mode: str = ""
     predicted_decode_seconds: float = 0.0
+    link_buffers: LinkBuffers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +203,18 @@ class WorkerState(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """What carries the arrays between two stages, as one of them sees it."""
+
+    peer_stage: int = 0
+    provider: str = ""
+    reason: str = ""
+    latency_us: float = 0.0
+    gb_per_s: float = 0.0
+    pool_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerReport:
     """What a member says about its own worker."""
 
@@ -208,6 +230,7 @@ class WorkerReport:
     sync_mode: str = ""
     sync_reason: str = ""
     hung: bool = False
+    links: tuple[LinkStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,6 +216,34 @@ class Config:
             maximum=65536,
         ),
     )
+    link_num_buffers: int = field(
+        default=8,
+        metadata=_doc(
+            "Buffers of each size and direction of a link between two stages. More: more in flight.",
+            reason="enough to keep a link busy at decode; 64 suits long prefills, at eight times the memory",
+            minimum=1,
+            maximum=4096,
+        ),
+    )
+    link_frame_bytes: int = field(
+        default=65536,
+        metadata=_doc(
+            "Bytes of a buffer of the smallest size; a power of two.",
+            reason="an activation of one token fits",
+            unit="bytes",
+            minimum=1024,
+            maximum=1 << 26,
+        ),
+    )
+    link_buffer_sizes: int = field(
+        default=6,
+        metadata=_doc(
+            "Sizes of buffers of a link, each twice the one before.",
+            reason="from 64 KiB to 2 MiB, where a copy costs more than a handover",
+            minimum=1,
+            maximum=12,
+        ),
+    )
     step_deadline_seconds: float = field(
         default=30.0,
         metadata=_doc(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from macmesh import AsyncClient
 from macmesh_daemon.demo.errors import RemoteDemoNodeError
+from macmesh_daemon.demo.sizing import demo_link_settings
 from macmesh_daemon.identity import init_cluster, load_credentials, provision_node
 
 if TYPE_CHECKING:
@@ -197,6 +198,7 @@ class DemoCluster:
                 "bootstrap_expect": self.settings.bootstrap_expect,
                 "probe_cache_dir": str(self.settings.probe_cache_dir),
                 "log_format": "json",
+                **demo_link_settings(),
                 **({} if self.settings.mdns else {"seeds": seeds}),
                 **self.settings.extra,
             }

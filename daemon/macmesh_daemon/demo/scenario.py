@@ -16,12 +16,11 @@ from macmesh import ClusterEvent
 from macmesh_daemon.demo.errors import LocalDemoSetupError, RemoteDemoNodeError
 from macmesh_daemon.demo.nodes import DemoCluster, NodeSettings
 from macmesh_daemon.demo.report import DemoReport
-from macmesh_daemon.demo.sizing import usable_bytes_for
+from macmesh_daemon.demo.sizing import demo_reserves, usable_bytes_for
 from macmesh_daemon.models import resolve
 from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.models.profiler import profile_model
 from macmesh_daemon.models.tokenizer import ModelTokenizer
-from macmesh_daemon.node.translation import reserves
 from macmesh_daemon.supervisor.verify import run_reference
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ async def _run(options: DemoOptions, talk: Talk, folder: Path) -> DemoReport:
     profile = await _profile(model_folder, folder)
     context_tokens = options.context_tokens or profile.position_limit or 0
     usable_bytes = await asyncio.to_thread(
-        usable_bytes_for, profile, options.nodes, context_tokens, reserves(RUNTIME_RESERVE_BYTES)
+        usable_bytes_for, profile, options.nodes, context_tokens, demo_reserves(RUNTIME_RESERVE_BYTES)
     )
     talk.say(
         f"model: {profile.layer_count} layers of {profile.model_type}, context {context_tokens}; "

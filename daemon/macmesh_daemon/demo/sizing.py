@@ -5,10 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from macmesh_daemon.demo.errors import LocalDemoSetupError
-from macmesh_placement import LocalPlanRequestError, PlanRequest, usable_for_stage_count
+from macmesh_placement import LocalPlanRequestError, PlanRequest, Reserves, usable_for_stage_count
+from macmesh_rdma.options import LinkOptions
 
 if TYPE_CHECKING:
-    from macmesh_placement import ModelProfile, Reserves
+    from macmesh_placement import ModelProfile
+
+DEMO_LINKS = LinkOptions(num_buffers=2, frame_bytes=4096, buffer_sizes=2)
+"""The default buffers are larger than the demo's whole model."""
+
+
+def demo_reserves(runtime_reserve_bytes: int) -> Reserves:
+    """What the planner charges nodes of one machine with `DEMO_LINKS`."""
+    return Reserves(
+        runtime_reserve_bytes=runtime_reserve_bytes, transport_pool_bytes=2 * DEMO_LINKS.shm_bytes
+    )
+
+
+def demo_link_settings() -> dict[str, int]:
+    """`DEMO_LINKS` as settings of a daemon."""
+    return {
+        "link_num_buffers": DEMO_LINKS.num_buffers,
+        "link_frame_bytes": DEMO_LINKS.frame_bytes,
+        "link_buffer_sizes": DEMO_LINKS.buffer_sizes,
+    }
 
 
 def usable_bytes_for(profile: ModelProfile, node_count: int, context_tokens: int, reserves: Reserves) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import stat
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from macmesh_daemon.node.errors import LocalPortBusy
 from macmesh_daemon.node.tls import server_credentials, server_options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from macmesh_daemon.config import Config
@@ -97,3 +99,14 @@ def prepare_socket_folder(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()
+
+
+def lanes_host(hosts: Iterable[str]) -> str:
+    """The address to which workers bind their lanes: the first of ours that other machines can use as it is.
+
+    A link-local IPv6 address means something else on every machine. Loopback where there is no other.
+    """
+    for host in hosts:
+        if not ipaddress.ip_address(host).is_link_local:
+            return host
+    return "127.0.0.1"

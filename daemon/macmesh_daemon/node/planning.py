@@ -23,7 +23,13 @@ from macmesh_daemon.models import (
 from macmesh_daemon.models.profiler import profile_model
 from macmesh_daemon.node.call_errors import CallError, from_rpc_error
 from macmesh_daemon.node.codec import from_proto
-from macmesh_daemon.node.translation import capacities, deployment_of, reason_of_refusal, reserves
+from macmesh_daemon.node.translation import (
+    capacities,
+    deployment_of,
+    link_options,
+    reason_of_refusal,
+    reserves,
+)
 from macmesh_daemon.plan_ask import PlanAsk, answer_json
 from macmesh_placement import LocalPlacementError, ModelProfile, Objective, PlanRequest, Refusal, plan
 
@@ -64,6 +70,7 @@ class Planning:
         notify: Callable[[ev.Event], None],
     ) -> None:
         self._config = config
+        self._links = link_options(config)
         self._node_id = node_id
         self._facts = facts
         self._peers = peers
@@ -153,12 +160,13 @@ class Planning:
         _, profile = await self.profile(model_id, _member_ids(view))
         members = view.document.members if view.document else ()
         alive = tuple(m for m in members if view.liveness.get(m.node_id) in {"alive", "suspect"})
+        nodes = capacities(alive)
         try:
             asked = ask.request(
                 profile,
-                capacities(alive),
+                nodes,
                 names={m.node_id: [m.facts.hostname] if m.facts else [] for m in members},
-                reserves=reserves(self._config.runtime_reserve_bytes),
+                reserves=reserves(self._config.runtime_reserve_bytes, self._links, nodes),
             )
             result, answer = await asyncio.to_thread(_answer, asked, explain=request.explain)
         except LocalPlacementError as error:
@@ -190,7 +198,7 @@ class Planning:
                 )
             )
             return
-        deployment = deployment_of(result, model, sync_mode=self._config.sync_mode)
+        deployment = deployment_of(result, model, self._links, sync_mode=self._config.sync_mode)
         self._notify(ev.PlanComputed(request_id=effect.request_id, deployment=deployment))
 
     async def check_prepare(self, effect: fx.CheckPrepare) -> None:
@@ -215,15 +223,16 @@ class Planning:
     async def _plan(
         self, profile: ModelProfile, wanted: WantedModel, members: tuple[Member, ...]
     ) -> Placement | Refusal:
+        nodes = capacities(members)
         request = PlanRequest(
             profile=profile,
-            nodes=capacities(members),
+            nodes=nodes,
             context_tokens=wanted.context_tokens,
             slots=wanted.slots or 1,
             prefill_chunk_tokens=self._config.prefill_chunk_tokens,
             objective=_checked_objective(wanted.objective),
             stage_count=wanted.stage_count,
-            reserves=reserves(self._config.runtime_reserve_bytes),
+            reserves=reserves(self._config.runtime_reserve_bytes, self._links, nodes),
         )
         return await asyncio.to_thread(plan, request)
 

@@ -27,7 +27,7 @@ from macmesh_daemon.node.candidates import CandidateDialer
 from macmesh_daemon.node.changes import ChangeDesk
 from macmesh_daemon.node.codec import to_proto
 from macmesh_daemon.node.driver import CoreDriver
-from macmesh_daemon.node.listening import Doors
+from macmesh_daemon.node.listening import Doors, lanes_host
 from macmesh_daemon.node.peer_service import PROTOCOL_VERSION, PeerService
 from macmesh_daemon.node.peers import PeerPool
 from macmesh_daemon.node.planning import Planning
@@ -50,8 +50,6 @@ _log = get_logger(part="node")
 HEALTH_INTERVAL_SECONDS = 0.25
 #: Stopping in order takes at most this; then the process ends anyway. Below launchd's ExitTimeOut.
 STOP_DEADLINE_SECONDS = 10.0
-#: Workers of this version meet on loopback only: the stock ring lane is plaintext.
-WORKER_BIND_HOST = "127.0.0.1"
 
 
 class _StopRequested(Exception):  # noqa: N818  ends the task group, not an error
@@ -123,7 +121,8 @@ class Node:
             factory=worker_factory,
             credentials=credentials,
             resolve_path=self.planning.resolve_path,
-            bind_host=WORKER_BIND_HOST,
+            bind_host=lanes_host(hosts),
+            host_id=facts.host_id,
             step_deadline_seconds=config.step_deadline_seconds,
             sync=self._sync,
             notify=self.driver.notify,

@@ -65,6 +65,7 @@ class StageHost:
         credentials: NodeCredentials,
         resolve_path: Callable[[str, str, str], Path],
         bind_host: str,
+        host_id: str,
         step_deadline_seconds: float,
         sync: SyncKeeper,
         notify: Callable[[events.Event], None],
@@ -74,6 +75,7 @@ class StageHost:
         self._credentials = credentials
         self._resolve_path = resolve_path
         self._bind_host = bind_host
+        self._host_id = host_id
         self._step_deadline_seconds = step_deadline_seconds
         self._sync = sync
         self._notify = notify
@@ -216,6 +218,7 @@ class StageHost:
             stage_index=hosted.stage_index,
             model_path=str(path),
             bind_host=self._bind_host,
+            host_id=self._host_id,
             ca_pem=self._credentials.ca_pem,
             certificate_pem=self._credentials.cert_pem,
             key_pem=self._credentials.key_pem,

@@ -104,7 +104,8 @@ def _node_status(view: ClusterView, member: Member, deployment: Deployment | Non
         status.weights_bytes = sum(entries.get(name, 0) for name in ("weights", "embedding", "head"))
         status.cache_bytes = entries.get("cache", 0)
         status.headroom_bytes = stage.ledger.headroom_bytes
-        status.link = deployment.transport
+        links = report.links if report is not None else ()
+        status.link = "+".join(sorted({link.provider for link in links})) or deployment.transport
     return status
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from macmesh.reasons import Reason
-from macmesh_daemon.cluster.messages import Deployment, Ledger, LedgerEntry, ModelRef, Stage
+from macmesh_daemon.cluster.messages import Deployment, Ledger, LedgerEntry, LinkBuffers, ModelRef, Stage
 from macmesh_placement import NodeCapacity, Reserves
+from macmesh_rdma.options import LinkOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from macmesh_daemon.cluster.messages import Member
+    from macmesh_daemon.config import Config
     from macmesh_placement import Ledger as PlacementLedger
     from macmesh_placement import Placement, Refusal
 
-#: The tensor lane of this version; plaintext, so it never leaves the machine.
-TRANSPORT = "ring"
-
-#: The stock ring lane sends from the arrays and receives into arrays, which the scratch terms count already.
-TRANSPORT_POOL_BYTES = 0
+#: Each link takes the best provider that works for it.
+TRANSPORT = "auto"
+#: A stage is linked to the one before and the one after; tail and head are linked too.
+LINKS_PER_STAGE = 2
 
 _REASONS = {
     "does_not_fit": Reason.DOES_NOT_FIT,
@@ -33,19 +34,12 @@ _REASONS = {
 
 
 def capacities(members: Iterable[Member]) -> tuple[NodeCapacity, ...]:
-    """What the planner needs to know of the members.
-
-    The tensor lane of this version stays on one machine, so only the members of one machine are offered:
-    that of the most usable memory, by host id where equal.
-    """
-    by_host: dict[str, list[Member]] = {}
-    for member in members:
-        if member.facts is not None and member.facts.ram_bytes and member.facts.usable_bytes:
-            by_host.setdefault(member.facts.host_id or member.node_id, []).append(member)
-    if not by_host:
-        return ()
-    host = max(sorted(by_host), key=lambda h: sum(m.facts.usable_bytes for m in by_host[h] if m.facts))
-    return tuple(_capacity(member) for member in by_host[host])
+    """What the planner needs to know of the members; those that told no memory are left out."""
+    return tuple(
+        _capacity(member)
+        for member in members
+        if member.facts is not None and member.facts.ram_bytes and member.facts.usable_bytes
+    )
 
 
 def _capacity(member: Member) -> NodeCapacity:
@@ -63,7 +57,9 @@ def _capacity(member: Member) -> NodeCapacity:
     )
 
 
-def deployment_of(placement: Placement, model: ModelRef, *, sync_mode: str = "safe") -> Deployment:
+def deployment_of(
+    placement: Placement, model: ModelRef, links: LinkOptions, *, sync_mode: str = "safe"
+) -> Deployment:
     """The placement as the cluster's document carries it, with the synchronisation that is asked for."""
     return Deployment(
         model=model,
@@ -84,6 +80,9 @@ def deployment_of(placement: Placement, model: ModelRef, *, sync_mode: str = "sa
         transport=TRANSPORT if len(placement.stages) > 1 else "none",
         sync_mode=sync_mode,
         predicted_decode_seconds=placement.predicted_decode_seconds,
+        link_buffers=LinkBuffers(
+            num_buffers=links.num_buffers, frame_bytes=links.frame_bytes, buffer_sizes=links.buffer_sizes
+        ),
     )
 
 
@@ -97,9 +96,33 @@ def _ledger(ledger: PlacementLedger) -> Ledger:
     )
 
 
-def reserves(runtime_reserve_bytes: int) -> Reserves:
-    """The ledger's terms that no profile knows, for this version's transport."""
-    return Reserves(runtime_reserve_bytes=runtime_reserve_bytes, transport_pool_bytes=TRANSPORT_POOL_BYTES)
+def reserves(runtime_reserve_bytes: int, links: LinkOptions, nodes: Iterable[NodeCapacity]) -> Reserves:
+    """The ledger's terms that no profile knows.
+
+    Which stages will be neighbours is not known yet: where any two of the nodes are on one machine, all links
+    are charged as shared memory, the dearest. Of that a stage is charged the direction that it sends on, for the
+    machine holds each once.
+    """
+    hosts = [node.host_id for node in nodes]
+    pool_bytes = (
+        LINKS_PER_STAGE * links.shm_bytes
+        if len(set(hosts)) < len(hosts)
+        else links.pool_bytes("tcp", LINKS_PER_STAGE)
+    )
+    return Reserves(runtime_reserve_bytes=runtime_reserve_bytes, transport_pool_bytes=pool_bytes)
+
+
+def link_options(config: Config) -> LinkOptions:
+    """The links' options as the node is configured.
+
+    Raises:
+        LocalOptionError: they cannot be.
+    """
+    return LinkOptions(
+        num_buffers=config.link_num_buffers,
+        frame_bytes=config.link_frame_bytes,
+        buffer_sizes=config.link_buffer_sizes,
+    )
 
 
 def reason_of_refusal(refusal: Refusal) -> Reason:

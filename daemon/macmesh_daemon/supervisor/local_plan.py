@@ -90,7 +90,7 @@ def local_plan(
             )
             for index, node_id in enumerate(node_ids)
         ],
-        transport="ring",
+        transport="auto",
         sync_mode="safe",
     )
     return [
@@ -100,6 +100,7 @@ def local_plan(
             stage_index=index,
             model_path=str(path),
             bind_host=LOOPBACK,
+            host_id="this machine",
             ca_pem=ca_pem,
             certificate_pem=certificate_pem,
             key_pem=key_pem,

@@ -1,7 +1,13 @@
 """Checks a start command before anything is done with it."""
 
+from typing import Literal
+
 from macmesh.v1 import lane_pb2
 from macmesh_daemon.worker.errors import LocalStartError
+
+Transport = Literal["auto", "shm", "tcp"]
+
+TRANSPORTS: tuple[Transport, ...] = ("auto", "shm", "tcp")
 
 
 def check_start(start: lane_pb2.StartStage) -> None:
@@ -30,7 +36,7 @@ def check_start(start: lane_pb2.StartStage) -> None:
         raise LocalStartError("bind_host is empty")
     if start.step_deadline_seconds <= 0:
         raise LocalStartError(f"step_deadline_seconds is {start.step_deadline_seconds:g}; it must be above 0")
-    if len(stages) > 1 and deployment.transport != "ring":
+    if len(stages) > 1 and deployment.transport not in TRANSPORTS:
         raise LocalStartError(
-            f"transport is {deployment.transport!r}; this version has 'ring' for more than one stage"
+            f"transport is {deployment.transport!r}; this version has {', '.join(TRANSPORTS)} for more than one stage"
         )

@@ -117,14 +117,6 @@ class ControlLane:
         except (LocalLaneFullError, LocalLaneStateError) as error:
             self._lose(f"nothing can be sent to stage {self._next}: {error}")
 
-    async def send_down_now(self, message: bytes) -> None:
-        """Sends an encoded message to the next stage and returns once the system has it."""
-        try:
-            await self._lane.send(self._next, message)
-            await self._lane.flush(self._next)
-        except (LocalLaneFullError, LocalLaneStateError) as error:
-            self._lose(f"nothing can be sent to stage {self._next}: {error}")
-
     async def tell_failure(self, failure: lane_pb2.StageFailed) -> None:
         """Tells all neighbours that the plan has failed, as far as they can still be reached; ends the lane."""
         self._told = True
@@ -145,7 +137,6 @@ class ControlLane:
         result: lane_pb2.StepResult | None = None,
         release: lane_pb2.ReleaseSlot | None = None,
         failed: lane_pb2.StageFailed | None = None,
-        open_tensor_lane: lane_pb2.OpenTensorLane | None = None,
     ) -> bytes:
         """A message of this epoch as bytes. May be called from any thread."""
         return lane_pb2.LaneMessage(
@@ -155,7 +146,6 @@ class ControlLane:
             result=result,
             release=release,
             failed=failed,
-            open_tensor_lane=open_tensor_lane,
         ).SerializeToString()
 
     async def _hello(self) -> bytes:

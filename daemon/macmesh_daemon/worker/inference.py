@@ -93,7 +93,7 @@ class InferenceThread:
 
         start, deployment = self._start, self._start.deployment
         if len(deployment.stages) > 1:
-            import macmesh_rdma.ring  # noqa: F401, PLC0415  imports mlx; what comes later must be quick
+            from macmesh_daemon.worker import tensor_lane  # noqa: F401, PLC0415  imports mlx; joining must be quick
         stage = deployment.stages[start.stage_index]
         set_memory_limits(stage.ledger)
         model = load_stage(

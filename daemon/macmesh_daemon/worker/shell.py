@@ -18,10 +18,11 @@ from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError, WorkerError
 from macmesh_daemon.worker.inference import InferenceThread, Milestones
 from macmesh_daemon.worker.loops import Outlets
+from macmesh_rdma.endpoint import Endpoint
 from macmesh_rdma.errors import RemotePeerLostError, TransportError
 from macmesh_rdma.lane import TensorLane
+from macmesh_rdma.listener import Listener
 from macmesh_rdma.message_port import MessagePort
-from macmesh_rdma.ports import ReservedPort, require_loopback
 from macmesh_rdma.sync_mode import VARIABLE as SYNC_VARIABLE
 
 JOIN_DEADLINE_SECONDS = 30.0
@@ -46,7 +47,6 @@ class WorkerShell:
         self._loop = asyncio.get_running_loop()
         self._stages = len(start.deployment.stages)
         self._loaded = asyncio.Event()
-        self._may_open = asyncio.Event()
         self._end: asyncio.Future[str] = self._loop.create_future()
         self._failed_stage = start.stage_index
         self._peer_lost = False
@@ -54,7 +54,8 @@ class WorkerShell:
         self._progress = (0, 0)
         self._control: ControlLane | None = None
         self._control_address = ""
-        self._reserved: ReservedPort | None = None
+        self._listener: Listener | None = None
+        self._links: list[peer_pb2.LinkStatus] = []
         self._began = time.monotonic()
         self._inference = InferenceThread(start, self._outlets(), self._milestones())
 
@@ -78,7 +79,7 @@ class WorkerShell:
                 start, on_message=self._on_lane_message, on_lost=self._lose_peer, on_stranger=_tell_stranger
             )
             self._control_address = await self._control.bind(group)
-            self._reserved = ReservedPort(require_loopback(start.bind_host))
+            self._listener = Listener(start.bind_host, host_id=start.host_id, on_stranger=_tell_stranger)
         stage = start.deployment.stages[start.stage_index]
         log.info("stage starts", stage=start.stage_index, layers=f"{stage.first_layer}-{stage.end_layer - 1}")
         self._inference.start()
@@ -129,7 +130,7 @@ class WorkerShell:
             self._lose_peer(f"not all stages were connected within {JOIN_DEADLINE_SECONDS:g} s")
         except RemoteNeighbourError as error:
             self._lose_peer(str(error))
-        except WorkerError as error:
+        except (WorkerError, TransportError) as error:
             self._fail(str(error))
 
     async def _join_lanes(self, peers: peer_pb2.SetPeersRequest) -> None:
@@ -141,34 +142,20 @@ class WorkerShell:
         if sorted(peer.stage_index for peer in peers.peers) != list(range(self._stages)):
             raise LocalStartError(f"addresses came for {len(peers.peers)} stages of {self._stages}")
         await self._control.join(peers)
-        # In order, head first: a stage of the ring that finds nobody listening tries again only a second
-        # later.
-        if self._start.stage_index > 0:
-            await self._may_open.wait()
-        addresses = [p.tensor_address for p in sorted(peers.peers, key=lambda p: p.stage_index)]
-        self._inference.open_lane(lambda: self._open_ring(addresses))
+        endpoints = [
+            Endpoint.decode(peer.tensor_address) for peer in sorted(peers.peers, key=lambda p: p.stage_index)
+        ]
+        self._inference.open_lane(lambda: self._open_lane(endpoints, peers.epoch_key))
 
-    def _open_ring(self, addresses: list[str]) -> TensorLane:
+    def _open_lane(self, endpoints: list[Endpoint], key: bytes) -> TensorLane:
         """Runs on the inference thread."""
-        from macmesh_rdma.ring import open_ring  # noqa: PLC0415  imports mlx
+        from macmesh_daemon.worker.tensor_lane import link_statuses, open_tensor_lane  # noqa: PLC0415  imports mlx
 
-        if self._reserved is None:
-            raise LocalStartError("no port is reserved for the tensor lane")
-        return open_ring(
-            addresses,
-            self._start.stage_index,
-            self._reserved,
-            on_stall=self._soon(self._lose_peer),
-            timeout_seconds=JOIN_DEADLINE_SECONDS,
-            before_join=self._let_next_stage_open,
-        )
-
-    def _let_next_stage_open(self) -> None:
-        """Runs on the inference thread, which holds the interpreter's lock from then on."""
-        if self._control is not None and self._start.stage_index < self._stages - 1:
-            frame = self._control.encode(open_tensor_lane=lane_pb2.OpenTensorLane())
-            sent = asyncio.run_coroutine_threadsafe(self._control.send_down_now(frame), self._loop)
-            sent.result(JOIN_DEADLINE_SECONDS)
+        if self._listener is None:
+            raise LocalStartError("nothing listens for the tensor lane")
+        lane = open_tensor_lane(self._start, self._listener, endpoints, key, JOIN_DEADLINE_SECONDS)
+        self._links = link_statuses(lane)
+        return lane
 
     def _on_lane_message(self, stage: int, message: lane_pb2.LaneMessage) -> None:
         match message.WhichOneof("message"):
@@ -178,8 +165,6 @@ class WorkerShell:
                 self._inference.put(message.result)
             case "release":
                 self._inference.put(message.release)
-            case "open_tensor_lane":
-                self._may_open.set()
             case "failed":
                 if not self._end.done():
                     self._failed_stage = message.failed.stage_index
@@ -220,6 +205,8 @@ class WorkerShell:
                 )
             await self._control.close()
         self._port.close()
+        if self._listener is not None:
+            self._listener.close()  # removes its socket's folder
         os._exit(1 if reason else 0)
 
     def _outlets(self) -> Outlets:
@@ -276,11 +263,12 @@ class WorkerShell:
             loaded_bytes=loaded,
             total_bytes=total,
             control_address=self._control_address,
-            tensor_address=self._reserved.address if self._reserved is not None else "",
+            tensor_address=self._listener.endpoint.encode() if self._listener is not None else "",
             error=error,
             peer_lost=self._peer_lost and state == peer_pb2.WORKER_STATE_FAILED,
             sync_mode=self._start.sync_mode or "safe",
             sync_reason=self._start.sync_reason,
+            links=self._links,
         )
         self._tell(lane_pb2.WorkerEvent(report=report))
 

@@ -65,7 +65,7 @@ class NodeStatus(_message.Message):
     headroom_bytes: _builtins.int
     """Bytes left."""
     link: _builtins.str
-    """Transport of its tensor lane, such as "ring"."""
+    """What carries its tensor lane: "auto" until its links stand, then their providers, such as "shm" or "shm+tcp"."""
     heartbeat_ms: _builtins.float
     """Last round trip of a heartbeat in milliseconds; negative where unknown."""
     @_builtins.property

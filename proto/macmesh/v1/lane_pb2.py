@@ -27,7 +27,7 @@ from macmesh.v1 import peer_pb2 as macmesh_dot_v1_dot_peer__pb2
 from macmesh.v1 import types_pb2 as macmesh_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15macmesh/v1/lane.proto\x12\nmacmesh.v1\x1a\x1amacmesh/v1/inference.proto\x1a\x15macmesh/v1/peer.proto\x1a\x16macmesh/v1/types.proto\"\x9a\x02\n\rWorkerCommand\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.macmesh.v1.StartStageH\x00\x12,\n\x05peers\x18\x02 \x01(\x0b\x32\x1b.macmesh.v1.SetPeersRequestH\x00\x12+\n\x06submit\x18\x03 \x01(\x0b\x32\x19.macmesh.v1.SubmitRequestH\x00\x12+\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x19.macmesh.v1.CancelRequestH\x00\x12%\n\x04stop\x18\x05 \x01(\x0b\x32\x15.macmesh.v1.StopStageH\x00\x12&\n\x04ping\x18\x06 \x01(\x0b\x32\x16.macmesh.v1.PingWorkerH\x00\x42\t\n\x07\x63ommand\"\x97\x02\n\nStartStage\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12*\n\ndeployment\x18\x02 \x01(\x0b\x32\x16.macmesh.v1.Deployment\x12\x13\n\x0bstage_index\x18\x03 \x01(\r\x12\x12\n\nmodel_path\x18\x04 \x01(\t\x12\x11\n\tbind_host\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x06 \x01(\x0c\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x07 \x01(\x0c\x12\x0f\n\x07key_pem\x18\x08 \x01(\x0c\x12\x1d\n\x15step_deadline_seconds\x18\t \x01(\x01\x12\x11\n\tsync_mode\x18\x14 \x01(\t\x12\x13\n\x0bsync_reason\x18\x15 \x01(\t\"?\n\rSubmitRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.macmesh.v1.RunRequestRequest\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0b\n\tStopStage\"\x1b\n\nPingWorker\x12\r\n\x05nonce\x18\x01 \x01(\x04\"\xc8\x01\n\x0bWorkerEvent\x12*\n\x06report\x18\x01 \x01(\x0b\x32\x18.macmesh.v1.WorkerReportH\x00\x12/\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.macmesh.v1.RequestProgressH\x00\x12+\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x19.macmesh.v1.RequestFailedH\x00\x12&\n\x04pong\x18\x04 \x01(\x0b\x32\x16.macmesh.v1.PongWorkerH\x00\x42\x07\n\x05\x65vent\"W\n\x0fRequestProgress\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1e.macmesh.v1.RunRequestResponse\"D\n\rRequestFailed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"b\n\nPongWorker\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x1b\n\x13\x61\x63tive_memory_bytes\x18\x03 \x01(\x04\x12\x19\n\x11peak_memory_bytes\x18\x04 \x01(\x04\"\xc3\x02\n\x0bLaneMessage\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12&\n\x05hello\x18\x02 \x01(\x0b\x32\x15.macmesh.v1.LaneHelloH\x00\x12&\n\x04step\x18\x03 \x01(\x0b\x32\x16.macmesh.v1.StepHeaderH\x00\x12(\n\x06result\x18\x04 \x01(\x0b\x32\x16.macmesh.v1.StepResultH\x00\x12*\n\x07release\x18\x05 \x01(\x0b\x32\x17.macmesh.v1.ReleaseSlotH\x00\x12)\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x17.macmesh.v1.StageFailedH\x00\x12\x36\n\x10open_tensor_lane\x18\x07 \x01(\x0b\x32\x1a.macmesh.v1.OpenTensorLaneH\x00\x42\t\n\x07message\"\x10\n\x0eOpenTensorLane\"/\n\tLaneHello\x12\x13\n\x0bstage_index\x18\x01 \x01(\r\x12\r\n\x05proof\x18\x02 \x01(\x0c\"\xfe\x01\n\nStepHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04slot\x18\x03 \x01(\r\x12\r\n\x05\x66irst\x18\x04 \x01(\x08\x12\x16\n\x0ereserve_tokens\x18\x05 \x01(\r\x12\x0e\n\x06offset\x18\x06 \x01(\r\x12\x13\n\x0btoken_count\x18\x07 \x01(\r\x12\x0e\n\x06sample\x18\x08 \x01(\x08\x12\x30\n\x08sampling\x18\t \x01(\x0b\x32\x1e.macmesh.v1.SamplingParameters\x12\x14\n\x0csample_index\x18\n \x01(\r\x12\r\n\x05shape\x18\x0b \x03(\r\x12\r\n\x05\x64type\x18\x0c \x01(\t\"d\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08token_id\x18\x03 \x01(\r\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12\x11\n\thas_token\x18\x05 \x01(\x08\"/\n\x0bReleaseSlot\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"3\n\x0bStageFailed\x12\x13\n\x0bstage_index\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15macmesh/v1/lane.proto\x12\nmacmesh.v1\x1a\x1amacmesh/v1/inference.proto\x1a\x15macmesh/v1/peer.proto\x1a\x16macmesh/v1/types.proto\"\x9a\x02\n\rWorkerCommand\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.macmesh.v1.StartStageH\x00\x12,\n\x05peers\x18\x02 \x01(\x0b\x32\x1b.macmesh.v1.SetPeersRequestH\x00\x12+\n\x06submit\x18\x03 \x01(\x0b\x32\x19.macmesh.v1.SubmitRequestH\x00\x12+\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x19.macmesh.v1.CancelRequestH\x00\x12%\n\x04stop\x18\x05 \x01(\x0b\x32\x15.macmesh.v1.StopStageH\x00\x12&\n\x04ping\x18\x06 \x01(\x0b\x32\x16.macmesh.v1.PingWorkerH\x00\x42\t\n\x07\x63ommand\"\xa8\x02\n\nStartStage\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12*\n\ndeployment\x18\x02 \x01(\x0b\x32\x16.macmesh.v1.Deployment\x12\x13\n\x0bstage_index\x18\x03 \x01(\r\x12\x12\n\nmodel_path\x18\x04 \x01(\t\x12\x11\n\tbind_host\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x06 \x01(\x0c\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x07 \x01(\x0c\x12\x0f\n\x07key_pem\x18\x08 \x01(\x0c\x12\x1d\n\x15step_deadline_seconds\x18\t \x01(\x01\x12\x11\n\tsync_mode\x18\x14 \x01(\t\x12\x13\n\x0bsync_reason\x18\x15 \x01(\t\x12\x0f\n\x07host_id\x18\n \x01(\t\"?\n\rSubmitRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.macmesh.v1.RunRequestRequest\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0b\n\tStopStage\"\x1b\n\nPingWorker\x12\r\n\x05nonce\x18\x01 \x01(\x04\"\xc8\x01\n\x0bWorkerEvent\x12*\n\x06report\x18\x01 \x01(\x0b\x32\x18.macmesh.v1.WorkerReportH\x00\x12/\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.macmesh.v1.RequestProgressH\x00\x12+\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x19.macmesh.v1.RequestFailedH\x00\x12&\n\x04pong\x18\x04 \x01(\x0b\x32\x16.macmesh.v1.PongWorkerH\x00\x42\x07\n\x05\x65vent\"W\n\x0fRequestProgress\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1e.macmesh.v1.RunRequestResponse\"D\n\rRequestFailed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"b\n\nPongWorker\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x1b\n\x13\x61\x63tive_memory_bytes\x18\x03 \x01(\x04\x12\x19\n\x11peak_memory_bytes\x18\x04 \x01(\x04\"\x91\x02\n\x0bLaneMessage\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12&\n\x05hello\x18\x02 \x01(\x0b\x32\x15.macmesh.v1.LaneHelloH\x00\x12&\n\x04step\x18\x03 \x01(\x0b\x32\x16.macmesh.v1.StepHeaderH\x00\x12(\n\x06result\x18\x04 \x01(\x0b\x32\x16.macmesh.v1.StepResultH\x00\x12*\n\x07release\x18\x05 \x01(\x0b\x32\x17.macmesh.v1.ReleaseSlotH\x00\x12)\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x17.macmesh.v1.StageFailedH\x00\x42\t\n\x07messageJ\x04\x08\x07\x10\x08\"/\n\tLaneHello\x12\x13\n\x0bstage_index\x18\x01 \x01(\r\x12\r\n\x05proof\x18\x02 \x01(\x0c\"\xfe\x01\n\nStepHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04slot\x18\x03 \x01(\r\x12\r\n\x05\x66irst\x18\x04 \x01(\x08\x12\x16\n\x0ereserve_tokens\x18\x05 \x01(\r\x12\x0e\n\x06offset\x18\x06 \x01(\r\x12\x13\n\x0btoken_count\x18\x07 \x01(\r\x12\x0e\n\x06sample\x18\x08 \x01(\x08\x12\x30\n\x08sampling\x18\t \x01(\x0b\x32\x1e.macmesh.v1.SamplingParameters\x12\x14\n\x0csample_index\x18\n \x01(\r\x12\r\n\x05shape\x18\x0b \x03(\r\x12\r\n\x05\x64type\x18\x0c \x01(\t\"d\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08token_id\x18\x03 \x01(\r\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12\x11\n\thas_token\x18\x05 \x01(\x08\"/\n\x0bReleaseSlot\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"3\n\x0bStageFailed\x12\x13\n\x0bstage_index\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,35 +37,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERCOMMAND']._serialized_start=113
   _globals['_WORKERCOMMAND']._serialized_end=395
   _globals['_STARTSTAGE']._serialized_start=398
-  _globals['_STARTSTAGE']._serialized_end=677
-  _globals['_SUBMITREQUEST']._serialized_start=679
-  _globals['_SUBMITREQUEST']._serialized_end=742
-  _globals['_CANCELREQUEST']._serialized_start=744
-  _globals['_CANCELREQUEST']._serialized_end=779
-  _globals['_STOPSTAGE']._serialized_start=781
-  _globals['_STOPSTAGE']._serialized_end=792
-  _globals['_PINGWORKER']._serialized_start=794
-  _globals['_PINGWORKER']._serialized_end=821
-  _globals['_WORKEREVENT']._serialized_start=824
-  _globals['_WORKEREVENT']._serialized_end=1024
-  _globals['_REQUESTPROGRESS']._serialized_start=1026
-  _globals['_REQUESTPROGRESS']._serialized_end=1113
-  _globals['_REQUESTFAILED']._serialized_start=1115
-  _globals['_REQUESTFAILED']._serialized_end=1183
-  _globals['_PONGWORKER']._serialized_start=1185
-  _globals['_PONGWORKER']._serialized_end=1283
-  _globals['_LANEMESSAGE']._serialized_start=1286
-  _globals['_LANEMESSAGE']._serialized_end=1609
-  _globals['_OPENTENSORLANE']._serialized_start=1611
-  _globals['_OPENTENSORLANE']._serialized_end=1627
-  _globals['_LANEHELLO']._serialized_start=1629
-  _globals['_LANEHELLO']._serialized_end=1676
-  _globals['_STEPHEADER']._serialized_start=1679
-  _globals['_STEPHEADER']._serialized_end=1933
-  _globals['_STEPRESULT']._serialized_start=1935
-  _globals['_STEPRESULT']._serialized_end=2035
-  _globals['_RELEASESLOT']._serialized_start=2037
-  _globals['_RELEASESLOT']._serialized_end=2084
-  _globals['_STAGEFAILED']._serialized_start=2086
-  _globals['_STAGEFAILED']._serialized_end=2137
+  _globals['_STARTSTAGE']._serialized_end=694
+  _globals['_SUBMITREQUEST']._serialized_start=696
+  _globals['_SUBMITREQUEST']._serialized_end=759
+  _globals['_CANCELREQUEST']._serialized_start=761
+  _globals['_CANCELREQUEST']._serialized_end=796
+  _globals['_STOPSTAGE']._serialized_start=798
+  _globals['_STOPSTAGE']._serialized_end=809
+  _globals['_PINGWORKER']._serialized_start=811
+  _globals['_PINGWORKER']._serialized_end=838
+  _globals['_WORKEREVENT']._serialized_start=841
+  _globals['_WORKEREVENT']._serialized_end=1041
+  _globals['_REQUESTPROGRESS']._serialized_start=1043
+  _globals['_REQUESTPROGRESS']._serialized_end=1130
+  _globals['_REQUESTFAILED']._serialized_start=1132
+  _globals['_REQUESTFAILED']._serialized_end=1200
+  _globals['_PONGWORKER']._serialized_start=1202
+  _globals['_PONGWORKER']._serialized_end=1300
+  _globals['_LANEMESSAGE']._serialized_start=1303
+  _globals['_LANEMESSAGE']._serialized_end=1576
+  _globals['_LANEHELLO']._serialized_start=1578
+  _globals['_LANEHELLO']._serialized_end=1625
+  _globals['_STEPHEADER']._serialized_start=1628
+  _globals['_STEPHEADER']._serialized_end=1882
+  _globals['_STEPRESULT']._serialized_start=1884
+  _globals['_STEPRESULT']._serialized_end=1984
+  _globals['_RELEASESLOT']._serialized_start=1986
+  _globals['_RELEASESLOT']._serialized_end=2033
+  _globals['_STAGEFAILED']._serialized_start=2035
+  _globals['_STAGEFAILED']._serialized_end=2086
 # @@protoc_insertion_point(module_scope)

@@ -96,6 +96,7 @@ class StartStage(_message.Message):
     STEP_DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
     SYNC_MODE_FIELD_NUMBER: _builtins.int
     SYNC_REASON_FIELD_NUMBER: _builtins.int
+    HOST_ID_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     """The stage of this worker."""
     model_path: _builtins.str
@@ -114,6 +115,8 @@ class StartStage(_message.Message):
     """"safe" or "fast" synchronisation, as this node decided from what the deployment asks; empty is "safe"."""
     sync_reason: _builtins.str
     """Why, for people."""
+    host_id: _builtins.str
+    """Names this machine: stages of one machine may share memory. Empty: not known."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch; the worker serves no other."""
@@ -136,10 +139,11 @@ class StartStage(_message.Message):
         step_deadline_seconds: _builtins.float = ...,
         sync_mode: _builtins.str = ...,
         sync_reason: _builtins.str = ...,
+        host_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_host", b"bind_host", "ca_pem", b"ca_pem", "certificate_pem", b"certificate_pem", "deployment", b"deployment", "epoch", b"epoch", "key_pem", b"key_pem", "model_path", b"model_path", "stage_index", b"stage_index", "step_deadline_seconds", b"step_deadline_seconds", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_host", b"bind_host", "ca_pem", b"ca_pem", "certificate_pem", b"certificate_pem", "deployment", b"deployment", "epoch", b"epoch", "host_id", b"host_id", "key_pem", b"key_pem", "model_path", b"model_path", "stage_index", b"stage_index", "step_deadline_seconds", b"step_deadline_seconds", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -378,7 +382,6 @@ class LaneMessage(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
-    OPEN_TENSOR_LANE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch of the sender. A worker of another epoch drops the connection."""
@@ -403,10 +406,6 @@ class LaneMessage(_message.Message):
     def failed(self) -> Global___StageFailed:
         """A stage could not do a step; the plan's workers end."""
 
-    @_builtins.property
-    def open_tensor_lane(self) -> Global___OpenTensorLane:
-        """Down the pipeline: the sender opens its tensor lane now, and so should the receiver."""
-
     def __init__(
         self,
         *,
@@ -416,34 +415,16 @@ class LaneMessage(_message.Message):
         result: Global___StepResult | None = ...,
         release: Global___ReleaseSlot | None = ...,
         failed: Global___StageFailed | None = ...,
-        open_tensor_lane: Global___OpenTensorLane | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failed", b"failed", "hello", b"hello", "message", b"message", "open_tensor_lane", b"open_tensor_lane", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failed", b"failed", "hello", b"hello", "message", b"message", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failed", b"failed", "hello", b"hello", "message", b"message", "open_tensor_lane", b"open_tensor_lane", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failed", b"failed", "hello", b"hello", "message", b"message", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "step", "result", "release", "failed", "open_tensor_lane"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "step", "result", "release", "failed"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___LaneMessage: _TypeAlias = LaneMessage  # noqa: Y015
-
-@_typing.final
-class OpenTensorLane(_message.Message):
-    """OpenTensorLane makes the stages open their tensor lanes in order, head first."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___OpenTensorLane: _TypeAlias = OpenTensorLane  # noqa: Y015
 
 @_typing.final
 class LaneHello(_message.Message):

@@ -358,6 +358,7 @@ class WorkerReport(_message.Message):
     TENSOR_ADDRESS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     PEER_LOST_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     SYNC_MODE_FIELD_NUMBER: _builtins.int
     SYNC_REASON_FIELD_NUMBER: _builtins.int
     HUNG_FIELD_NUMBER: _builtins.int
@@ -372,7 +373,7 @@ class WorkerReport(_message.Message):
     control_address: _builtins.str
     """host:port of the control lane, once bound."""
     tensor_address: _builtins.str
-    """host:port of the tensor lane, once bound."""
+    """Where the tensor lane can be reached, once bound: machine, Unix socket and host:port as one text."""
     error: _builtins.str
     """Why it failed."""
     peer_lost: _builtins.bool
@@ -387,6 +388,10 @@ class WorkerReport(_message.Message):
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch that the worker belongs to."""
 
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkStatus]:
+        """Its links to other stages, once they stand."""
+
     def __init__(
         self,
         *,
@@ -399,17 +404,60 @@ class WorkerReport(_message.Message):
         tensor_address: _builtins.str = ...,
         error: _builtins.str = ...,
         peer_lost: _builtins.bool = ...,
+        links: _abc.Iterable[Global___LinkStatus] | None = ...,
         sync_mode: _builtins.str = ...,
         sync_reason: _builtins.str = ...,
         hung: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "hung", b"hung", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "hung", b"hung", "links", b"links", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerReport: _TypeAlias = WorkerReport  # noqa: Y015
+
+@_typing.final
+class LinkStatus(_message.Message):
+    """LinkStatus is what carries the arrays between two stages, as one of them sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_STAGE_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    LATENCY_US_FIELD_NUMBER: _builtins.int
+    GB_PER_S_FIELD_NUMBER: _builtins.int
+    POOL_BYTES_FIELD_NUMBER: _builtins.int
+    peer_stage: _builtins.int
+    """The other stage."""
+    provider: _builtins.str
+    """"shm" or "tcp"."""
+    reason: _builtins.str
+    """Why that one."""
+    latency_us: _builtins.float
+    """Half a round trip of a small message in microseconds, measured when the link was made."""
+    gb_per_s: _builtins.float
+    """10^9 bytes per second to the other stage, measured when the link was made."""
+    pool_bytes: _builtins.int
+    """Bytes of buffers on this side."""
+    def __init__(
+        self,
+        *,
+        peer_stage: _builtins.int = ...,
+        provider: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        latency_us: _builtins.float = ...,
+        gb_per_s: _builtins.float = ...,
+        pool_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gb_per_s", b"gb_per_s", "latency_us", b"latency_us", "peer_stage", b"peer_stage", "pool_bytes", b"pool_bytes", "provider", b"provider", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkStatus: _TypeAlias = LinkStatus  # noqa: Y015
 
 @_typing.final
 class HeartbeatResponse(_message.Message):
@@ -646,7 +694,7 @@ class PeerAddress(_message.Message):
     control_address: _builtins.str
     """host:port of the control lane."""
     tensor_address: _builtins.str
-    """host:port of the tensor lane."""
+    """Where the tensor lane can be reached; see WorkerReport."""
     def __init__(
         self,
         *,

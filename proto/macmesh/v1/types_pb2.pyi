@@ -181,6 +181,36 @@ class Stage(_message.Message):
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 @_typing.final
+class LinkBuffers(_message.Message):
+    """LinkBuffers says what buffers each link between stages has; the ledger is charged with them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_BUFFERS_FIELD_NUMBER: _builtins.int
+    FRAME_BYTES_FIELD_NUMBER: _builtins.int
+    BUFFER_SIZES_FIELD_NUMBER: _builtins.int
+    num_buffers: _builtins.int
+    """Buffers of each size and direction."""
+    frame_bytes: _builtins.int
+    """Bytes of a buffer of the smallest size."""
+    buffer_sizes: _builtins.int
+    """Number of sizes, each twice the one before."""
+    def __init__(
+        self,
+        *,
+        num_buffers: _builtins.int = ...,
+        frame_bytes: _builtins.int = ...,
+        buffer_sizes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffer_sizes", b"buffer_sizes", "frame_bytes", b"frame_bytes", "num_buffers", b"num_buffers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkBuffers: _TypeAlias = LinkBuffers  # noqa: Y015
+
+@_typing.final
 class Deployment(_message.Message):
     """Deployment is one model as it is spread over the cluster."""
 
@@ -195,6 +225,7 @@ class Deployment(_message.Message):
     TRANSPORT_FIELD_NUMBER: _builtins.int
     SYNC_MODE_FIELD_NUMBER: _builtins.int
     PREDICTED_DECODE_SECONDS_FIELD_NUMBER: _builtins.int
+    LINK_BUFFERS_FIELD_NUMBER: _builtins.int
     layer_count: _builtins.int
     """Number of layers of the whole model."""
     context_tokens: _builtins.int
@@ -204,7 +235,7 @@ class Deployment(_message.Message):
     prefill_chunk_tokens: _builtins.int
     """Largest number of prompt tokens in one prefill step."""
     transport: _builtins.str
-    """Name of the transport of the tensor lane, such as "ring"."""
+    """What carries the tensor lane: "auto" (the best for each link), "shm", "tcp", or "none" for one stage."""
     sync_mode: _builtins.str
     """"safe", "fast" or "auto" synchronisation of GPU and transport streams, as asked for; each node decides by it."""
     predicted_decode_seconds: _builtins.float
@@ -216,6 +247,10 @@ class Deployment(_message.Message):
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stage]:
         """Ordered stages, head first."""
+
+    @_builtins.property
+    def link_buffers(self) -> Global___LinkBuffers:
+        """The buffers of the links; absent: the defaults."""
 
     def __init__(
         self,
@@ -229,10 +264,11 @@ class Deployment(_message.Message):
         transport: _builtins.str = ...,
         sync_mode: _builtins.str = ...,
         predicted_decode_seconds: _builtins.float = ...,
+        link_buffers: Global___LinkBuffers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["link_buffers", b"link_buffers", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "layer_count", b"layer_count", "model", b"model", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,6 +1,6 @@
 """Makes a group of three ranks again and again in the same processes, and kills a rank now and then.
 
-Every round has another epoch and key, permuted ranks, and shared memory and TCP in turn. In every tenth round one
+Every round has another epoch and key, permuted ranks, and shared memory and TCP in turn; some split the group. In every tenth round one
 process kills itself once the group stands; the others must learn it as the loss of a peer, and a new process takes
 its place. The first process lives through all rounds: what it holds at the end it must have held after the first ones.
 
@@ -25,6 +25,7 @@ from typing import Any
 RANKS = 3
 WARM_UP_ROUNDS = 10
 KILL_EVERY = 10
+SPLIT_EVERY = 5
 ROUND_SECONDS = 20.0
 MOST_RSS_GROWTH_BYTES = 16 << 20
 
@@ -97,6 +98,7 @@ def drill(count: int, *, seed: int = 0, kill_every: int = KILL_EVERY) -> Drill:
                 "provider": "shm" if number % 2 else "tcp",
                 "endpoints": [processes[ranks.index(rank)].endpoint for rank in range(RANKS)],
                 "loss": victim is not None,
+                "split": number % SPLIT_EVERY == 0 and victim is None,
             }
             started = time.monotonic()
             for index, process in enumerate(processes):
@@ -129,7 +131,7 @@ class _Process:
     """A process that takes part, as the drill sees it."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603  this very module
             [sys.executable, "-m", __spec__.name if __spec__ else __name__, "--take-part"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -203,6 +205,8 @@ def _take_part() -> None:
                         os.kill(os.getpid(), signal.SIGKILL)
                     try:
                         _work(group, streams)
+                        if order["split"]:
+                            _split(group)
                     except RemotePeerLostError:
                         if not order["loss"]:
                             raise
@@ -225,13 +229,26 @@ def _work(group: Any, streams: tuple[Any, Any]) -> None:
         mx.eval(total)
         sending, receiving = streams
         sent = mx.distributed.send(mx.full((3,), rank), (rank + 1) % size, group=group.mlx, stream=sending)
-        mx.async_eval(sent)
+        mx.async_eval(sent)  # type: ignore[no-untyped-call]  # the stub gives no types
         came = mx.distributed.recv((3,), mx.int32, (rank - 1) % size, group=group.mlx, stream=receiving)
         mx.eval(came, sent)
     except RuntimeError as error:
         group.raise_failure(error)
     if total.tolist() != [size * (size + 1) // 2] * 5000 or came.tolist() != [(rank - 1) % size] * 3:
-        raise RuntimeError(f"rank {rank} got {total.tolist()[:3]} and {came.tolist()}")
+        raise RuntimeError(f"rank {rank} got {total[:3].tolist()} and {came.tolist()}")
+
+
+def _split(group: Any) -> None:
+    """Even and odd ranks make groups of their own, the higher rank first, and sum their ranks."""
+    import mlx.core as mx  # noqa: PLC0415  only in a process that takes part
+
+    rank, size = group.rank, group.size
+    part = group.mlx.split(rank % 2, size - rank)
+    total = mx.distributed.all_sum(mx.array(rank), group=part)
+    mx.eval(total)
+    own = [r for r in range(size) if r % 2 == rank % 2]
+    if (total.item(), part.size(), part.rank()) != (sum(own), len(own), own[::-1].index(rank)):
+        raise RuntimeError(f"rank {rank} is {part.rank()} of {part.size()} with the sum {total.item()}")
 
 
 def _holdings() -> Holdings:

@@ -10,9 +10,8 @@ import pytest
 from macmesh import MacmeshError
 from macmesh.reasons import Reason
 from macmesh.v1 import peer_pb2
-from macmesh_daemon.demo.sizing import usable_bytes_for
+from macmesh_daemon.demo.sizing import demo_reserves, usable_bytes_for
 from macmesh_daemon.models.demo import demo_model_folder
-from macmesh_daemon.node.translation import reserves
 from macmesh_daemon.supervisor.testing import fake_token
 from support.mesh import RESERVE_BYTES, Mesh, profile_demo_model, states
 
@@ -25,7 +24,7 @@ MODEL = str(demo_model_folder())
 
 async def usable_bytes(nodes: int, context_tokens: int) -> int:
     """What each node may use, so that the demo model needs that many."""
-    return usable_bytes_for(await profile_demo_model(), nodes, context_tokens, reserves(RESERVE_BYTES))
+    return usable_bytes_for(await profile_demo_model(), nodes, context_tokens, demo_reserves(RESERVE_BYTES))
 
 
 async def test_nodes_elect_load_and_generate_from_any_of_them(tmp_path: Path) -> None:

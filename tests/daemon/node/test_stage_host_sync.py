@@ -78,6 +78,7 @@ async def test_only_a_hang_while_fast_is_in_force_puts_it_into_quarantine(
             resolve_path=lambda _id, _path, _digest: tmp_path,
             bind_host="127.0.0.1",
             step_deadline_seconds=1.0,
+            host_id="",
             sync=sync,
             notify=notify,
             tasks=tasks,

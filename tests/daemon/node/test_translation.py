@@ -1,7 +1,7 @@
 """Between the words of the cluster core and those of the planner."""
 
 from macmesh.reasons import Reason
-from macmesh_daemon.cluster.messages import Member, ModelRef, NodeFacts
+from macmesh_daemon.cluster.messages import LinkBuffers, Member, ModelRef, NodeFacts
 from macmesh_daemon.node.translation import capacities, deployment_of, reason_of_refusal, reserves
 from macmesh_placement import (
     AttentionFacts,
@@ -11,13 +11,16 @@ from macmesh_placement import (
     Placement,
     PlanRequest,
     Refusal,
+    Reserves,
     Scratch,
     ScratchTerm,
     all_cut_points,
     plan,
 )
+from macmesh_rdma.options import LinkOptions
 
 GB = 10**9
+LINKS = LinkOptions(num_buffers=2, frame_bytes=4096, buffer_sizes=2)
 
 
 def _member(node_id: str, host_id: str, usable_gb: float, **facts: object) -> Member:
@@ -59,10 +62,19 @@ def _model() -> ModelProfile:
     )
 
 
-def test_only_the_members_of_the_roomiest_machine_are_offered() -> None:
+def test_members_of_all_machines_are_offered() -> None:
     members = [_member("a", "x", 10), _member("b", "y", 6), _member("c", "y", 6), _member("d", "z", 0)]
 
-    assert [c.node_id for c in capacities(members)] == ["b", "c"]
+    assert [c.node_id for c in capacities(members)] == ["a", "b", "c"]
+
+
+def test_nodes_of_one_machine_are_charged_shared_memory_and_others_what_a_socket_needs() -> None:
+    apart = capacities([_member("a", "x", 10), _member("b", "y", 6)])
+    together = capacities([_member("a", "x", 10), _member("b", "y", 6), _member("c", "y", 6)])
+
+    assert reserves(5, LINKS, apart) == Reserves(runtime_reserve_bytes=5, transport_pool_bytes=2 * 16384)
+    assert reserves(5, LINKS, together).transport_pool_bytes == 2 * LINKS.shm_bytes
+    assert LinkOptions().shm_bytes == 33_079_296
 
 
 def test_members_without_facts_or_memory_are_left_out() -> None:
@@ -85,14 +97,19 @@ def test_fused_attention_is_apples() -> None:
 
 def test_a_placement_becomes_a_deployment_with_its_ledgers() -> None:
     nodes = capacities([_member("a", "x", 6), _member("b", "x", 6)])
-    result = plan(PlanRequest(profile=_model(), nodes=nodes, context_tokens=4096, reserves=reserves(10**6)))
+    result = plan(
+        PlanRequest(
+            profile=_model(), nodes=nodes, context_tokens=4096, reserves=reserves(10**6, LINKS, nodes)
+        )
+    )
     assert isinstance(result, Placement), result
-    deployment = deployment_of(result, ModelRef("m", "/m", "d"))
+    deployment = deployment_of(result, ModelRef("m", "/m", "d"), LINKS)
 
     assert [(s.first_layer, s.end_layer) for s in deployment.stages] == [
         (s.first_layer, s.end_layer) for s in result.stages
     ]
-    assert deployment.transport == "ring"
+    assert deployment.transport == "auto"
+    assert deployment.link_buffers == LinkBuffers(2, 4096, 2)
     for stage in deployment.stages:
         assert stage.ledger is not None
         needed = sum(e.size_bytes for e in stage.ledger.entries)
@@ -104,7 +121,7 @@ def test_a_single_stage_has_no_transport() -> None:
     result = plan(PlanRequest(profile=_model(), nodes=(node,), context_tokens=4096))
     assert isinstance(result, Placement), result
 
-    assert deployment_of(result, ModelRef()).transport == "none"
+    assert deployment_of(result, ModelRef(), LINKS).transport == "none"
 
 
 def test_every_refusal_has_a_reason() -> None:

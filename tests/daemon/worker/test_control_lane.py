@@ -123,7 +123,7 @@ async def test_what_cannot_be_sent_ends_the_plan_and_is_told_once() -> None:
             stages[0].lane.send_down(too_long)
         assert "nothing can be sent to stage 1" in await stages[0].lost.get()
         await stages[1].lane.close()
-        await stages[0].lane.send_down_now(b"late")
+        stages[0].lane.send_down(b"late")
         assert stages[0].lost.empty()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
+from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2, types_pb2
 from macmesh_daemon.supervisor.interface import Worker
 from macmesh_daemon.supervisor.local_plan import local_plan, peers_of
 from macmesh_daemon.supervisor.process import WorkerProcess
@@ -120,9 +120,51 @@ async def test_cuts_and_company_change_no_token(folder: Path) -> None:
     async with asyncio.timeout(DEADLINE_SECONDS):
         alone = await generate(plan([folder], []))
         cut = await generate(plan([folder, folder], [1]))
-    assert alone == cut
+        apart = plan([folder, folder], [1])
+        apart[1].host_id = "another machine"
+        over_tcp = await generate(apart)
+    assert alone == cut == over_tcp
     assert {len(tokens) for tokens in cut.values()} == {12}
     assert len({tuple(tokens) for tokens in cut.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("hosts", "transport", "provider", "reason"),
+    [
+        (["a", "a", "a"], "auto", "shm", "same machine"),
+        (["a", "b", "c"], "auto", "tcp", "not shm: they are on different machines"),
+        (["a", "a", "a"], "tcp", "tcp", "asked for"),
+    ],
+)
+async def test_links_are_chosen_for_each_pair_and_told_with_what_they_do(
+    folder: Path, hosts: list[str], transport: str, provider: str, reason: str
+) -> None:
+    starts = plan([folder] * 3, [1, 2])
+    for start, host in zip(starts, hosts, strict=True):
+        start.host_id = host
+        start.deployment.transport = transport
+        start.deployment.link_buffers.CopyFrom(
+            types_pb2.LinkBuffers(num_buffers=2, frame_bytes=4096, buffer_sizes=2)
+        )
+    workers = [WorkerProcess() for _ in starts]
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            for worker, start in zip(workers, starts, strict=True):
+                await worker.start(start)
+            peers = peers_of(starts, [await reached(w, peer_pb2.WORKER_STATE_LOADED) for w in workers])
+            for worker in workers:
+                await worker.set_peers(peers)
+            reports = [await reached(worker, peer_pb2.WORKER_STATE_READY) for worker in workers]
+            for index, report in enumerate(reports):
+                assert [link.peer_stage for link in report.links] == [i for i in range(3) if i != index]
+                for link in report.links:
+                    assert (link.provider, link.reason) == (provider, reason)
+                    assert link.latency_us > 0
+                    assert link.gb_per_s > 0
+                    assert link.pool_bytes > 0
+    finally:
+        for worker in workers:
+            await worker.stop(5)
 
 
 async def test_requests_are_refused_cancelled_and_stopped(folder: Path) -> None:

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.group.ranks import RankError, Ranks
-from tinymodels import write_tiny_model
 
 from macmesh_rdma.native import load_group
+from support.group.ranks import RankError, Ranks
+from tinymodels import write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

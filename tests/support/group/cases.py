@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
-from support.group.arrays import MLX_DTYPES, Spec, bits, input_of
 from mlx import nn
 
 from macmesh_rdma import _group
+from support.group.arrays import MLX_DTYPES, Spec, bits, input_of
 
 if TYPE_CHECKING:
     from support.group.ranks import LinkDescriptors, RankSetup
