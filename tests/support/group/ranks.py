@@ -32,6 +32,7 @@ class RankError:
     kind: str
     text: str
     seconds: float
+    at: float  # time.monotonic(), which all processes of a machine share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,5 +174,5 @@ class Ranks:
             try:
                 process.wait(0.001 if kind else 5)
             except subprocess.TimeoutExpired:
-                process.kill()
+                process.kill()  # also where it is stopped
                 process.wait(5)

@@ -8,11 +8,10 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(1, str(Path(__file__).parents[2]))
+sys.path[0] = str(Path(__file__).parents[2])  # the tests' folder, in place of this one
 
-import cases
-from ranks import RankError
+from support.group import cases
+from support.group.ranks import RankError
 
 
 def main() -> None:
@@ -28,7 +27,8 @@ def main() -> None:
         try:
             result = getattr(cases, function)(context, *arguments)
         except Exception as error:  # noqa: BLE001  whatever it is, the parent judges it
-            result = RankError(type(error).__name__, str(error), time.monotonic() - begun)
+            now = time.monotonic()
+            result = RankError(type(error).__name__, str(error), now - begun, now)
         parent.send_bytes(pickle.dumps(result))
     context.group.close()
 
