@@ -25,24 +25,27 @@ inline void cpu_pause() {
 // processor away at every turn: the peer may be waiting for just this one, and where nobody does, it costs little.
 class Spinner {
  public:
-  explicit Spinner(double spin_us)
-      : until_(Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, std::micro>(spin_us))) {}
+  explicit Spinner(double spin_us) : start_(Clock::now()), spin_(of_us(spin_us)) {}
 
   // False: the time is over, block.
   bool turn() {
-    if (turns_ < kPauses) {
-      ++turns_;
+    const auto spent = Clock::now() - start_;
+    if (spent >= spin_) return false;
+    if (spent < std::chrono::microseconds(1)) {
       cpu_pause();
-      return true;
+    } else {
+      ::sched_yield();
     }
-    ::sched_yield();
-    return Clock::now() < until_;
+    return true;
   }
 
  private:
-  static constexpr int kPauses = 32;
-  Clock::time_point until_;
-  int turns_ = 0;
+  static Clock::duration of_us(double us) {
+    return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, std::micro>(us));
+  }
+
+  Clock::time_point start_;
+  Clock::duration spin_;
 };
 
 }  // namespace mm

@@ -6,7 +6,8 @@
 
 namespace mm::shm {
 
-ShmReceive::ShmReceive(Mapping mapping, mm::Descriptor doorbell, const LinkOptions& options, const std::atomic<bool>& stopped)
+ShmReceive::ShmReceive(Mapping mapping, mm::Descriptor doorbell, const LinkOptions& options,
+                       const std::atomic<bool>& stopped)
     : options_(options), stopped_(stopped), mapping_(std::move(mapping)), doorbell_(std::move(doorbell)) {}
 
 Progress ShmReceive::try_header(FrameHeader& header) {

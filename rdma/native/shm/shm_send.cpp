@@ -7,7 +7,8 @@
 
 namespace mm::shm {
 
-ShmSend::ShmSend(Mapping mapping, mm::Descriptor doorbell, const LinkOptions& options, const std::atomic<bool>& stopped)
+ShmSend::ShmSend(Mapping mapping, mm::Descriptor doorbell, const LinkOptions& options,
+                 const std::atomic<bool>& stopped)
     : options_(options),
       stopped_(stopped),
       mapping_(std::move(mapping)),

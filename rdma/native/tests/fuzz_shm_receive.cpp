@@ -8,6 +8,7 @@
 #include <new>
 #include <vector>
 
+#include "core/descriptor.h"
 #include "shm/shm_receive.h"
 #include "shm/shm_send.h"
 #include "tests/check.h"
@@ -48,7 +49,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       static_cast<std::byte*>(::operator new(layout.bytes(), kAlignment)));
   std::memset(memory.get(), 0, layout.bytes());
   int fds[2];
-  CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds) == 0);
+  CHECK(::socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
+  prepare_socket(fds[0], "fuzz");
+  prepare_socket(fds[1], "fuzz");
   std::atomic<bool> stopped{false};
   const auto mapping = [&] { return shm::Mapping(memory.get(), layout.bytes(), options, "fuzz"); };
   shm::ShmSend sender(mapping(), Descriptor(fds[0]), options, stopped);
@@ -77,7 +80,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       case 6: slot->header[what % kFrameHeaderBytes] = input.take<std::byte>(); break;
       case 7: {
         FrameHeader header;
-        header.frame_bytes = input.take<std::uint16_t>() % static_cast<std::uint32_t>(options.largest_buffer_bytes() + 1);
+        const auto most = static_cast<std::uint32_t>(options.largest_buffer_bytes());
+        header.frame_bytes = input.take<std::uint16_t>() % (most + 1);
         header.message_bytes = header.frame_bytes;
         payload.assign(header.frame_bytes, std::byte{1});
         (void)sender.try_send(header, payload);

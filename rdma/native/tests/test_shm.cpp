@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "core/blocking.h"
+#include "core/descriptor.h"
 #include "shm/shm_receive.h"
 #include "shm/shm_send.h"
 #include "tests/check.h"
