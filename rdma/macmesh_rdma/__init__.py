@@ -1,11 +1,10 @@
 """Transport between workers: lanes and groups that carry arrays.
 
-This package alone imports no mlx; `macmesh_rdma.ring` and `macmesh_rdma.testing` do, for the worker.
+This package alone imports no mlx; `group`, `group_lane`, `measure`, `ring` and `testing` do, for the worker.
 
-* `lane`: what a tensor lane promises.
-* `ring`: the lane over MLX's own ``ring`` backend, on one machine.
-* `native`: loads the native groups, if they were built for the MLX that is here.
-* `ports`: reserves the port of a lane before the lane is opened.
-* `stall`: a deadline for waits that nothing can interrupt.
-* `testing`: a lane in memory, held to the same contract.
+* `lane`: what a tensor lane promises; `group_lane`: the lane over a group; `ring`: over MLX's own ``ring``, to compare.
+* `group`: groups of MLX over our own links, opened, measured and closed; `native` loads the native module.
+* `listener`, `bringup`, `handshake`, `endpoint`, `options`: how the ranks of a group find, prove and connect each other.
+* `ports`, `stall`: for the ``ring`` lane.
+* `testing`: a lane in memory, held to the same contract, and a drill of rebuilding groups.
 """
