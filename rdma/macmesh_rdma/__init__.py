@@ -2,7 +2,7 @@
 
 This package alone imports no mlx; `group`, `group_lane`, `measure`, `ring` and `testing` do, for the worker.
 
-* `lane`: what a tensor lane promises; `group_lane`: the lane over a group; `ring`: over MLX's own ``ring``, to compare.
+* `lane`: what a tensor lane promises; `group_lane`: the lane over a group; `ring`: over MLX's ``ring``, to compare.
 * `group`: groups of MLX over our own links, opened, measured and closed; `native` loads the native module.
 * `listener`, `bringup`, `handshake`, `endpoint`, `options`: how the ranks of a group find, prove and connect each other.
 * `ports`, `stall`: for the ``ring`` lane.
