@@ -1,11 +1,13 @@
 """Where the other ranks find this one: a TCP port and, on the same machine, a Unix socket."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +18,10 @@ from macmesh_rdma.errors import LocalAddressError, LocalInterruptedError, LocalR
 
 BACKLOG = 128
 """Connections that the system holds for us while nobody connects."""
+
+STALE_SECONDS = 30.0
+"""A folder younger than this is left alone: its maker may not have marked it yet."""
+_PREFIX = "macmesh-lane-"
 
 
 class Listener:
@@ -117,12 +123,32 @@ class Listener:
     def _listen_on_unix(self) -> socket.socket:
         # Many temporary folders of macOS are too long for a socket's path.
         parent = tempfile.gettempdir()
-        if len(os.fsencode(parent)) + len("/macmesh-12345678/lane") > MOST_UNIX_PATH_BYTES:
+        if len(os.fsencode(parent)) + len(f"/{_PREFIX}12345678/lane") > MOST_UNIX_PATH_BYTES:
             parent = "/tmp"  # noqa: S108  mkdtemp makes a private folder in it
-        folder = tempfile.mkdtemp(prefix="macmesh-", dir=parent)
+        _sweep(Path(parent))
+        folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
         self._resources.callback(shutil.rmtree, folder, ignore_errors=True)
+        # Held as long as the process lives, so that others can tell a folder that a killed one left behind.
+        mark = os.open(folder, os.O_RDONLY)
+        self._resources.callback(os.close, mark)
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
         listening = self._resources.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         listening.settimeout(0)
         listening.bind(str(Path(folder) / "lane"))
         listening.listen(BACKLOG)
         return listening
+
+
+def _sweep(parent: Path) -> None:
+    """Removes the folders that killed processes of this user have left."""
+    for folder in parent.glob(_PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            if status.st_uid != os.getuid() or time.time() - status.st_mtime < STALE_SECONDS:
+                continue
+            mark = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+            try:
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its maker lives
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(mark)

@@ -24,6 +24,7 @@ from bringing_up import (
     open_descriptors,
 )
 from macmesh_rdma import bringup
+from macmesh_rdma import listener as listener_module
 from macmesh_rdma.bringup import neighbours
 from macmesh_rdma.endpoint import Endpoint
 from macmesh_rdma.errors import (
@@ -409,6 +410,19 @@ def test_a_listener_leaves_nothing_behind_and_its_folder_is_private() -> None:
     assert not folder.exists()
     with Listener("127.0.0.1", unix=False) as plain:
         assert plain.endpoint.unix_path == ""
+
+
+def test_the_folder_of_a_killed_process_is_swept_and_that_of_a_living_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "STALE_SECONDS", -1.0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / "macmesh-lane-left"
+    left.mkdir()
+    with listeners(1) as living:
+        assert not left.exists()
+        with listeners(1):
+            assert Path(living[0].endpoint.unix_path).exists()
 
 
 def test_nonsense_is_refused() -> None:

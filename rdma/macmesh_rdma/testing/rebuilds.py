@@ -1,8 +1,9 @@
 """Makes a group of three ranks again and again in the same processes, and kills a rank now and then.
 
-Every round has another epoch and key, permuted ranks, and shared memory and TCP in turn; some split the group. In every tenth round one
-process kills itself once the group stands; the others must learn it as the loss of a peer, and a new process takes
-its place. The first process lives through all rounds: what it holds at the end it must have held after the first ones.
+Every round has another epoch and key, permuted ranks, and shared memory and TCP in turn; some split the group.
+In every tenth round one process kills itself once the group stands; the others must learn it as the loss of a
+peer, and a new process takes its place. The first process lives through all rounds: what it holds at the end it
+must have held after the first ones.
 
     python -m macmesh_rdma.testing.rebuilds --count 500 --json
 """
