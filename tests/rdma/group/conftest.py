@@ -2,9 +2,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support.group.ranks import Ranks, type_of_link
 
 from macmesh_rdma.native import load_group
+from support.group.ranks import Ranks, type_of_link
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from support.group.arrays import MLX_DTYPES, Spec, bits, expected, input_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from support.group.arrays import MLX_DTYPES, Spec, bits, expected, input_of
 from support.group.ranks import RankError, Ranks
 
 pytestmark = pytest.mark.process
@@ -60,7 +61,9 @@ def test_arrays_of_no_dimension_or_no_element(pair: Ranks, shape: tuple[int, ...
 )
 @given(
     dtype=st.sampled_from(sorted(MLX_DTYPES)),
-    shape=st.lists(st.integers(0, 40), max_size=4).map(tuple).filter(lambda shape: math.prod(shape) <= 60_000),
+    shape=st.lists(st.integers(0, 40), max_size=4)
+    .map(tuple)
+    .filter(lambda shape: math.prod(shape) <= 60_000),
     seed=st.integers(0, 2**32),
     layout=st.sampled_from(LAYOUTS[:-1]),
     operation=st.sampled_from([*REDUCTIONS, "all_gather", "sum_scatter"]),

@@ -4,6 +4,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from support.group.ranks import RankError, Ranks
 
 if TYPE_CHECKING:
