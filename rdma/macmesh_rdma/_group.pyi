@@ -54,20 +54,20 @@ def shm_link(
     descriptor that is not what it should be.
     """
 
-def link_ping(link: Link, bytes: int, count: int, timeout_seconds: float) -> list[float]:
+def link_ping(link: Link, size_bytes: int, count: int, timeout_seconds: float) -> list[float]:
     """Seconds of each of `count` round trips of a message of that size; the peer runs `link_echo`.
 
     The four measuring functions use the link alone, without MLX and without the GIL. They raise TimeoutError,
     ConnectionError where the peer is gone or the link was aborted, and RuntimeError for what is no frame.
     """
 
-def link_echo(link: Link, bytes: int, count: int, timeout_seconds: float) -> None:
+def link_echo(link: Link, size_bytes: int, count: int, timeout_seconds: float) -> None:
     """Sends back each of `count` messages of that size."""
 
-def link_flood(link: Link, bytes: int, count: int, timeout_seconds: float) -> float:
+def link_flood(link: Link, size_bytes: int, count: int, timeout_seconds: float) -> float:
     """Seconds that `count` messages of that size need until the peer, in `link_drain`, has them all."""
 
-def link_drain(link: Link, bytes: int, count: int, timeout_seconds: float) -> None:
+def link_drain(link: Link, size_bytes: int, count: int, timeout_seconds: float) -> None:
     """Takes `count` messages of that size, then answers once."""
 
 class MeshGroup:

@@ -16,16 +16,12 @@ namespace mm {
 // Repeats `step` until it is done: spins for `spin_us` without progress, then blocks. kTimeout at the deadline.
 template <typename Step>
 Status run_half(Half& half, Step step, Deadline deadline, double spin_us) {
-  const auto spin = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, std::micro>(spin_us));
   std::vector<pollfd> descriptors;
   for (;;) {
     Progress progress = step();
-    if (progress == Progress::kIdle) {
-      const auto until = Clock::now() + spin;
-      while (progress == Progress::kIdle && Clock::now() < until) {
-        cpu_pause();
-        progress = step();
-      }
+    if (progress == Progress::kIdle && spin_us > 0) {
+      Spinner spinner(spin_us);
+      while (progress == Progress::kIdle && spinner.turn()) progress = step();
     }
     switch (progress) {
       case Progress::kDone: return {};

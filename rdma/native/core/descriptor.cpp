@@ -25,7 +25,9 @@ void Descriptor::reset() {
 void prepare_socket(int fd, const std::string& what) {
   int type = 0;
   socklen_t length = sizeof type;
-  if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) != 0) raise_errno(what + ": descriptor " + std::to_string(fd));
+  if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) != 0) {
+    raise_errno(what + ": descriptor " + std::to_string(fd));
+  }
   if (type != SOCK_STREAM) {
     errno = EPROTOTYPE;
     raise_errno(what + ": descriptor " + std::to_string(fd) + " is no stream socket");

@@ -27,7 +27,8 @@ void LinkOptions::validate() const {
   check_range("buffer_sizes", buffer_sizes, 1, kMostBufferSizes);
   check_range("max_outstanding", max_outstanding, 1, 65536);
   if (largest_buffer_bytes() > kMaxFrameBytes) {
-    refuse("buffer_sizes", buffer_sizes, "so small that the largest buffer, frame_bytes << (buffer_sizes - 1), is at most 1 GiB");
+    refuse("buffer_sizes", buffer_sizes,
+           "so small that the largest buffer, frame_bytes << (buffer_sizes - 1), is at most 1 GiB");
   }
   if (buffer_bytes() > kMostBufferBytes) {
     refuse("num_buffers", num_buffers, "so small that the buffers of one direction are at most 64 GiB");

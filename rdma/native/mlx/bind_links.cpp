@@ -162,10 +162,10 @@ void bind_links(nb::module_& m) {
       "send_memory"_a, "receive_memory"_a, "send_doorbell"_a, "receive_doorbell"_a, "options"_a,
       nb::rv_policy::take_ownership);
 
-  m.def("link_ping", &link_ping, "link"_a, "bytes"_a, "count"_a, "timeout_seconds"_a);
-  m.def("link_echo", &link_echo, "link"_a, "bytes"_a, "count"_a, "timeout_seconds"_a);
-  m.def("link_flood", &link_flood, "link"_a, "bytes"_a, "count"_a, "timeout_seconds"_a);
-  m.def("link_drain", &link_drain, "link"_a, "bytes"_a, "count"_a, "timeout_seconds"_a);
+  m.def("link_ping", &link_ping, "link"_a, "size_bytes"_a, "count"_a, "timeout_seconds"_a);
+  m.def("link_echo", &link_echo, "link"_a, "size_bytes"_a, "count"_a, "timeout_seconds"_a);
+  m.def("link_flood", &link_flood, "link"_a, "size_bytes"_a, "count"_a, "timeout_seconds"_a);
+  m.def("link_drain", &link_drain, "link"_a, "size_bytes"_a, "count"_a, "timeout_seconds"_a);
 }
 
 }  // namespace mm

@@ -63,8 +63,8 @@ class Layout {
   [[nodiscard]] std::uint64_t digest() const {
     std::uint64_t hash = 14695981039346656037ULL;
     for (const std::uint64_t value :
-         {std::uint64_t{options_.num_buffers}, std::uint64_t{options_.frame_bytes}, std::uint64_t{options_.buffer_sizes},
-          std::uint64_t{options_.max_outstanding}, std::uint64_t{bytes_}}) {
+         {std::uint64_t{options_.num_buffers}, std::uint64_t{options_.frame_bytes},
+          std::uint64_t{options_.buffer_sizes}, std::uint64_t{options_.max_outstanding}, std::uint64_t{bytes_}}) {
       hash = (hash ^ value) * 1099511628211ULL;
     }
     return hash | 1;  // zero means: not written

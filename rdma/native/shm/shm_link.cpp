@@ -11,8 +11,9 @@ class ShmLink final : public Link {
  public:
   ShmLink(int send_memory, int receive_memory, Descriptor send_doorbell, Descriptor receive_doorbell,
           const LinkOptions& options)
-      : sender_(send_memory, std::move(send_doorbell), options, stopped_),
-        receiver_(receive_memory, std::move(receive_doorbell), options, stopped_),
+      : sender_({send_memory, options, "shm link, memory to send"}, std::move(send_doorbell), options, stopped_),
+        receiver_({receive_memory, options, "shm link, memory to receive"}, std::move(receive_doorbell), options,
+                  stopped_),
         pool_bytes_(2 * shm_bytes(options)) {}
 
   SendHalf& sender() override { return sender_; }

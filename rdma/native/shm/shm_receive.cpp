@@ -2,10 +2,13 @@
 
 #include <cstring>
 
+#include "core/copy.h"
+
 namespace mm::shm {
 
-ShmReceive::ShmReceive(int memory, mm::Descriptor doorbell, const LinkOptions& options, const std::atomic<bool>& stopped)
-    : options_(options), stopped_(stopped), mapping_(memory, options, "shm link, memory to receive"), doorbell_(std::move(doorbell)) {}
+ShmReceive::ShmReceive(Mapping mapping, mm::Descriptor doorbell, const LinkOptions& options,
+                       const std::atomic<bool>& stopped)
+    : options_(options), stopped_(stopped), mapping_(std::move(mapping)), doorbell_(std::move(doorbell)) {}
 
 Progress ShmReceive::try_header(FrameHeader& header) {
   if (!failure().ok()) return Progress::kFailed;
@@ -57,7 +60,7 @@ Progress ShmReceive::try_payload(std::span<std::byte> into) {
     return fail(Status(Code::kLocal, "room for " + std::to_string(into.size()) + " bytes was given to a frame of " +
                                          std::to_string(in_frame_ ? header_.frame_bytes : 0)));
   }
-  if (!into.empty()) std::memcpy(into.data(), mapping_.at(mapping_.layout().buffer_at(size_class_, slot_)), into.size());
+  copy_bytes(into.data(), mapping_.at(mapping_.layout().buffer_at(size_class_, slot_)), into.size());
   in_frame_ = false;
   next_slot_[size_class_] = slot_ + 1 == options_.num_buffers ? 0 : slot_ + 1;
   if (++next_descriptor_ == options_.max_outstanding) next_descriptor_ = 0;

@@ -13,7 +13,7 @@ namespace mm::shm {
 // Reads what the peer wrote and trusts none of it: every number is taken out of the shared memory once, then checked.
 class ShmReceive final : public ReceiveHalf {
  public:
-  ShmReceive(int memory, mm::Descriptor doorbell, const LinkOptions& options, const std::atomic<bool>& stopped);
+  ShmReceive(Mapping mapping, mm::Descriptor doorbell, const LinkOptions& options, const std::atomic<bool>& stopped);
 
   Progress try_header(FrameHeader& header) override;
   Progress try_payload(std::span<std::byte> into) override;

@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/copy.h"
+
 namespace mm::shm {
 
-ShmSend::ShmSend(int memory, mm::Descriptor doorbell, const LinkOptions& options, const std::atomic<bool>& stopped)
+ShmSend::ShmSend(Mapping mapping, mm::Descriptor doorbell, const LinkOptions& options,
+                 const std::atomic<bool>& stopped)
     : options_(options),
       stopped_(stopped),
-      mapping_(memory, options, "shm link, memory to send"),
+      mapping_(std::move(mapping)),
       doorbell_(std::move(doorbell)),
       class_of_(options.max_outstanding) {
   std::fill_n(free_.begin(), options.buffer_sizes, options.num_buffers);
@@ -31,7 +34,7 @@ Progress ShmSend::try_send(const FrameHeader& header, std::span<const std::byte>
   const auto size_class = static_cast<std::uint32_t>(free_class(payload.size()));
   const std::uint32_t slot = next_slot_[size_class];
   const Layout& layout = mapping_.layout();
-  if (!payload.empty()) std::memcpy(mapping_.at(layout.buffer_at(size_class, slot)), payload.data(), payload.size());
+  copy_bytes(mapping_.at(layout.buffer_at(size_class, slot)), payload.data(), payload.size());
   auto* descriptor = reinterpret_cast<FrameSlot*>(mapping_.at(layout.descriptor_at(next_descriptor_)));
   encode_header(header, std::span<std::byte, kFrameHeaderBytes>(descriptor->header));
   descriptor->size_class = size_class;
@@ -64,11 +67,10 @@ std::size_t ShmSend::frame_limit(std::size_t message_bytes) const {
 }
 
 int ShmSend::free_class(std::size_t bytes) const {
-  // A larger buffer than needed is better than waiting.
-  for (std::uint32_t k = 0; k < options_.buffer_sizes; ++k) {
-    if (free_[k] > 0 && bytes <= mapping_.layout().class_bytes(k)) return static_cast<int>(k);
-  }
-  return -1;
+  // Never a larger one: a sender that runs ahead through all buffers leaves the caches (measured: half the bandwidth).
+  std::uint32_t k = 0;
+  while (bytes > mapping_.layout().class_bytes(k)) ++k;
+  return free_[k] > 0 ? static_cast<int>(k) : -1;
 }
 
 bool ShmSend::has_room() const {

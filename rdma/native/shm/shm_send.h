@@ -12,7 +12,7 @@ namespace mm::shm {
 
 class ShmSend final : public SendHalf {
  public:
-  ShmSend(int memory, mm::Descriptor doorbell, const LinkOptions& options, const std::atomic<bool>& stopped);
+  ShmSend(Mapping mapping, mm::Descriptor doorbell, const LinkOptions& options, const std::atomic<bool>& stopped);
 
   Progress try_send(const FrameHeader& header, std::span<const std::byte> payload) override;
   [[nodiscard]] std::size_t frame_limit(std::size_t message_bytes) const override;
