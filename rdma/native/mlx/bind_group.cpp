@@ -5,7 +5,10 @@
 #include <nanobind/stl/tuple.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
+#include <mutex>
 #include <optional>
 #include <system_error>
 #include <tuple>
@@ -31,6 +34,33 @@ void remember(const std::shared_ptr<MeshGroupImpl>& group) {
   live_groups().push_back(group);
 }
 
+// A call that blocks without the GIL, counted from before it lets the GIL go until it has it again: a thread that asks
+// for the GIL once the interpreter is ending is ended there, which a C++ frame does not survive.
+class Blocking {
+ public:
+  Blocking() {
+    std::lock_guard lock(mutex_);
+    ++calls_;
+  }
+  ~Blocking() {
+    std::lock_guard lock(mutex_);
+    if (--calls_ == 0) none_.notify_all();
+  }
+  Blocking(const Blocking&) = delete;
+  Blocking& operator=(const Blocking&) = delete;
+
+  // Waits without the GIL until there is none, for a bounded time.
+  static void wait_for_none() {
+    std::unique_lock lock(mutex_);
+    none_.wait_for(lock, std::chrono::seconds(2), [] { return calls_ == 0; });
+  }
+
+ private:
+  static inline std::mutex mutex_;
+  static inline std::condition_variable none_;
+  static inline int calls_ = 0;
+};
+
 // Says farewell to all peers while threads and callables still can be given up in order.
 void close_all() {
   auto groups = std::move(live_groups());
@@ -38,6 +68,8 @@ void close_all() {
   for (const auto& known : groups) {
     if (auto group = known.lock()) group->close();
   }
+  nb::gil_scoped_release release;
+  Blocking::wait_for_none();
 }
 
 const char* code_name(Code code) {
@@ -178,6 +210,7 @@ void bind_group(nb::module_& m) {
           "send_bytes",
           [](const PyMeshGroup& self, int peer, nb::object payload) {
             Buffer buffer(payload, PyBUF_SIMPLE);
+            Blocking blocking;
             nb::gil_scoped_release release;
             self.impl->mesh()->send(peer, bytes_message(), buffer.span());
           },
@@ -186,6 +219,7 @@ void bind_group(nb::module_& m) {
           "receive_bytes",
           [](const PyMeshGroup& self, int peer, nb::object into) {
             Buffer buffer(into, PyBUF_WRITABLE);
+            Blocking blocking;
             nb::gil_scoped_release release;
             self.impl->mesh()->receive(peer, bytes_message(), buffer.span());
           },

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -53,10 +54,11 @@ def test_the_group_of_mlx_outlives_the_python_object(start: Callable[..., Ranks]
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["minimax", "llama"])
 def test_tensor_parallel_gives_the_tokens_of_one_process(pair: Ranks, tmp_path: Path, name: str) -> None:
-    write_tiny_model(tmp_path, name)
+    # In bfloat16 each rank's part is rounded before the sum, so that near ties may fall otherwise.
+    write_tiny_model(tmp_path, name, dtype=mx.float32)
     prompt = [3, 141, 59, 26, 5, 35, 89, 79, 32]
-    alone = pair.call("tokens", str(tmp_path), prompt, 12, False)
-    together = pair.call("tokens", str(tmp_path), prompt, 12, True)
+    alone = pair.call("tokens", str(tmp_path), prompt, 12, "alone")
+    together = pair.call("tokens", str(tmp_path), prompt, 12, "parallel")
     assert not isinstance(alone[0], RankError), alone[0]
     assert len(alone[0]) == 12
     assert together == [alone[0], alone[0]]

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-MLX_DTYPES = {
-    name: getattr(mx, name + ("_" if name == "bool" else ""))
-    for name in [
-        "bool",
-        "uint8",
-        "uint16",
-        "uint32",
-        "uint64",
-        "int8",
-        "int16",
-        "int32",
-        "int64",
-        "float16",
-        "float32",
-        "float64",
-        "bfloat16",
-        "complex64",
-    ]
-}
+_INTEGERS = [f"{sign}int{width}" for sign in ("", "u") for width in (8, 16, 32, 64)]
+_FLOATS = ["float16", "float32", "float64", "bfloat16", "complex64"]
+MLX_DTYPES = {"bool": mx.bool_} | {name: getattr(mx, name) for name in [*_INTEGERS, *_FLOATS]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +89,3 @@ def expected(operation: str, spec: Spec, size: int, rank: int) -> tuple[str, tup
             rows = spec.shape[0] // size
             result = result[rank * rows : (rank + 1) * rows]
     return bits(mx.array(result, MLX_DTYPES[spec.dtype]))
-
-
-def elements(spec: Spec) -> int:
-    """How many."""
-    return math.prod(spec.shape)

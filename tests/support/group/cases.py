@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
-from mlx import nn
+from mlx.nn.layers.activations import relu
+from mlx.nn.layers.distributed import shard_linear
+from mlx.nn.layers.linear import Linear
 
 from macmesh_rdma import _group
 from support.group.arrays import MLX_DTYPES, Spec, bits, input_of
@@ -28,7 +30,8 @@ mx.set_default_device(mx.cpu)  # float64 is for CPUs only
 def make_link(given: LinkDescriptors) -> _group.Link:
     """One end of a link."""
     if given.provider == "shm":
-        return _group.shm_link(*given.descriptors, OPTIONS)
+        send_memory, receive_memory, send_doorbell, receive_doorbell = given.descriptors
+        return _group.shm_link(send_memory, receive_memory, send_doorbell, receive_doorbell, OPTIONS)
     return _group.tcp_link(given.descriptors[0], OPTIONS)
 
 
@@ -111,7 +114,7 @@ def everyone_to_everyone(context: Context, spec: Spec) -> dict[int, tuple[str, t
         x = input_of(spec, context.rank * 10 + peer)
         done.append(mx.distributed.send(x, peer, group=context.mlx, stream=sends))
         received[peer] = mx.distributed.recv_like(x, peer, group=context.mlx)
-    mx.async_eval(done)
+    mx.async_eval(done)  # type: ignore[no-untyped-call]
     mx.eval(received)
     mx.eval(done)
     return {peer: bits(array) for peer, array in received.items()}
@@ -178,15 +181,15 @@ def split(context: Context, folder: str, color: int, key: int) -> dict[str, Any]
     return result
 
 
-def lives_on(context: Context) -> list[float]:
+def lives_on(context: Context) -> Any:
     """MLX's group works without the Python one, which is let go."""
     context.new_groups.clear()
     group = context.mlx
     del context.group
     x = mx.distributed.all_sum(mx.ones(3), group=group)
-    mx.async_eval(x)
+    mx.async_eval(x)  # type: ignore[no-untyped-call]
     del context.mlx, group
-    values: list[float] = x.tolist()
+    values = x.tolist()
     context.group = _group.MeshGroup(
         rank=0, size=1, peers={}, epoch=(0, 0, 0), name="alone", timeout_seconds=1, spin_us=0
     )
@@ -240,14 +243,14 @@ def exchange_bytes(context: Context, payload: bytes) -> bytes:
     return bytes(into)
 
 
-def tokens(context: Context, folder: str, prompt: list[int], count: int, parallel: bool) -> list[int]:
+def tokens(context: Context, folder: str, prompt: list[int], count: int, how: str) -> list[int]:
     """Greedy tokens of a model; in tensor parallel over the group if so asked."""
     # Imported here: it takes seconds, and one case needs it.
     from mlx_lm.generate import generate_step  # noqa: PLC0415
     from mlx_lm.utils import load_model  # noqa: PLC0415
 
     model, _ = load_model(Path(folder))
-    if parallel:
+    if how == "parallel":
         model.shard(context.mlx)
     mx.eval(model.parameters())
     steps = generate_step(mx.array(prompt), model, max_tokens=count, prefill_step_size=4)
@@ -257,12 +260,12 @@ def tokens(context: Context, folder: str, prompt: list[int], count: int, paralle
 def sharded_layers(context: Context) -> list[Any]:
     """A layer whose output is sharded, then one whose input is: together the plain ones."""
     mx.random.seed(3)
-    first, second = nn.Linear(16, 32), nn.Linear(32, 8)
+    first, second = Linear(16, 32), Linear(32, 8)
     x = mx.random.normal((5, 16))
-    plain = second(nn.relu(first(x)))
-    up = nn.layers.distributed.shard_linear(first, "all-to-sharded", group=context.mlx)
-    down = nn.layers.distributed.shard_linear(second, "sharded-to-all", group=context.mlx)
-    sharded = down(nn.relu(up(x)))
+    plain = second(relu(first(x)))
+    up = shard_linear(first, "all-to-sharded", group=context.mlx)
+    down = shard_linear(second, "sharded-to-all", group=context.mlx)
+    sharded = down(relu(up(x)))
     return [np.array(plain).tolist(), np.array(sharded).tolist()]
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[2])  # the tests' folder, in place of this one
 
-from support.group import cases
-from support.group.ranks import RankError
+from support.group import cases  # noqa: E402  found through the line above
+from support.group.ranks import RankError  # noqa: E402  the same
 
 
 def main() -> None:
