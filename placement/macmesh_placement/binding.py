@@ -59,8 +59,8 @@ def binding_constraints(request: PlanRequest, attempt: Attempt) -> list[str]:
 
 
 def _shares_hosts(request: PlanRequest) -> bool:
-    hosts = [node.host for node in taking_part(request)]
-    return len(set(hosts)) < len(hosts)
+    budgets = request.host_budgets_bytes
+    return any(node.host in budgets for node in taking_part(request))
 
 
 def _line_sizes(request: PlanRequest) -> dict[str, int]:
@@ -191,12 +191,7 @@ def _divisible_on_hosts(
     hosts: dict[str, list[int]] = {}
     for index, node in enumerate(nodes):
         hosts.setdefault(node.host, []).append(index)
-    left = 1 - request.reserves.host_reserve_fraction
-    budgets = {
-        host: int(min(nodes[i].ram_bytes for i in members) * left)
-        for host, members in hosts.items()
-        if len(members) > 1
-    }
+    budgets = request.host_budgets_bytes
     for size in _lengths(request, len(nodes)):
         for chosen in combinations(range(len(nodes)), size):
             if not needed <= set(chosen) or min(spare[i] for i in chosen) < 0:

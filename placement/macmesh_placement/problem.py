@@ -89,6 +89,7 @@ class Problem:
         self._totals = {
             fused: stage_totals(self.profile, self.demand, fused_attention=fused) for fused in kinds
         }
+        self._budgets = request.host_budgets_bytes
         crowded = self._crowded_hosts(nodes)
         self.crowded_hosts = crowded if share_hosts else {}
         if crowded and not share_hosts:
@@ -130,25 +131,23 @@ class Problem:
 
     def _crowded_hosts(self, nodes: tuple[NodeCapacity, ...]) -> dict[str, int]:
         """Machines whose nodes could together need more than the machine has, with what it has."""
-        hosts: dict[str, list[NodeCapacity]] = {}
-        for node in nodes:
-            hosts.setdefault(node.host, []).append(node)
-        left = 1 - self.request.reserves.host_reserve_fraction
-        budgets = {host: int(min(n.ram_bytes for n in members) * left) for host, members in hosts.items()}
         return {
-            host: budgets[host]
-            for host, members in hosts.items()
-            if len(members) > 1 and sum(n.usable_bytes for n in members) > budgets[host]
+            host: budget
+            for host, budget in self._budgets.items()
+            if sum(self._limit_bytes(node) for node in nodes if node.host == host) > budget
         }
+
+    def _limit_bytes(self, node: NodeCapacity) -> int:
+        """The most that the node's stage may need: what it may use, and what its machine has."""
+        return min(node.usable_bytes, self._budgets.get(node.host, node.usable_bytes))
 
     def _holds_something(self, node: NodeCapacity) -> bool:
         totals = self._totals[node.fused_attention]
         steps = np.arange(len(self.at) - 1)
-        return bool((totals[steps, steps + 1] <= node.usable_bytes).any()) or self._whole_fits(node)
+        return bool((totals[steps, steps + 1] <= self._limit_bytes(node)).any()) or self._whole_fits(node)
 
     def _whole_fits(self, node: NodeCapacity) -> bool:
-        limit = min(node.usable_bytes, self.crowded_hosts.get(node.host, node.usable_bytes))
-        return self.whole_bytes(node) <= limit
+        return self.whole_bytes(node) <= self._limit_bytes(node)
 
     def whole_bytes(self, node: NodeCapacity) -> int:
         """Bytes that the node needs for the whole model in one stage."""
@@ -220,8 +219,8 @@ class Problem:
         low = np.empty((len(self.nodes), len(self.at)), dtype=np.int64)
         for fused, totals in self._totals.items():
             mine = np.array([node.fused_attention is fused for node in self.nodes], dtype=bool)
-            usable = np.array([node.usable_bytes for node in self.nodes], dtype=np.int64)
-            low[mine] = lowest_begins(totals, usable[mine])
+            limits = np.array([self._limit_bytes(node) for node in self.nodes], dtype=np.int64)
+            low[mine] = lowest_begins(totals, limits[mine])
         return self.shape.ends(low)
 
     @cached_property
@@ -433,7 +432,7 @@ class Problem:
                 self.demand,
                 self.mixture,
                 self.links,
-                self.crowded_hosts,
+                self._budgets,
             )
         ]
 

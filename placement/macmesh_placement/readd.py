@@ -184,11 +184,13 @@ def _check_ledgers(placement: Placement, request: PlanRequest) -> None:
 
 
 def host_deficits(placement: Placement, request: PlanRequest) -> tuple[HostDeficit, ...]:
-    """The RAM that machines lack for the placement's ledgers, where several nodes share them."""
+    """The RAM that machines lack for the placement's ledgers, where several nodes share them.
+
+    A machine has what the lowest reading of all its nodes says, whether they take part or not.
+    """
     members: dict[str, list[NodeCapacity]] = {}
     for node in request.nodes:
-        if node.node_id not in request.excluded_node_ids:
-            members.setdefault(node.host, []).append(node)
+        members.setdefault(node.host, []).append(node)
     found = []
     for host, nodes in sorted(members.items()):
         names = {node.node_id for node in nodes}

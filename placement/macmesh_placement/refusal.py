@@ -243,7 +243,7 @@ def _host_deficits(
     if short is None or not short.hosts_respected:
         return ()
     found = []
-    for host in shared_hosts(nodes, request.reserves.host_reserve_fraction):
+    for host in shared_hosts(request, nodes):
         needed = sum(
             need
             for (node, _, _), need in zip(short.stages, short.needed_bytes, strict=True)

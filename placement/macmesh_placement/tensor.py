@@ -110,7 +110,7 @@ def tensor_plans(
         demand: How they will be used.
         mixture: Which tokens are timed.
         links: The links between the nodes.
-        host_budgets: RAM of machines that could be overcrowded.
+        host_budgets: See `PlanRequest.host_budgets_bytes`.
     """
     plans = []
     for shard in request.profile.tensor_shards:

@@ -230,8 +230,9 @@ def _of_size(
     fits = (needs <= usable[who]).all(axis=1)
     for host in {node.host_id for node in nodes if node.host_id}:
         here = np.array([node.host_id == host for node in nodes])
-        if here.sum() > 1:
-            ram = min(node.ram_bytes for node in nodes if node.host_id == host)
+        on_it = [node.ram_bytes for node in request.nodes if node.host_id == host]
+        if len(on_it) > 1:
+            ram = min(on_it)
             most = int(ram * (1 - request.reserves.host_reserve_fraction))
             fits &= (needs * here[who]).sum(axis=1) <= most
     who, begins, ends = who[fits], begins[fits], ends[fits]

@@ -155,6 +155,25 @@ def request(seed: int, *, max_nodes: int = 4, max_layers: int = 6) -> PlanReques
     return pinned(rng, asked) if rng.random() < 0.3 else asked
 
 
+def crowded(seed: int, *, max_nodes: int = 4, max_layers: int = 5) -> PlanRequest:
+    """Most nodes on one or two machines whose RAM they could overcrowd, to be kept evenly busy."""
+    asked = request(seed, max_nodes=max_nodes, max_layers=max_layers)
+    rng = Random(~seed)  # noqa: S311  drawn cases, no secrets
+    machines = rng.choice((("one",), ("one", "one", "two"), ("one", "one", "")))
+    share = rng.choice((0.9, 1.3, 1.7))
+    nodes = tuple(
+        replace(
+            node,
+            host_id=rng.choice(machines),
+            ram_bytes=max(
+                1, int(share * rng.uniform(1.0, 1.2) * max(other.usable_bytes for other in asked.nodes))
+            ),
+        )
+        for node in asked.nodes
+    )
+    return replace(asked, nodes=nodes, objective=rng.choice(("throughput", "balanced")))
+
+
 def links(rng: Random, nodes: tuple[NodeCapacity, ...]) -> tuple[Link, ...]:
     """None, a ring, islands, or any: of one or several speeds."""
     pairs = [(a.node_id, b.node_id) for a, b in combinations(nodes, 2)]

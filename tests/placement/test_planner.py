@@ -157,6 +157,18 @@ def test_nodes_of_one_host_share_its_ram() -> None:
     assert len(placed(ask(separate)).stages) == 2
 
 
+def test_the_ram_of_a_machine_is_what_any_of_its_nodes_reads_least_even_one_left_out() -> None:
+    readings = {"a": 16, "b": 16, "c": 13}
+    nodes = [make_node(name, 8, ram_bytes=ram * GB, host_id="mac") for name, ram in readings.items()]
+    request = ask(nodes, excluded_node_ids=frozenset("c"))
+    assert request.host_budgets_bytes == {"mac": int(13 * GB * 0.9)}
+    assert refused(request).binding == "host_ram"
+    assert refused(ask(nodes)).host_deficits == refused(request).host_deficits
+    alone = ask([make_node("a", 18, ram_bytes=16 * GB, host_id="mac")])
+    assert not alone.host_budgets_bytes, "no other node is on it"
+    assert len(placed(alone).stages) == 1
+
+
 def test_tied_embeddings_are_charged_to_head_and_tail() -> None:
     tied = make_model(tied=True, head_bytes=0)
     both = placed(ask([make_node("a", 8), make_node("b", 8)], profile=tied))
