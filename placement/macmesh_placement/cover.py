@@ -19,7 +19,7 @@ import numpy as np
 from macmesh_placement.capacity import NodeCapacity
 from macmesh_placement.covered_hosts import HostBudget, HostSearch
 from macmesh_placement.request import PlanRequest
-from macmesh_placement.tables import Floats, Integers, boundaries, stage_totals, whole_model_bytes
+from macmesh_placement.tables import Floats, Integers, boundaries, totals_by_attention, whole_model_bytes
 
 Stages = list[tuple[int, int, int]]
 """Stages from first to last: (node, begin boundary, end boundary)."""
@@ -63,17 +63,14 @@ class Cover:
         self.nodes = nodes
         self.at: Integers = boundaries(request.profile)
         demand = request.demand(context_tokens)
-        totals = {
-            fused: stage_totals(request.profile, demand, fused_attention=fused)
-            for fused in {node.fused_attention for node in nodes}
-        }
+        totals = totals_by_attention(request.profile, demand, nodes)
         self._needs = [totals[node.fused_attention] for node in nodes]
         self._wholes = [whole_model_bytes(request.profile, demand, needs) for needs in self._needs]
         self._stage_count = request.stage_count
         places = {node.node_id: index for index, node in enumerate(nodes)}
         self._head = places.get(request.head_node_id)
         self._tail = places.get(request.tail_node_id)
-        pinned = {*request.required_node_ids, request.head_node_id, request.tail_node_id} - {""}
+        pinned = request.pinned_node_ids
         self._pins_present = pinned <= places.keys()
         self._required = sum(1 << places[name] for name in pinned & places.keys())
         self.hosts = shared_hosts(request, nodes) if share_hosts else []

@@ -240,7 +240,7 @@ def _timed(request: PlanRequest, split: Split) -> Placement:
             objective_seconds=0.0,
             fewest_bytes_proved=False,
         ),
-        kv_bits=getattr(request.profile, "kv_bits", 0),
+        kv_bits=request.profile.kv_bits,
     )
     sums = terms_of(draft, request)
     decode = terms_of(draft, replace(request, prefill_share=0.0)).latency_seconds

@@ -21,7 +21,7 @@ from macmesh_placement.tables import (
     load_bytes,
     lowest_begins,
     lowest_begins_within,
-    stage_totals,
+    totals_by_attention,
     whole_model_bytes,
 )
 from macmesh_placement.tensor import TensorPlan, tensor_plans
@@ -85,10 +85,7 @@ class Problem:
         self._offered = nodes
         self.mixture = Mixture.of(request, context_tokens)
         self.at: Integers = boundaries(self.profile)
-        kinds = {node.fused_attention for node in nodes}
-        self._totals = {
-            fused: stage_totals(self.profile, self.demand, fused_attention=fused) for fused in kinds
-        }
+        self._totals = totals_by_attention(self.profile, self.demand, nodes)
         self._budgets = request.host_budgets_bytes
         crowded = self._crowded_hosts(nodes)
         self.crowded_hosts = crowded if share_hosts else {}
@@ -239,9 +236,10 @@ class Problem:
     @cached_property
     def host_criteria(self) -> list[Criterion]:
         """The RAM of machines that could be overcrowded."""
-        return [Criterion(resource.use, None, resource.limit) for resource in self.host_resources()]
+        return [Criterion(resource.use, None, resource.limit) for resource in self._host_limits]
 
-    def host_resources(self) -> list[Resource]:
+    @cached_property
+    def _host_limits(self) -> list[Resource]:
         """The RAM of machines that could be overcrowded, as resources."""
         resources = []
         for host, budget in sorted(self.crowded_hosts.items()):
@@ -280,10 +278,6 @@ class Problem:
         return any(
             sum(resource.use[stage] for stage in path) > resource.limit for resource in self._host_limits
         )
-
-    @cached_property
-    def _host_limits(self) -> list[Resource]:
-        return self.host_resources()
 
     def cheapest(self, cost: Additive, windows: Windows, hops: Hops) -> Path | None:
         """The cheapest pipeline of several stages, the way back aside, within the RAM of shared machines.

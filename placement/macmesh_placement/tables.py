@@ -67,6 +67,16 @@ def stage_totals(profile: ModelProfile, demand: StageDemand, *, fused_attention:
     return totals
 
 
+def totals_by_attention(
+    profile: ModelProfile, demand: StageDemand, nodes: tuple[NodeCapacity, ...]
+) -> dict[bool, Integers]:
+    """`stage_totals` on nodes that have fused attention kernels and on those that have not, as far as needed."""
+    return {
+        fused: stage_totals(profile, demand, fused_attention=fused)
+        for fused in {node.fused_attention for node in nodes}
+    }
+
+
 def whole_model_bytes(profile: ModelProfile, demand: StageDemand, totals: Integers) -> int:
     """Bytes of a single stage that holds everything: no transport, and a tied head shares the embedding."""
     return int(totals[0, -1]) - demand.reserves.transport_pool_bytes - profile.tied_copy_bytes
