@@ -10,6 +10,7 @@ from macmesh_placement.chain import ChainSearch, link_order
 from macmesh_placement.constrained import Criterion, LabelSearch, Resource, SearchTooLargeError
 from macmesh_placement.costs import Mixture, Rates, stage_seconds
 from macmesh_placement.hops import Hops, LinkMap
+from macmesh_placement.loads import stage_loads, whole_load_bytes
 from macmesh_placement.reach import Reach
 from macmesh_placement.request import PlanRequest
 from macmesh_placement.search import Path, Shape, SubsetSearch
@@ -18,7 +19,6 @@ from macmesh_placement.tables import (
     Floats,
     Integers,
     boundaries,
-    load_bytes,
     lowest_begins,
     lowest_begins_within,
     totals_by_attention,
@@ -208,7 +208,7 @@ class Problem:
     @cached_property
     def loads(self) -> Additive:
         """Bytes that each stage would have to load."""
-        return load_bytes(self.profile, self.nodes)
+        return stage_loads(self.profile, self.nodes)
 
     @cached_property
     def low(self) -> Integers:
@@ -401,7 +401,7 @@ class Problem:
         for index, node in enumerate(self.nodes):
             if self._whole_fits(node) and pinned <= {node.node_id}:
                 seconds = self.seconds.of(index, 0, last)
-                load = self._whole_load(node)
+                load = whole_load_bytes(self.profile, node)
                 found.append(Choice(((index, 0, last),), seconds, seconds, load))
         return found
 
@@ -430,18 +430,6 @@ class Problem:
             )
         ]
 
-    def _whole_load(self, node: NodeCapacity) -> float:
-        profile = self.profile
-        whole = node.resident_ways == 1
-        held = whole and (node.holds_embedding or (profile.tied and node.holds_head))
-        load = sum(
-            layer.weight_bytes
-            for index, layer in enumerate(profile.layers)
-            if not whole or index not in node.resident_layers
-        )
-        load += 0 if held else profile.embedding_bytes
-        return load + (0 if whole and node.holds_head else profile.norm_bytes + profile.head_bytes)
-
     def hop_seconds(self, path: tuple[tuple[int, int, int], ...]) -> list[float]:
         """Seconds of each stage's hop; the last stage's is the way back."""
         return [0.0] if len(path) == 1 else self.hops.of_path([node for node, _, _ in path])
@@ -451,7 +439,7 @@ class Problem:
         if len(path) == 1:
             node = self.nodes[path[0][0]]
             seconds = self.seconds.of(*path[0])
-            return Choice(tuple(path), seconds, seconds, self._whole_load(node))
+            return Choice(tuple(path), seconds, seconds, whole_load_bytes(self.profile, node))
         times = [self.seconds.of(*stage) for stage in path]
         return Choice(
             tuple(path),

@@ -219,8 +219,10 @@ def load_bytes(profile: ModelProfile, node: NodeCapacity, first_layer: int, end_
     )
     head, tail = first_layer == 0, end_layer == profile.layer_count
     one_copy = head and tail and profile.tied
-    if head and not (whole and (node.holds_embedding or (one_copy and node.holds_head))):
+    if head and not (whole and node.holds_embedding):
         load += profile.embedding_bytes
+        if one_copy and whole and node.holds_head:
+            load -= profile.tied_copy_bytes
     if tail and not (whole and node.holds_head):
         load += profile.norm_bytes if one_copy else profile.tail_bytes
     return load

@@ -89,12 +89,14 @@ def profile(rng: Random, max_layers: int = 6) -> ModelProfile:
     cuts = tuple(range(1, len(layers)))
     if rng.random() < 0.25:
         cuts = tuple(cut for cut in cuts if rng.random() < 0.5)
+    embedding_bytes = rng.randint(0, 100_000)
     return ModelProfile(
         model_id="m",
         model_type="test",
         digest="0" * 64,
         layers=layers,
-        embedding_bytes=rng.randint(0, 100_000),
+        embedding_bytes=embedding_bytes,
+        head_copy_bytes=embedding_bytes * 2 // 3 if tied and embedding_bytes % 2 else None,
         norm_bytes=rng.randint(0, 100),
         head_bytes=0 if tied else rng.randint(0, 100_000),
         tied=tied,

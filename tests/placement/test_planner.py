@@ -26,6 +26,7 @@ from macmesh_placement import (
     result_from_json,
     usable_for_stage_count,
 )
+from macmesh_placement.readd import readd
 from placement import drawn
 
 GB = 10**9
@@ -155,6 +156,19 @@ def test_nodes_of_one_host_share_its_ram() -> None:
     assert refusal.binding == "host_ram"
     separate = [replace(node, host_id="") for node in nodes(13)]
     assert len(placed(ask(separate)).stages) == 2
+
+
+def test_a_node_with_the_tied_head_lacks_what_the_head_does_not_copy() -> None:
+    tied = make_model(tied=True, head_bytes=0, head_copy_bytes=GB // 8)
+    holding = make_node("a", 20, resident_layers=frozenset(range(12)), holds_head=True)
+    request = ask([holding], profile=tied)
+    assert placed(request).bytes_to_load == GB // 2 - GB // 8
+    readd(placed(request), request)
+    with_embedding = ask([replace(holding, holds_embedding=True, holds_head=False)], profile=tied)
+    assert placed(with_embedding).bytes_to_load == tied.norm_bytes
+    last = replace(holding, resident_layers=frozenset(), holds_head=False)
+    request = ask([last, make_node("b", 20)], profile=tied, stage_count=2, tail_node_id="a")
+    assert placed(request).bytes_to_load == 12 * GB + GB // 2 + tied.norm_bytes + GB // 8
 
 
 def test_the_ram_of_a_machine_is_what_any_of_its_nodes_reads_least_even_one_left_out() -> None:
