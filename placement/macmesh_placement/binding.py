@@ -22,9 +22,9 @@ from itertools import combinations
 import numpy as np
 
 from macmesh_placement.feasibility import Attempt, fits, taking_part
+from macmesh_placement.instance import MAX_EXACT_NODES
 from macmesh_placement.layers import LayerProfile
 from macmesh_placement.ledger import stage_ledger
-from macmesh_placement.problem import MAX_EXACT_NODES
 from macmesh_placement.profile import ModelProfile
 from macmesh_placement.request import PlanRequest
 from macmesh_placement.scratch import Scratch

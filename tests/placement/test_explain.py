@@ -13,8 +13,9 @@ from macmesh_placement import (
     TensorShard,
     plan,
 )
-from macmesh_placement.explain import Alternative, alternatives, over_rdma, readd
-from macmesh_placement.readd import terms_of
+from macmesh_placement.explain import Alternative, alternatives, over_rdma
+from macmesh_placement.readd import readd
+from macmesh_placement.terms import terms_of
 from placement import drawn
 from placement.test_planner import GB, ask, make_model, make_node, placed, refused
 
