@@ -1,8 +1,36 @@
 """Fixtures shared by all tests."""
 
+import gc
+import os
+import tempfile
+
 import pytest
 
 from summary import TABLE
+
+_BYTECODE = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets the processes that tests start share their bytecode, where none is written beside the sources.
+
+    Else each of them would compile all that it imports anew, which takes longer than most tests.
+    """
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        folder = config.stash[_BYTECODE] = tempfile.TemporaryDirectory(prefix="macmesh-bytecode-")
+        os.environ["PYTHONPYCACHEPREFIX"] = folder.name
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes the bytecode."""
+    if _BYTECODE in config.stash:
+        config.stash[_BYTECODE].cleanup()
+
+
+def pytest_collection_finish() -> None:
+    """Takes what is there for good - modules, tests - out of the garbage collector's rounds."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

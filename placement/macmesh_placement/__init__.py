@@ -22,7 +22,7 @@ from macmesh_placement.ledger import Ledger, LedgerEntry, Reserves, StageDemand,
 from macmesh_placement.links import Link, LinkKind
 from macmesh_placement.planner import plan
 from macmesh_placement.profile import ModelProfile, all_cut_points
-from macmesh_placement.readd import Readded, StageTerms, readd
+from macmesh_placement.readd import readd
 from macmesh_placement.request import Objective, PlanRequest
 from macmesh_placement.result import (
     Certificate,
@@ -33,10 +33,11 @@ from macmesh_placement.result import (
     RefusalKind,
     StagePlacement,
     WhatIf,
-    result_from_json,
 )
+from macmesh_placement.result_json import result_from_json
 from macmesh_placement.scratch import Scratch, ScratchTerm
 from macmesh_placement.shards import TensorShard
+from macmesh_placement.terms import Readded, StageTerms
 
 __all__ = [
     "Alternative",

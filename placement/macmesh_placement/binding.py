@@ -22,29 +22,19 @@ from itertools import combinations
 import numpy as np
 
 from macmesh_placement.feasibility import Attempt, fits, taking_part
+from macmesh_placement.instance import MAX_EXACT_NODES
 from macmesh_placement.layers import LayerProfile
 from macmesh_placement.ledger import stage_ledger
-from macmesh_placement.problem import MAX_EXACT_NODES
 from macmesh_placement.profile import ModelProfile
 from macmesh_placement.request import PlanRequest
 from macmesh_placement.scratch import Scratch
 from macmesh_placement.tables import stage_totals
 
 
-def without_pins(request: PlanRequest) -> PlanRequest:
-    """The request with no node pinned anywhere."""
-    return replace(request, required_node_ids=frozenset(), head_node_id="", tail_node_id="")
-
-
-def is_pinned(request: PlanRequest) -> bool:
-    """Whether any node is pinned."""
-    return bool(request.required_node_ids or request.head_node_id or request.tail_node_id)
-
-
 def binding_constraints(request: PlanRequest, attempt: Attempt) -> list[str]:
     """The constraints that, lifted alone, make the ask fit; the one that decides comes first."""
     found = []
-    if is_pinned(request) and fits(without_pins(request), attempt):
+    if request.pinned_node_ids and fits(request.without_pins(), attempt):
         found.append("pins")
     if request.stage_count and fits(replace(request, stage_count=0), attempt):
         found.append("stage_count")
@@ -59,8 +49,8 @@ def binding_constraints(request: PlanRequest, attempt: Attempt) -> list[str]:
 
 
 def _shares_hosts(request: PlanRequest) -> bool:
-    hosts = [node.host for node in taking_part(request)]
-    return len(set(hosts)) < len(hosts)
+    budgets = request.host_budgets_bytes
+    return any(node.host in budgets for node in taking_part(request))
 
 
 def _line_sizes(request: PlanRequest) -> dict[str, int]:
@@ -162,7 +152,7 @@ def fits_when_divisible(request: PlanRequest) -> bool:
         whole = int(stage_totals(still, demand, fused_attention=fused)[0, -1])
         divisible = whole - int(np.diagonal(empty, offset=1).min())
     spare = [node.usable_bytes - cost for node, cost in zip(nodes, fixed, strict=True)]
-    pinned = {*request.required_node_ids, request.head_node_id, request.tail_node_id} - {""}
+    pinned = request.pinned_node_ids
     needed = {index for index, node in enumerate(nodes) if node.node_id in pinned}
     if len(needed) < len(pinned) or (request.head_node_id and request.head_node_id == request.tail_node_id):
         return False
@@ -191,12 +181,7 @@ def _divisible_on_hosts(
     hosts: dict[str, list[int]] = {}
     for index, node in enumerate(nodes):
         hosts.setdefault(node.host, []).append(index)
-    left = 1 - request.reserves.host_reserve_fraction
-    budgets = {
-        host: int(min(nodes[i].ram_bytes for i in members) * left)
-        for host, members in hosts.items()
-        if len(members) > 1
-    }
+    budgets = request.host_budgets_bytes
     for size in _lengths(request, len(nodes)):
         for chosen in combinations(range(len(nodes)), size):
             if not needed <= set(chosen) or min(spare[i] for i in chosen) < 0:

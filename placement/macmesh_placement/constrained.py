@@ -10,18 +10,17 @@ in every criterion, or when the least that any beginning could add - known from 
 past a limit. So nothing is lost: what comes out is the optimum, or the search says that it is too large.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from macmesh_placement.hops import Hops
+from macmesh_placement.labels import Labels, all_within, joined, path_of, undominated
 from macmesh_placement.search import Path, Shape, SubsetSearch
 from macmesh_placement.tables import Additive, Floats, Integers
 from macmesh_placement.windows import Windows
 
-#: Labels compared with each, beside the exact comparison for two criteria.
-_NEIGHBOURS = 12
 #: Most ways to split the allowed sets of nodes in two that are looked at one by one.
 _MOST_SPLITS = 10_000
 
@@ -77,34 +76,6 @@ class Combined:
     table: Floats
 
 
-@dataclass(slots=True)
-class _Labels:
-    """One level of labels, as columns."""
-
-    mask: Integers
-    first: Integers
-    tail: Integers
-    begin: Integers
-    values: Floats
-    parent: Integers
-    node: Integers
-    count: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.count = len(self.mask)
-
-    def chosen(self, keep: npt.NDArray[np.bool_] | Integers) -> "_Labels":
-        return _Labels(
-            self.mask[keep],
-            self.first[keep],
-            self.tail[keep],
-            self.begin[keep],
-            self.values[:, keep],
-            self.parent[keep],
-            self.node[keep],
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class _Bound:
     """What the cheapest beginnings add, by (nodes used, class that follows, boundary)."""
@@ -151,7 +122,7 @@ class LabelSearch:
         last = windows.low.shape[1] - 1
         limits = np.array([criterion.limit for criterion in criteria])
         none = np.full(1, -1, dtype=np.int64)
-        labels = _Labels(
+        labels = Labels(
             np.zeros(1, dtype=np.int64),
             none,
             none,
@@ -174,9 +145,9 @@ class LabelSearch:
                 longer, count = self._grown(levels[-1], node, criteria, windows, label_limit - made)
                 made += count
                 if longer.count:
-                    longer = longer.chosen(_all_within(longer.values, limits))
+                    longer = longer.chosen(all_within(longer.values, limits))
                     grown.append(longer.chosen(self._promising(longer, bounds)))
-            level = _joined(grown, len(criteria))
+            level = joined(grown, len(criteria))
             whole = self._whole(level, criteria, size)
             if len(whole[0]) and (best is None or whole[1].min() < best[0]):
                 at = int(whole[1].argmin())
@@ -186,15 +157,15 @@ class LabelSearch:
             keep[whole[0]] = False
             keep &= level.begin > 0
             # Parents are places in the level as it is kept: whole pipelines stay at the front.
-            order = np.concatenate([whole[0], np.flatnonzero(keep)[_undominated(level.chosen(keep))]])
+            order = np.concatenate([whole[0], np.flatnonzero(keep)[undominated(level.chosen(keep))]])
             levels.append(level.chosen(order))
             if best is not None and best[1] == size:
                 best = (best[0], size, int(np.flatnonzero(order == best[2])[0]))
-        return None if best is None else (best[0], _walk(levels, best[1], best[2]))
+        return None if best is None else (best[0], path_of(levels, best[1], best[2]))
 
     def _grown(
-        self, labels: _Labels, node: int, criteria: list[Criterion], windows: Windows, left: int
-    ) -> tuple[_Labels, int]:
+        self, labels: Labels, node: int, criteria: list[Criterion], windows: Windows, left: int
+    ) -> tuple[Labels, int]:
         """All labels with a stage of the node before them."""
         low = windows.low[node]
         is_tail = bool(labels.first[0] < 0)
@@ -224,7 +195,7 @@ class LabelSearch:
                 values[row] += criterion.hops.forward[kind, labels.first[rows]]
         tail = np.full(len(rows), kind, dtype=np.int64) if is_tail else labels.tail[rows]
         return (
-            _Labels(
+            Labels(
                 labels.mask[rows] | 1 << node,
                 np.full(len(rows), kind, dtype=np.int64),
                 tail,
@@ -294,7 +265,7 @@ class LabelSearch:
                 np.minimum(split[:, 1], split[:, 0], out=split[:, 1])
         return least[::-1]
 
-    def _promising(self, labels: _Labels, bounds: list[_Bound]) -> npt.NDArray[np.bool_]:
+    def _promising(self, labels: Labels, bounds: list[_Bound]) -> npt.NDArray[np.bool_]:
         """Whole pipelines, and labels whose cheapest beginnings stay within the limits."""
         whole = labels.begin == 0
         keep = np.ones(labels.count, dtype=bool)
@@ -304,7 +275,7 @@ class LabelSearch:
         keep |= whole
         return keep
 
-    def _whole(self, level: _Labels, criteria: list[Criterion], size: int) -> tuple[Integers, Floats]:
+    def _whole(self, level: Labels, criteria: list[Criterion], size: int) -> tuple[Integers, Floats]:
         """Whole pipelines of the shape within the limits: their places and what they cost."""
         shape = self._shape
         none = (np.zeros(0, dtype=np.int64), np.zeros(0))
@@ -324,70 +295,5 @@ class LabelSearch:
             if criterion.hops is not None:
                 values[row] += criterion.hops.back[level.tail[at], level.first[at]]
         limits = np.array([criterion.limit for criterion in criteria])
-        fine = _all_within(values, limits) & np.isfinite(values[0])
+        fine = all_within(values, limits) & np.isfinite(values[0])
         return at[fine], values[0, fine]
-
-
-def _all_within(values: Floats, limits: Floats) -> npt.NDArray[np.bool_]:
-    """[labels]: every criterion is within its limit."""
-    within: npt.NDArray[np.bool_] = np.all(values <= limits[:, None], axis=0)
-    return within
-
-
-def _joined(parts: list[_Labels], criteria: int) -> _Labels:
-    if not parts:
-        none = np.zeros(0, dtype=np.int64)
-        return _Labels(none, none, none, none, np.zeros((criteria, 0)), none, none)
-    return _Labels(
-        np.concatenate([part.mask for part in parts]),
-        np.concatenate([part.first for part in parts]),
-        np.concatenate([part.tail for part in parts]),
-        np.concatenate([part.begin for part in parts]),
-        np.concatenate([part.values for part in parts], axis=1),
-        np.concatenate([part.parent for part in parts]),
-        np.concatenate([part.node for part in parts]),
-    )
-
-
-def _undominated(labels: _Labels) -> Integers:
-    """The places of labels that no other of the same state beats or equals in every criterion.
-
-    Exact for one and two criteria; for more, each is compared with some neighbours only, which drops fewer.
-    """
-    if labels.count == 0:
-        return np.zeros(0, dtype=np.int64)
-    state = labels.mask
-    for column in (labels.first, labels.tail, labels.begin):
-        state = state * (int(column.max()) + 1) + column
-    order: Integers = np.lexsort((*labels.values[::-1], state))
-    state, values = state[order], labels.values[:, order]
-    fresh = np.concatenate([[True], state[1:] != state[:-1]])
-    keep = np.ones(labels.count, dtype=bool)
-    if len(values) == 1:
-        keep = fresh
-    elif len(values) == 2:  # noqa: PLR2004  two criteria: a running minimum decides
-        rank = np.empty(labels.count, dtype=np.int64)
-        rank[np.argsort(values[1], kind="stable")] = np.arange(labels.count)
-        group = np.cumsum(fresh)
-        # Later groups lie wholly below earlier ones, so that one running minimum serves them all.
-        lowered = rank - group * (len(rank) + 1)
-        running = np.minimum.accumulate(lowered)
-        keep = fresh | (lowered < np.concatenate([[0], running[:-1]]))
-    else:
-        for distance in range(1, min(_NEIGHBOURS, labels.count - 1) + 1):
-            same = state[distance:] == state[:-distance]
-            beaten = (values[:, :-distance] <= values[:, distance:]).all(axis=0)
-            keep[distance:] &= ~(same & beaten)
-    chosen: Integers = order[keep]
-    return chosen
-
-
-def _walk(levels: list[_Labels], size: int, place: int) -> Path:
-    path: Path = []
-    while size:
-        label = levels[size]
-        parent = int(label.parent[place])
-        end = int(levels[size - 1].begin[parent])
-        path.append((int(label.node[place]), int(label.begin[place]), end))
-        size, place = size - 1, parent
-    return path

@@ -19,7 +19,7 @@ import numpy as np
 from macmesh_placement.capacity import NodeCapacity
 from macmesh_placement.covered_hosts import HostBudget, HostSearch
 from macmesh_placement.request import PlanRequest
-from macmesh_placement.tables import Floats, Integers, boundaries, stage_totals, whole_model_bytes
+from macmesh_placement.tables import Floats, Integers, boundaries, totals_by_attention, whole_model_bytes
 
 Stages = list[tuple[int, int, int]]
 """Stages from first to last: (node, begin boundary, end boundary)."""
@@ -49,7 +49,7 @@ class Cover:
         request: What is asked; its pins and its number of stages are respected.
         nodes: The nodes that may take part.
         context_tokens: Tokens of context of one slot.
-        share_hosts: Respect the RAM of machines that several of the nodes share.
+        share_hosts: Respect the RAM of machines that several nodes of the request share.
     """
 
     def __init__(
@@ -63,20 +63,21 @@ class Cover:
         self.nodes = nodes
         self.at: Integers = boundaries(request.profile)
         demand = request.demand(context_tokens)
-        totals = {
-            fused: stage_totals(request.profile, demand, fused_attention=fused)
-            for fused in {node.fused_attention for node in nodes}
-        }
+        totals = totals_by_attention(request.profile, demand, nodes)
         self._needs = [totals[node.fused_attention] for node in nodes]
         self._wholes = [whole_model_bytes(request.profile, demand, needs) for needs in self._needs]
         self._stage_count = request.stage_count
         places = {node.node_id: index for index, node in enumerate(nodes)}
         self._head = places.get(request.head_node_id)
         self._tail = places.get(request.tail_node_id)
-        pinned = {*request.required_node_ids, request.head_node_id, request.tail_node_id} - {""}
+        pinned = request.pinned_node_ids
         self._pins_present = pinned <= places.keys()
         self._required = sum(1 << places[name] for name in pinned & places.keys())
-        self.hosts = shared_hosts(nodes, request.reserves.host_reserve_fraction) if share_hosts else []
+        self.hosts = shared_hosts(request, nodes) if share_hosts else []
+        self._limits = [
+            min([node.usable_bytes, *(host.budget_bytes for host in self.hosts if index in host.nodes)])
+            for index, node in enumerate(nodes)
+        ]
 
     @property
     def _last(self) -> int:
@@ -110,26 +111,24 @@ class Cover:
         Raises:
             SearchTooLargeError: Shared machines make the exact search too large.
         """
-        tight = self._tight_hosts()
-        for node in self.singles():
-            limits = [host.budget_bytes for host in tight if node in host.nodes]
-            if self._wholes[node] <= min([self.nodes[node].usable_bytes, *limits]):
-                return True
+        if any(self._wholes[node] <= self._limits[node] for node in self.singles()):
+            return True
         if not self._several:
             return False
+        tight = self._tight_hosts()
         found = self._ordered_cover() if self._stage_count or self._required else self._free_cover()
         if not found or not tight:
             return found
         if len(tight) == 1:
             return self._least_use(tight[0]) <= tight[0].budget_bytes
-        return self._host_search(tight).within_limits() is not None
+        return self._host_search(tight, self._limits).within_limits() is not None
 
     def _least_use(self, host: HostBudget) -> float:
         """The fewest bytes of a machine that several stages within the nodes' memory use; inf without any."""
         empty = np.zeros_like(self._needs[0])
         costs = [
-            np.where(needs <= node.usable_bytes, needs if index in host.nodes else empty, np.inf)
-            for index, (needs, node) in enumerate(zip(self._needs, self.nodes, strict=True))
+            np.where(needs <= limit, needs if index in host.nodes else empty, np.inf)
+            for index, (needs, limit) in enumerate(zip(self._needs, self._limits, strict=True))
         ]
         found = self._cheapest(costs)
         return np.inf if found is None else found[1]
@@ -137,9 +136,7 @@ class Cover:
     def _tight_hosts(self) -> list[HostBudget]:
         """The shared machines whose nodes could use more than there is."""
         return [
-            host
-            for host in self.hosts
-            if sum(self.nodes[node].usable_bytes for node in host.nodes) > host.budget_bytes
+            host for host in self.hosts if sum(self._limits[node] for node in host.nodes) > host.budget_bytes
         ]
 
     @cached_property
@@ -148,15 +145,13 @@ class Cover:
         count = len(self.at)
         above = np.triu(np.ones((count, count), dtype=bool), k=1)
         found: dict[tuple[int, int], Integers] = {}
-        for needs, node in zip(self._needs, self.nodes, strict=True):
-            key = (id(needs), node.usable_bytes)
+        for needs, limit in zip(self._needs, self._limits, strict=True):
+            key = (id(needs), limit)
             if key not in found:
-                fits = above & (needs <= node.usable_bytes)
+                fits = above & (needs <= limit)
                 furthest = count - 1 - fits[:, ::-1].argmax(axis=1)
                 found[key] = np.where(fits.any(axis=1), furthest, np.arange(count)).astype(np.int64)
-        return [
-            found[id(needs), node.usable_bytes] for needs, node in zip(self._needs, self.nodes, strict=True)
-        ]
+        return [found[id(needs), limit] for needs, limit in zip(self._needs, self._limits, strict=True)]
 
     def _free_cover(self) -> bool:
         """Several stages where no node must take part: how far each set of nodes reaches decides.
@@ -234,17 +229,18 @@ class Cover:
             excess = sum(_excess(host, whole, [self._wholes[node]]) for host in self.hosts)
             ranked.append((excess, max(0, self._wholes[node] - self.nodes[node].usable_bytes), whole))
         if self._several:
-            found = self._host_search(self.hosts).least_excess()
+            usable = [node.usable_bytes for node in self.nodes]
+            found = self._host_search(self.hosts, usable).least_excess()
             if found is None:
                 return without
             ranked.append(found)
         _, missing, stages = min(ranked, key=lambda option: option[:2])
         return Shortfall(stages, [self.needed_bytes(stage) for stage in stages], missing)
 
-    def _host_search(self, hosts: list[HostBudget]) -> HostSearch:
+    def _host_search(self, hosts: list[HostBudget], usable_bytes: list[int]) -> HostSearch:
         return HostSearch(
             needs=self._needs,
-            usable_bytes=[node.usable_bytes for node in self.nodes],
+            usable_bytes=usable_bytes,
             hosts=hosts,
             stage_count=self._stage_count,
             required=self._required,
@@ -315,17 +311,13 @@ def _excess(host: HostBudget, stages: Stages, needed: list[int]) -> int:
     return max(0, used - host.budget_bytes)
 
 
-def shared_hosts(nodes: tuple[NodeCapacity, ...], reserve_fraction: float) -> list[HostBudget]:
-    """The machines that several of the nodes share, and what those may use together."""
+def shared_hosts(request: PlanRequest, nodes: tuple[NodeCapacity, ...]) -> list[HostBudget]:
+    """The machines that several nodes of the request share and one of ``nodes`` is on, ordered by name."""
     members: dict[str, list[int]] = {}
     for index, node in enumerate(nodes):
         members.setdefault(node.host, []).append(index)
     return [
-        HostBudget(
-            host_id=host,
-            nodes=frozenset(indices),
-            budget_bytes=int(min(nodes[index].ram_bytes for index in indices) * (1 - reserve_fraction)),
-        )
-        for host, indices in sorted(members.items())
-        if len(indices) > 1
+        HostBudget(host_id=host, nodes=frozenset(members[host]), budget_bytes=budget)
+        for host, budget in sorted(request.host_budgets_bytes.items())
+        if host in members
     ]

@@ -4,26 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from macmesh_placement.errors import LocalPlacementError
 from macmesh_placement.feasibility import taking_part
-from macmesh_placement.ledger import stage_ledger
 from macmesh_placement.planner import attempt
-from macmesh_placement.proportional import Split, proportional_split
-from macmesh_placement.readd import (
-    Readded,
-    StageTerms,
-    check_shape,
-    host_deficits,
-    load_bytes,
-    prefill_hops,
-    readd,
-    terms_of,
-)
+from macmesh_placement.proportional import placed_in_proportion
 from macmesh_placement.refusal import refuse_briefly
 from macmesh_placement.request import Objective, PlanRequest
-from macmesh_placement.result import Certificate, NodeDeficit, Placement, Refusal, StagePlacement
-
-__all__ = ["Alternative", "Readded", "StageTerms", "alternatives", "readd"]
+from macmesh_placement.result import NodeDeficit, Placement, Refusal
+from macmesh_placement.terms import terms_of
 
 #: Most nodes for which every number of stages and every node is tried.
 MOST_NODES = 8
@@ -91,7 +78,7 @@ def _losers(request: PlanRequest, chosen: Placement) -> tuple[Alternative, ...]:
             seen.add(_key(placement))
             seconds = terms_of(placement, request).objective_seconds
             fitting.append((seconds, _lost(request, chosen, label, placement)))
-    by_hand = _by_hand(request)
+    by_hand = placed_in_proportion(request)
     if isinstance(by_hand, Refusal):
         failing.append((by_hand.bytes_to_add or 0, _failed(request, _BY_HAND, by_hand)))
     elif by_hand is not None and _key(by_hand) not in seen:
@@ -161,107 +148,6 @@ def _tensor_only(request: PlanRequest) -> Iterator[tuple[str, PlanRequest]]:
                 f"every layer split over {shard.ways} nodes",
                 replace(request, profile=whole, stage_count=shard.ways, allow_tensor_parallel=True),
             )
-
-
-def _by_hand(request: PlanRequest) -> Placement | Refusal | None:
-    """The proportional split as a placement, or why it does not fit; None where pins forbid it."""
-    split = proportional_split(request)
-    if not split:
-        return None
-    placement = _timed(request, split)
-    try:
-        check_shape(placement, request)
-    except LocalPlacementError:
-        return None
-    deficits = tuple(
-        NodeDeficit(
-            node_id=stage.node_id,
-            first_layer=stage.first_layer,
-            end_layer=stage.end_layer,
-            needed_bytes=stage.ledger.total_bytes,
-            usable_bytes=stage.ledger.usable_bytes,
-            deficit_bytes=-stage.ledger.headroom_bytes,
-        )
-        for stage in placement.stages
-        if stage.ledger.headroom_bytes < 0
-    )
-    hosts = host_deficits(placement, request)
-    if not deficits and not hosts:
-        return placement
-    return Refusal(
-        kind="does_not_fit",
-        message="Layers in proportion to memory do not fit.",
-        context_tokens=placement.context_tokens,
-        position_limit=request.profile.position_limit,
-        bytes_to_add=sum(deficit.deficit_bytes for deficit in deficits),
-        deficits=deficits,
-        host_deficits=hosts,
-    )
-
-
-def _timed(request: PlanRequest, split: Split) -> Placement:
-    """The split as a placement, whether it fits or not."""
-    demand = request.demand()
-    stages = tuple(
-        StagePlacement(
-            index=index,
-            node_id=node.node_id,
-            first_layer=first,
-            end_layer=end,
-            ledger=stage_ledger(
-                request.profile,
-                demand,
-                first_layer=first,
-                end_layer=end,
-                usable_bytes=node.usable_bytes,
-                fused_attention=node.fused_attention,
-            ),
-            predicted_seconds=0.0,
-            bytes_to_load=load_bytes(request.profile, node, first, end),
-        )
-        for index, (node, first, end) in enumerate(split)
-    )
-    draft = Placement(
-        model_id=request.profile.model_id,
-        digest=request.profile.digest,
-        layer_count=request.profile.layer_count,
-        context_tokens=demand.context_tokens,
-        slots=request.slots,
-        prefill_chunk_tokens=request.prefill_chunk_tokens,
-        objective=request.objective,
-        stages=stages,
-        predicted_decode_seconds=0.0,
-        predicted_slowest_stage_seconds=0.0,
-        bytes_to_load=sum(stage.bytes_to_load for stage in stages),
-        certificate=Certificate(
-            exact=False,
-            method="layers in proportion to usable memory, largest remainder",
-            best_objective_seconds=0.0,
-            objective_seconds=0.0,
-            fewest_bytes_proved=False,
-        ),
-        kv_bits=getattr(request.profile, "kv_bits", 0),
-    )
-    sums = terms_of(draft, request)
-    decode = terms_of(draft, replace(request, prefill_share=0.0)).latency_seconds
-    timed = tuple(
-        replace(stage, predicted_seconds=terms.seconds, hop_seconds=terms.hop_seconds)
-        for stage, terms in zip(stages, sums.stages, strict=True)
-    )
-    prefill = sum(terms.prefill_seconds for terms in sums.stages)
-    prefill += sum(prefill_hops(draft, request))
-    return replace(
-        draft,
-        stages=timed,
-        predicted_decode_seconds=decode,
-        predicted_slowest_stage_seconds=sums.slowest_seconds,
-        predicted_prefill_seconds_per_token=prefill,
-        certificate=replace(
-            draft.certificate,
-            best_objective_seconds=sums.objective_seconds,
-            objective_seconds=sums.objective_seconds,
-        ),
-    )
 
 
 def _lost(request: PlanRequest, chosen: Placement, label: str, placement: Placement) -> Alternative:
@@ -355,7 +241,7 @@ def _misses(request: PlanRequest) -> tuple[Alternative, ...]:
     refusals: list[tuple[str, Placement | Refusal | None]] = [
         (label, attempt(changed) or refuse_briefly(changed)) for label, changed in variants
     ]
-    refusals.append((_BY_HAND, _by_hand(request)))
+    refusals.append((_BY_HAND, placed_in_proportion(request)))
     for label, miss in refusals:
         if isinstance(miss, Refusal) and miss.bytes_to_add is not None and miss.deficits not in seen:
             seen.add(miss.deficits)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from macmesh_placement.capacity import NodeCapacity
 from macmesh_placement.constrained import SearchTooLargeError
 from macmesh_placement.cover import Cover
-from macmesh_placement.problem import MAX_EXACT_NODES, Problem
+from macmesh_placement.instance import MAX_EXACT_NODES
+from macmesh_placement.problem import Problem
 from macmesh_placement.request import PlanRequest
 from macmesh_placement.result import Placement
 

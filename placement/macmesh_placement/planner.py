@@ -3,9 +3,10 @@
 from macmesh_placement.capacity import NodeCapacity
 from macmesh_placement.constrained import SearchTooLargeError
 from macmesh_placement.costs import stage_seconds
+from macmesh_placement.instance import MAX_EXACT_NODES
 from macmesh_placement.ledger import stage_ledger
 from macmesh_placement.objective import Outcome, objective_seconds, optimise
-from macmesh_placement.problem import MAX_EXACT_NODES, Choice, Problem
+from macmesh_placement.problem import Choice, Problem
 from macmesh_placement.refusal import refuse_early, refuse_for_size
 from macmesh_placement.request import PlanRequest
 from macmesh_placement.result import Certificate, Placement, Refusal, StagePlacement

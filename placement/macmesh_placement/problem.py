@@ -1,4 +1,4 @@
-"""One planning problem, prepared: which stages fit on which node, and what they cost."""
+"""The searches on one planning problem, and what its plans cost."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -6,29 +6,22 @@ from functools import cached_property
 import numpy as np
 
 from macmesh_placement.capacity import NodeCapacity
-from macmesh_placement.chain import ChainSearch, link_order
-from macmesh_placement.constrained import Criterion, LabelSearch, Resource, SearchTooLargeError
-from macmesh_placement.costs import Mixture, Rates, stage_seconds
-from macmesh_placement.hops import Hops, LinkMap
+from macmesh_placement.chain import ChainSearch
+from macmesh_placement.constrained import Criterion, LabelSearch, SearchTooLargeError
+from macmesh_placement.hops import Hops
+from macmesh_placement.instance import Instance
+from macmesh_placement.loads import whole_load_bytes
 from macmesh_placement.reach import Reach
 from macmesh_placement.request import PlanRequest
-from macmesh_placement.search import Path, Shape, SubsetSearch
+from macmesh_placement.search import Path, SubsetSearch
 from macmesh_placement.tables import (
     Additive,
     Floats,
     Integers,
-    boundaries,
-    load_bytes,
-    lowest_begins,
-    lowest_begins_within,
-    stage_totals,
-    whole_model_bytes,
 )
 from macmesh_placement.tensor import TensorPlan, tensor_plans
 from macmesh_placement.windows import Windows
 
-#: Most nodes for which every subset in every order is tried.
-MAX_EXACT_NODES = 12
 #: Most labels of one search within the RAM of shared machines.
 _MOST_HOST_LABELS = 3_000_000
 #: Most labels of one search for the best way back.
@@ -59,16 +52,8 @@ class Choice:
     tensor: TensorPlan | None = None
 
 
-class Problem:
-    """A request at one context, as arrays.
-
-    Args:
-        request: What is asked, its pins included; see `PlanRequest.without_pins`.
-        nodes: The nodes that may take part.
-        context_tokens: Tokens of context of one slot.
-        share_hosts: Keep all nodes of a machine and respect its RAM; else only the roomiest node (or a pinned
-            one) of each crowded machine.
-    """
+class Problem(Instance):
+    """An `Instance` and the searches on it, each built once."""
 
     def __init__(
         self,
@@ -78,182 +63,10 @@ class Problem:
         *,
         share_hosts: bool = True,
     ) -> None:
-        self.request = request
-        self.profile = request.profile
-        self.context_tokens = context_tokens
-        self.demand = request.demand(context_tokens)
-        self._offered = nodes
-        self.mixture = Mixture.of(request, context_tokens)
-        self.at: Integers = boundaries(self.profile)
-        kinds = {node.fused_attention for node in nodes}
-        self._totals = {
-            fused: stage_totals(self.profile, self.demand, fused_attention=fused) for fused in kinds
-        }
-        crowded = self._crowded_hosts(nodes)
-        self.crowded_hosts = crowded if share_hosts else {}
-        if crowded and not share_hosts:
-            nodes = self._roomiest(nodes, crowded)
-        self.all_nodes = nodes
-        able = tuple(node for node in nodes if self._holds_something(node))
-        self.exact = len(able) <= MAX_EXACT_NODES
-        if not self.exact:
-            able = self._in_link_order(able)
-        self.nodes = able
-        #: A node that must take part can hold no stage at all.
-        self.pins_impossible = not request.pinned_node_ids <= {node.node_id for node in able}
+        super().__init__(request, nodes, context_tokens, share_hosts=share_hosts)
         self._way_back_rows = _WAY_BACK_ROWS
         self._headed: dict[int, SubsetSearch] = {}
         self._last_table: tuple[Additive, Windows, Hops, Floats] | None = None
-
-    def _roomiest(self, nodes: tuple[NodeCapacity, ...], crowded: dict[str, int]) -> tuple[NodeCapacity, ...]:
-        pinned = self.request.pinned_node_ids
-        return tuple(
-            node
-            for node in nodes
-            if node.host not in crowded
-            or node
-            == max(
-                (other for other in nodes if other.host == node.host),
-                key=lambda n: (n.node_id in pinned, n.usable_bytes, n.node_id),
-            )
-        )
-
-    def _in_link_order(self, nodes: tuple[NodeCapacity, ...]) -> tuple[NodeCapacity, ...]:
-        place = {node.node_id: index for index, node in enumerate(nodes)}
-        links = LinkMap(self.request, nodes, collapse=False)
-        order = link_order(
-            links.hops(self.request, self.mixture),
-            place.get(self.request.head_node_id),
-            place.get(self.request.tail_node_id),
-        )
-        return tuple(nodes[index] for index in order)
-
-    def _crowded_hosts(self, nodes: tuple[NodeCapacity, ...]) -> dict[str, int]:
-        """Machines whose nodes could together need more than the machine has, with what it has."""
-        hosts: dict[str, list[NodeCapacity]] = {}
-        for node in nodes:
-            hosts.setdefault(node.host, []).append(node)
-        left = 1 - self.request.reserves.host_reserve_fraction
-        budgets = {host: int(min(n.ram_bytes for n in members) * left) for host, members in hosts.items()}
-        return {
-            host: budgets[host]
-            for host, members in hosts.items()
-            if len(members) > 1 and sum(n.usable_bytes for n in members) > budgets[host]
-        }
-
-    def _holds_something(self, node: NodeCapacity) -> bool:
-        totals = self._totals[node.fused_attention]
-        steps = np.arange(len(self.at) - 1)
-        return bool((totals[steps, steps + 1] <= node.usable_bytes).any()) or self._whole_fits(node)
-
-    def _whole_fits(self, node: NodeCapacity) -> bool:
-        limit = min(node.usable_bytes, self.crowded_hosts.get(node.host, node.usable_bytes))
-        return self.whole_bytes(node) <= limit
-
-    def whole_bytes(self, node: NodeCapacity) -> int:
-        """Bytes that the node needs for the whole model in one stage."""
-        return whole_model_bytes(self.profile, self.demand, self._totals[node.fused_attention])
-
-    def totals_of(self, node: NodeCapacity) -> Integers:
-        """Bytes of every stage on that node, in plans of more than one stage."""
-        return self._totals[node.fused_attention]
-
-    @cached_property
-    def shape(self) -> Shape:
-        """What a pipeline of several stages must look like."""
-        place = {node.node_id: index for index, node in enumerate(self.nodes)}
-        return Shape(
-            node_count=len(self.nodes),
-            stage_count=self.request.stage_count,
-            required=frozenset(
-                place[node_id] for node_id in self.request.pinned_node_ids if node_id in place
-            ),
-            head=place.get(self.request.head_node_id),
-            tail=place.get(self.request.tail_node_id),
-        )
-
-    @property
-    def several_stages(self) -> bool:
-        """Plans of more than one stage are worth looking for."""
-        shape = self.shape
-        return (
-            not self.pins_impossible
-            and len(self.nodes) > 1
-            and len(self.at) > 2  # noqa: PLR2004  a cut point at least
-            and shape.stage_count != 1
-            and (shape.head is None or shape.head != shape.tail)
-        )
-
-    @cached_property
-    def seconds(self) -> Additive:
-        """Seconds of each stage for the request's mixture of tokens, hops aside."""
-        return stage_seconds(self.profile, self.rates, self.mixture)
-
-    @cached_property
-    def rates(self) -> Rates:
-        """What the nodes were measured at; what is unknown is taken from the slowest node offered."""
-        return Rates.of(self.nodes, self._offered)
-
-    @cached_property
-    def links(self) -> LinkMap:
-        """The links between the nodes."""
-        return LinkMap(self.request, self.nodes, collapse=self.exact)
-
-    @cached_property
-    def hops(self) -> Hops:
-        """Seconds of every hop."""
-        return self.links.hops(self.request, self.mixture)
-
-    @cached_property
-    def rdma_hops(self) -> Hops:
-        """As `hops`, with all but RDMA links barred."""
-        return self.hops.restricted(self.links.rdma_allowed)
-
-    @cached_property
-    def loads(self) -> Additive:
-        """Bytes that each stage would have to load."""
-        return load_bytes(self.profile, self.nodes)
-
-    @cached_property
-    def low(self) -> Integers:
-        """[nodes, boundaries]: lowest begin of a stage that fits, for each end."""
-        low = np.empty((len(self.nodes), len(self.at)), dtype=np.int64)
-        for fused, totals in self._totals.items():
-            mine = np.array([node.fused_attention is fused for node in self.nodes], dtype=bool)
-            usable = np.array([node.usable_bytes for node in self.nodes], dtype=np.int64)
-            low[mine] = lowest_begins(totals, usable[mine])
-        return self.shape.ends(low)
-
-    @cached_property
-    def windows(self) -> Windows:
-        """Where stages that fit may begin."""
-        return Windows(self.low)
-
-    def low_within(self, seconds: float) -> Integers:
-        """As `low`, of stages that take at most that long."""
-        return np.maximum(self.low, lowest_begins_within(self.seconds, seconds))
-
-    def windows_within(self, seconds: float) -> Windows:
-        """As `windows`, of stages that take at most that long."""
-        return self.windows if np.isinf(seconds) else Windows(self.low_within(seconds))
-
-    @cached_property
-    def host_criteria(self) -> list[Criterion]:
-        """The RAM of machines that could be overcrowded."""
-        return [Criterion(resource.use, None, resource.limit) for resource in self.host_resources()]
-
-    def host_resources(self) -> list[Resource]:
-        """The RAM of machines that could be overcrowded, as resources."""
-        resources = []
-        for host, budget in sorted(self.crowded_hosts.items()):
-            use = np.stack(
-                [
-                    self._totals[node.fused_attention] * (1.0 if node.host == host else 0.0)
-                    for node in self.nodes
-                ]
-            )
-            resources.append(Resource(use=use, limit=float(budget)))
-        return resources
 
     @cached_property
     def subsets(self) -> SubsetSearch:
@@ -275,16 +88,6 @@ class Problem:
     @cached_property
     def _reach(self) -> Reach:
         return Reach(self.shape)
-
-    def host_overflows(self, path: Path) -> bool:
-        """Whether the path needs more than a shared machine has."""
-        return any(
-            sum(resource.use[stage] for stage in path) > resource.limit for resource in self._host_limits
-        )
-
-    @cached_property
-    def _host_limits(self) -> list[Resource]:
-        return self.host_resources()
 
     def cheapest(self, cost: Additive, windows: Windows, hops: Hops) -> Path | None:
         """The cheapest pipeline of several stages, the way back aside, within the RAM of shared machines.
@@ -408,7 +211,7 @@ class Problem:
         for index, node in enumerate(self.nodes):
             if self._whole_fits(node) and pinned <= {node.node_id}:
                 seconds = self.seconds.of(index, 0, last)
-                load = self._whole_load(node)
+                load = whole_load_bytes(self.profile, node)
                 found.append(Choice(((index, 0, last),), seconds, seconds, load))
         return found
 
@@ -433,32 +236,16 @@ class Problem:
                 self.demand,
                 self.mixture,
                 self.links,
-                self.crowded_hosts,
+                self._budgets,
             )
         ]
-
-    def _whole_load(self, node: NodeCapacity) -> float:
-        profile = self.profile
-        whole = node.resident_ways == 1
-        held = whole and (node.holds_embedding or (profile.tied and node.holds_head))
-        load = sum(
-            layer.weight_bytes
-            for index, layer in enumerate(profile.layers)
-            if not whole or index not in node.resident_layers
-        )
-        load += 0 if held else profile.embedding_bytes
-        return load + (0 if whole and node.holds_head else profile.norm_bytes + profile.head_bytes)
-
-    def hop_seconds(self, path: tuple[tuple[int, int, int], ...]) -> list[float]:
-        """Seconds of each stage's hop; the last stage's is the way back."""
-        return [0.0] if len(path) == 1 else self.hops.of_path([node for node, _, _ in path])
 
     def choice(self, path: Path) -> Choice:
         """What a path costs."""
         if len(path) == 1:
             node = self.nodes[path[0][0]]
             seconds = self.seconds.of(*path[0])
-            return Choice(tuple(path), seconds, seconds, self._whole_load(node))
+            return Choice(tuple(path), seconds, seconds, whole_load_bytes(self.profile, node))
         times = [self.seconds.of(*stage) for stage in path]
         return Choice(
             tuple(path),
@@ -467,11 +254,6 @@ class Problem:
             sum(self.loads.of(*stage) for stage in path),
             all_rdma=self.links.all_rdma([node for node, _, _ in path]),
         )
-
-    def fits(self, stage: tuple[int, int, int]) -> bool:
-        """Whether the stage may be part of a plan of several stages."""
-        node, a, b = stage
-        return bool(self.low[node, b] <= a) and bool(self.shape.begins(len(self.at))[node, a])
 
     def current(self) -> Choice | None:
         """The pipeline that the nodes run now, as far as what they hold tells it, if it may go on."""

@@ -197,7 +197,7 @@ def _shortfall(
     notes = []
     chosen = nodes
     if len(nodes) > MAX_DEFICIT_NODES:
-        pinned = {*request.required_node_ids, request.head_node_id, request.tail_node_id}
+        pinned = request.pinned_node_ids
         ranked = sorted(nodes, key=lambda node: (node.node_id not in pinned, -node.usable_bytes))
         count = max(MAX_DEFICIT_NODES, request.stage_count)
         if count > MAX_COVER_NODES:
@@ -243,7 +243,7 @@ def _host_deficits(
     if short is None or not short.hosts_respected:
         return ()
     found = []
-    for host in shared_hosts(nodes, request.reserves.host_reserve_fraction):
+    for host in shared_hosts(request, nodes):
         needed = sum(
             need
             for (node, _, _), need in zip(short.stages, short.needed_bytes, strict=True)

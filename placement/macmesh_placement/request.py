@@ -148,6 +148,20 @@ class PlanRequest:
         return replace(self, required_node_ids=frozenset(), head_node_id="", tail_node_id="")
 
     @property
+    def host_budgets_bytes(self) -> dict[str, int]:
+        """For each machine that several nodes of the request are on: the bytes that they may use together.
+
+        A fact of the machine, whoever takes part: the lowest `ram_bytes` that any of its nodes reports, those
+        left out too, less what `Reserves.host_reserve_fraction` leaves to the system. So leaving a node out
+        never adds RAM. A node that is alone on its machine is bounded by its `usable_bytes` only.
+        """
+        readings: dict[str, list[int]] = {}
+        for node in self.nodes:
+            readings.setdefault(node.host, []).append(node.ram_bytes)
+        left = 1 - self.reserves.host_reserve_fraction
+        return {host: int(min(found) * left) for host, found in readings.items() if len(found) > 1}
+
+    @property
     def resolved_context_tokens(self) -> int:
         """The context asked for, or the model's position limit; 0 where neither is known."""
         return self.context_tokens or self.profile.position_limit or 0

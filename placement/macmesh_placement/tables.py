@@ -1,7 +1,8 @@
-"""The tables that the search works on: bytes that every possible stage needs, and bytes to load.
+"""The tables that the search works on: bytes that every possible stage needs, and where one may begin.
 
 Stages begin and end at *boundaries*: 0, the model's cut points, and the layer count. ``a`` and ``b`` below
-count boundaries. Seconds are in `macmesh_placement.costs`.
+count boundaries. Seconds are in `macmesh_placement.costs`, bytes to load in
+`macmesh_placement.loads`.
 """
 
 from dataclasses import dataclass
@@ -67,6 +68,16 @@ def stage_totals(profile: ModelProfile, demand: StageDemand, *, fused_attention:
     return totals
 
 
+def totals_by_attention(
+    profile: ModelProfile, demand: StageDemand, nodes: tuple[NodeCapacity, ...]
+) -> dict[bool, Integers]:
+    """`stage_totals` on nodes that have fused attention kernels and on those that have not, as far as needed."""
+    return {
+        fused: stage_totals(profile, demand, fused_attention=fused)
+        for fused in {node.fused_attention for node in nodes}
+    }
+
+
 def whole_model_bytes(profile: ModelProfile, demand: StageDemand, totals: Integers) -> int:
     """Bytes of a single stage that holds everything: no transport, and a tied head shares the embedding."""
     return int(totals[0, -1]) - demand.reserves.transport_pool_bytes - profile.tied_copy_bytes
@@ -117,28 +128,6 @@ def additive(per_layer: Floats, at_head: Floats, at_tail: Floats, at: Integers) 
     begin[:, 0] += at_head
     end[:, -1] += at_tail
     return Additive(begin=begin, end=end)
-
-
-def load_bytes(profile: ModelProfile, nodes: tuple[NodeCapacity, ...]) -> Additive:
-    """Bytes that each stage would have to load, in plans of more than one stage.
-
-    A node that holds its part of tensor-parallel layers holds no whole layer.
-    """
-    weights = np.array([layer.weight_bytes for layer in profile.layers], dtype=np.float64)
-    missing = np.ones((len(nodes), profile.layer_count), dtype=bool)
-    for row, node in enumerate(nodes):
-        if node.resident_ways == 1 and node.resident_layers:
-            missing[row, list(node.resident_layers)] = False
-    at_head = np.array(
-        [
-            0.0 if node.holds_embedding and node.resident_ways == 1 else profile.embedding_bytes
-            for node in nodes
-        ]
-    )
-    at_tail = np.array(
-        [0.0 if node.holds_head and node.resident_ways == 1 else profile.tail_bytes for node in nodes]
-    )
-    return additive(missing * weights[None, :], at_head, at_tail, boundaries(profile))
 
 
 def lowest_begins(totals: Integers, usable: Integers) -> Integers:

@@ -10,6 +10,7 @@ from macmesh_placement.costs import Mixture, Rates, layer_seconds, outer_seconds
 from macmesh_placement.hops import LinkMap
 from macmesh_placement.ledger import Ledger, LedgerEntry, StageDemand, stage_ledger
 from macmesh_placement.links import Link
+from macmesh_placement.loads import whole_load_bytes
 from macmesh_placement.profile import ModelProfile
 from macmesh_placement.request import PlanRequest
 from macmesh_placement.shards import TensorShard
@@ -52,13 +53,14 @@ class TensorPlan:
 
 
 def shard_profile(profile: ModelProfile, shard: TensorShard) -> ModelProfile:
-    """What one of the nodes holds, as a model of its own."""
+    """What one of the nodes holds, as a model of its own; its tied head copies all of its embedding."""
     return replace(
         profile,
         layers=shard.layers,
         embedding_bytes=shard.embedding_bytes,
         norm_bytes=shard.norm_bytes,
         head_bytes=shard.head_bytes,
+        head_copy_bytes=None,
         shared_bytes=shard.shared_bytes,
         tensor_shards=(),
     )
@@ -110,7 +112,7 @@ def tensor_plans(
         demand: How they will be used.
         mixture: Which tokens are timed.
         links: The links between the nodes.
-        host_budgets: RAM of machines that could be overcrowded.
+        host_budgets: See `PlanRequest.host_budgets_bytes`.
     """
     plans = []
     for shard in request.profile.tensor_shards:
@@ -203,24 +205,8 @@ def _plan(
         reduction_seconds=reduction_seconds(
             shard.ways, link, shard.reductions_per_step, shard.reduced_bytes_per_token, mixture
         ),
-        loads=tuple(_load(profile, nodes[index], shard.ways) for index in group),
+        loads=tuple(whole_load_bytes(profile, nodes[index], shard.ways) for index in group),
     )
-
-
-def _load(profile: ModelProfile, node: NodeCapacity, ways: int) -> int:
-    """Bytes of the shard that the node does not hold; whole layers are no parts of it."""
-    held = node.resident_ways == ways
-    load = sum(
-        layer.weight_bytes
-        for index, layer in enumerate(profile.layers)
-        if not (held and index in node.resident_layers)
-    )
-    load += (
-        0
-        if held and (node.holds_embedding or (profile.tied and node.holds_head))
-        else profile.embedding_bytes
-    )
-    return load + (0 if held and node.holds_head else profile.norm_bytes + profile.head_bytes)
 
 
 def retimed(

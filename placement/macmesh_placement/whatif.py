@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from macmesh_placement.binding import is_pinned, without_pins
 from macmesh_placement.errors import LocalProfileError
 from macmesh_placement.feasibility import Attempt, fits, largest, largest_context
 from macmesh_placement.profile import ModelProfile
@@ -20,15 +19,6 @@ _PREFILL_CHUNKS_TOKENS = (512, 256)
 MOST_NODES_FOR_CONTEXTS = 12
 
 
-def with_kv_bits(profile: ModelProfile, bits: int) -> ModelProfile:
-    """The profile with quantised caches.
-
-    Raises:
-        LocalProfileError: One of its caches cannot be quantised.
-    """
-    return profile.with_kv_bits(bits)
-
-
 @dataclass(frozen=True, slots=True)
 class _Change:
     name: str
@@ -38,7 +28,10 @@ class _Change:
 
 
 def what_ifs(
-    request: PlanRequest, attempt: Attempt, largest_tokens: int, quantise: Quantise = with_kv_bits
+    request: PlanRequest,
+    attempt: Attempt,
+    largest_tokens: int,
+    quantise: Quantise = ModelProfile.with_kv_bits,
 ) -> tuple[WhatIf, ...]:
     """The changes that make the ask fit, or a larger context than ``largest_tokens``.
 
@@ -71,8 +64,8 @@ def _fewer_slots(request: PlanRequest, attempt: Attempt, largest_tokens: int) ->
 
 
 def _changes(request: PlanRequest, quantise: Quantise) -> Iterator[_Change]:
-    if is_pinned(request):
-        yield _Change("pins=none", "no node pinned", without_pins(request))
+    if request.pinned_node_ids:
+        yield _Change("pins=none", "no node pinned", request.without_pins())
     if request.stage_count:
         yield _Change("stage_count=0", "any number of stages", replace(request, stage_count=0))
     if request.excluded_node_ids:

@@ -37,6 +37,11 @@ class Plans(NamedTuple):
         return Plan(float(self.objective[row]), int(self.load_bytes[row]), bool(self.all_rdma[row]), stages)
 
 
+def head_copy(profile: ModelProfile) -> int:
+    """Of the embedding, what a tied head needs."""
+    return profile.embedding_bytes if profile.head_copy_bytes is None else profile.head_copy_bytes
+
+
 def scratch_bytes(layer: LayerProfile, context: int, chunk: int) -> int:
     keys = context
     if layer.attention is not None and layer.attention.window_tokens is not None:
@@ -78,7 +83,7 @@ def needed_bytes(request: PlanRequest, node: NodeCapacity, first: int, end: int)
     if tail:
         need += profile.norm_bytes + profile.head_bytes + slots * profile.vocab_size * 4 * 6
         if profile.tied and not head:
-            need += profile.embedding_bytes
+            need += head_copy(profile)
     if not (head and tail):
         need += reserves.transport_pool_bytes
     hidden = chunk * profile.hidden_size * profile.activation_bytes
@@ -123,7 +128,7 @@ def stage_seconds(request: PlanRequest, node: NodeCapacity, first: int, end: int
     if first == 0:
         seconds += profile.hidden_size * profile.activation_bytes / speed
     if end == profile.layer_count:
-        outer = profile.norm_bytes + (profile.embedding_bytes if profile.tied else profile.head_bytes)
+        outer = profile.norm_bytes + (head_copy(profile) if profile.tied else profile.head_bytes)
         product = 2 * profile.vocab_size * profile.hidden_size / power
         seconds += (1 - request.prefill_share) * max(outer / speed, product)
     return seconds
@@ -150,12 +155,14 @@ def hop_seconds(request: PlanRequest, left: str, right: str, *, back: bool) -> f
 def load_bytes(profile: ModelProfile, node: NodeCapacity, first: int, end: int) -> int:
     load = sum(profile.layers[i].weight_bytes for i in range(first, end) if i not in node.resident_layers)
     head, tail = first == 0, end == profile.layer_count
-    if head and not node.holds_embedding and not (tail and profile.tied and node.holds_head):
+    if head and not node.holds_embedding:
         load += profile.embedding_bytes
+        if tail and profile.tied and node.holds_head:
+            load -= head_copy(profile)
     if tail and not node.holds_head:
         load += profile.norm_bytes + profile.head_bytes
         if profile.tied and not head:
-            load += profile.embedding_bytes
+            load += head_copy(profile)
     return load
 
 
@@ -230,8 +237,9 @@ def _of_size(
     fits = (needs <= usable[who]).all(axis=1)
     for host in {node.host_id for node in nodes if node.host_id}:
         here = np.array([node.host_id == host for node in nodes])
-        if here.sum() > 1:
-            ram = min(node.ram_bytes for node in nodes if node.host_id == host)
+        on_it = [node.ram_bytes for node in request.nodes if node.host_id == host]
+        if len(on_it) > 1:
+            ram = min(on_it)
             most = int(ram * (1 - request.reserves.host_reserve_fraction))
             fits &= (needs * here[who]).sum(axis=1) <= most
     who, begins, ends = who[fits], begins[fits], ends[fits]

@@ -89,12 +89,14 @@ def profile(rng: Random, max_layers: int = 6) -> ModelProfile:
     cuts = tuple(range(1, len(layers)))
     if rng.random() < 0.25:
         cuts = tuple(cut for cut in cuts if rng.random() < 0.5)
+    embedding_bytes = rng.randint(0, 100_000)
     return ModelProfile(
         model_id="m",
         model_type="test",
         digest="0" * 64,
         layers=layers,
-        embedding_bytes=rng.randint(0, 100_000),
+        embedding_bytes=embedding_bytes,
+        head_copy_bytes=embedding_bytes * 2 // 3 if tied and embedding_bytes % 2 else None,
         norm_bytes=rng.randint(0, 100),
         head_bytes=0 if tied else rng.randint(0, 100_000),
         tied=tied,
@@ -153,6 +155,25 @@ def request(seed: int, *, max_nodes: int = 4, max_layers: int = 6) -> PlanReques
         prefill_share=rng.choice((0.0, 0.0, 0.5, 0.95)),
     )
     return pinned(rng, asked) if rng.random() < 0.3 else asked
+
+
+def crowded(seed: int, *, max_nodes: int = 4, max_layers: int = 5) -> PlanRequest:
+    """Most nodes on one or two machines whose RAM they could overcrowd, to be kept evenly busy."""
+    asked = request(seed, max_nodes=max_nodes, max_layers=max_layers)
+    rng = Random(~seed)  # noqa: S311  drawn cases, no secrets
+    machines = rng.choice((("one",), ("one", "one", "two"), ("one", "one", "")))
+    share = rng.choice((0.9, 1.3, 1.7))
+    nodes = tuple(
+        replace(
+            node,
+            host_id=rng.choice(machines),
+            ram_bytes=max(
+                1, int(share * rng.uniform(1.0, 1.2) * max(other.usable_bytes for other in asked.nodes))
+            ),
+        )
+        for node in asked.nodes
+    )
+    return replace(asked, nodes=nodes, objective=rng.choice(("throughput", "balanced")))
 
 
 def links(rng: Random, nodes: tuple[NodeCapacity, ...]) -> tuple[Link, ...]:

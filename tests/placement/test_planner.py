@@ -26,6 +26,7 @@ from macmesh_placement import (
     result_from_json,
     usable_for_stage_count,
 )
+from macmesh_placement.readd import readd
 from placement import drawn
 
 GB = 10**9
@@ -155,6 +156,31 @@ def test_nodes_of_one_host_share_its_ram() -> None:
     assert refusal.binding == "host_ram"
     separate = [replace(node, host_id="") for node in nodes(13)]
     assert len(placed(ask(separate)).stages) == 2
+
+
+def test_a_node_with_the_tied_head_lacks_what_the_head_does_not_copy() -> None:
+    tied = make_model(tied=True, head_bytes=0, head_copy_bytes=GB // 8)
+    holding = make_node("a", 20, resident_layers=frozenset(range(12)), holds_head=True)
+    request = ask([holding], profile=tied)
+    assert placed(request).bytes_to_load == GB // 2 - GB // 8
+    readd(placed(request), request)
+    with_embedding = ask([replace(holding, holds_embedding=True, holds_head=False)], profile=tied)
+    assert placed(with_embedding).bytes_to_load == tied.norm_bytes
+    last = replace(holding, resident_layers=frozenset(), holds_head=False)
+    request = ask([last, make_node("b", 20)], profile=tied, stage_count=2, tail_node_id="a")
+    assert placed(request).bytes_to_load == 12 * GB + GB // 2 + tied.norm_bytes + GB // 8
+
+
+def test_the_ram_of_a_machine_is_what_any_of_its_nodes_reads_least_even_one_left_out() -> None:
+    readings = {"a": 16, "b": 16, "c": 13}
+    nodes = [make_node(name, 8, ram_bytes=ram * GB, host_id="mac") for name, ram in readings.items()]
+    request = ask(nodes, excluded_node_ids=frozenset("c"))
+    assert request.host_budgets_bytes == {"mac": int(13 * GB * 0.9)}
+    assert refused(request).binding == "host_ram"
+    assert refused(ask(nodes)).host_deficits == refused(request).host_deficits
+    alone = ask([make_node("a", 18, ram_bytes=16 * GB, host_id="mac")])
+    assert not alone.host_budgets_bytes, "no other node is on it"
+    assert len(placed(alone).stages) == 1
 
 
 def test_tied_embeddings_are_charged_to_head_and_tail() -> None:

@@ -107,15 +107,12 @@ def test_adding_the_bytes_is_enough_and_one_byte_less_anywhere_is_not(seed: int)
     more = {deficit.node_id: deficit.deficit_bytes for deficit in refusal.deficits}
     ram = {deficit.host_id: deficit.deficit_bytes for deficit in refusal.host_deficits}
 
-    taking = [node for node in request.nodes if node.node_id not in request.excluded_node_ids]
-
     def with_added(usable: dict[str, int], hosts: dict[str, int]) -> PlanRequest:
         nodes = [
             replace(
                 node,
                 usable_bytes=node.usable_bytes + usable.get(node.node_id, 0),
-                # The nodes of a machine that take part agree on its RAM.
-                ram_bytes=min((n.ram_bytes for n in taking if n.host == node.host), default=node.ram_bytes)
+                ram_bytes=min(n.ram_bytes for n in request.nodes if n.host == node.host)
                 + hosts.get(node.host, 0),
             )
             for node in request.nodes

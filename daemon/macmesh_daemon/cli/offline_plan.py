@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +13,7 @@ from macmesh_daemon.cli.parsers import model_argument
 from macmesh_daemon.cli.plan_answer import Answer, read_answer
 from macmesh_daemon.plan_ask import PlanAsk, answer_json
 from macmesh_placement import LocalPlacementError, ModelProfile, cluster_from_json, plan
+from macmesh_placement.feasibility import at_context
 from macmesh_placement.request import DEFAULT_PREFILL_CHUNK_TOKENS
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ class OfflinePlanner:
 
     def at(self, context_tokens: int) -> Placement | Refusal:
         """The same ask at another context."""
-        decode = min(self._request.decode_context_tokens, context_tokens)
-        return plan(replace(self._request, context_tokens=context_tokens, decode_context_tokens=decode))
+        return plan(at_context(self._request, context_tokens))
 
 
 def ask_of(args: argparse.Namespace) -> PlanAsk:

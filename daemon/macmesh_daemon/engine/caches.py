@@ -44,11 +44,11 @@ class StageCaches:
     @property
     def nbytes(self) -> int:
         """Bytes that the caches hold."""
-        return sum(array.nbytes for array in self._arrays(range(len(self.entries))))
+        return sum(array.nbytes for array in self.arrays_at(range(len(self.entries))))
 
     def owned_arrays(self) -> list[mx.array]:
         """Arrays of the caches that this stage fills, so that they can be evaluated."""
-        return self._arrays(self.owned)
+        return self.arrays_at(self.owned)
 
     def require_room(self, tokens: int) -> None:
         """Lets a step pass that fits the reservation.
@@ -81,9 +81,6 @@ class StageCaches:
 
     def arrays_at(self, indices: Iterable[int]) -> list[mx.array]:
         """Arrays of some of the caches."""
-        return self._arrays(indices)
-
-    def _arrays(self, indices: Any) -> list[mx.array]:
         return arrays_of([self.entries[index].state for index in indices])
 
 

@@ -2,9 +2,8 @@
 
 The graph of a step is captured at a few sizes. Where the layer is the same sequence of operations in all of
 them, the bytes alive at each operation are fitted exactly by ``a + b L + c S + d L S + e L L`` (L tokens, S
-keys), and
-the formulas that no other exceeds everywhere are kept: the layer needs the largest of them. Where the layer
-unrolls over tokens, its peaks are fitted by ``a + b L``.
+keys), and the formulas that no other exceeds everywhere are kept: the layer needs the largest of them. Where
+the layer unrolls over tokens, its peaks are fitted by ``a + b L``.
 """
 
 from collections.abc import Callable, Sequence

@@ -169,10 +169,8 @@ def _shard(
     # A shard() that cannot divide fails in many ways: an assertion, a shape, a division by zero.
     try:
         part, last = (sharded(model, PretendedGroup(ways, rank)) for rank in (0, ways - 1))
-        with (
-            pretended_communication() as reductions,
-            uncompiled(),
-        ):  # compiled functions report once for many calls
+        # Compiled functions would report once for many calls.
+        with pretended_communication() as reductions, uncompiled():
             shapes = _Shapes.of(part)
             seen = Reductions(reductions.count, reductions.size_bytes)
     except Exception:  # noqa: BLE001  see above

@@ -18,6 +18,7 @@ from mlx.utils import tree_map
 from mlx_lm.models.cache import make_prompt_cache
 
 from macmesh_daemon.engine.cache_members import arrays_held, detach, members
+from macmesh_daemon.engine.exported_graph import ArrayRecord, ExportedGraph, exported
 from macmesh_daemon.engine.profile_trace import step
 from macmesh_daemon.engine.stand_ins import replaced, uncompiled
 from macmesh_daemon.engine.step_memory import RESHAPES, VIEWS
@@ -33,8 +34,6 @@ CONTIGUOUS_WASTE_BYTES = 16_384
 #: unroll, so all are short.
 HISTORIES = ((5, 6, 7, 1), (6,), (1,))
 
-_Array = tuple[str, tuple[int, ...], mx.Dtype]
-
 
 @dataclass(slots=True)
 class Views:
@@ -47,18 +46,17 @@ class Views:
     """What a step of one token keeps alive."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Graph:
-    outputs: list[_Array] = field(default_factory=list)
-    makers: dict[str, Any] = field(default_factory=dict)
+    outputs: list[ArrayRecord]
+    makers: dict[str, Any]
 
-    def take(self, record: dict[str, Any]) -> None:
-        if record["type"] == "outputs":
-            self.outputs = record["outputs"]
-        elif record["type"] == "primitive":
-            self.makers.update({output[0]: record for output in record["outputs"]})
+    @classmethod
+    def of(cls, graph: ExportedGraph) -> "_Graph":
+        makers = {made[0]: operation for operation in graph.operations for made in operation["outputs"]}
+        return cls(graph.outputs, makers)
 
-    def root(self, array: _Array) -> tuple[_Array, bool]:
+    def root(self, array: ArrayRecord) -> tuple[ArrayRecord, bool]:
         """The array whose buffer this one uses, and whether a copy to contiguous memory lies between."""
         small = False
         while (record := self.makers.get(array[0])) is not None:
@@ -100,7 +98,7 @@ class _Seen:
     small: dict[bool, dict[int, int]] = field(default_factory=lambda: {True: {}, False: {}})
     small_arrays: int = 0
 
-    def add(self, graph: _Graph, own: Sequence[_Array], tokens: int, *, first: bool) -> None:
+    def add(self, graph: _Graph, own: Sequence[ArrayRecord], tokens: int, *, first: bool) -> None:
         roots: dict[str, int] = {}
         reported: dict[str, int] = {}
         small: set[str] = set()
@@ -140,21 +138,18 @@ def _per_token(seen: dict[bool, dict[int, int]]) -> int:
 
 
 def _graph(model: Module, caches: Sequence[Any], flat: Sequence[Any], tokens: int) -> _Graph:
-    graph = _Graph()
-
     def run(_start: mx.array) -> list[mx.array]:
         step(model, caches, tokens)
         return [array for member in flat for array in arrays_held(member)]
 
     try:
         with replaced(mx, "contiguous", _marked):
-            mx.export_function(graph.take, run, mx.zeros(1))
+            return _Graph.of(exported(run, mx.zeros(1)))
     except ValueError as problem:
         raise LocalArchitectureError(
             f"what the states of {type(model).__module__.rpartition('.')[2]} keep alive cannot be traced: "
             f"{problem}"
         ) from problem
-    return graph
 
 
 def _marked(array: mx.array, *_args: Any, **_kwargs: Any) -> mx.array:
@@ -170,7 +165,7 @@ def _is_marker(record: dict[str, Any]) -> bool:
     return record["name"] == "Concatenate" and any(0 in shape for _, shape, _ in record["inputs"][1:])
 
 
-def _nbytes(array: _Array) -> int:
+def _nbytes(array: ArrayRecord) -> int:
     return math.prod(array[1]) * array[2].size
 
 

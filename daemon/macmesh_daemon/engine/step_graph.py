@@ -18,6 +18,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from macmesh_daemon.engine.cache_members import members
 from macmesh_daemon.engine.caches import allocate_at_once, round_up_tokens
+from macmesh_daemon.engine.exported_graph import ArrayRecord, ExportedGraph, exported
 from macmesh_daemon.engine.profile_trace import layers_of, routed
 from macmesh_daemon.engine.stand_ins import replaced
 
@@ -94,18 +95,15 @@ def capture(model: Module, tokens: int, history: int, fuses: Callable[[int, int]
         after = [array for cache in caches for array in (slot.get() for slot in _array_slots(cache))]
         return [out, *after]
 
-    messages: list[dict[str, Any]] = []
     with ExitStack() as stack:
         for layer in layers_of(model):
             stack.enter_context(routed(layer, _marked))
         stack.enter_context(_fused_kernels(fuses))
         try:
-            mx.export_function(
-                messages.append, step, mx.zeros((1, tokens), dtype=mx.int32), *parameters, *held
-            )
+            graph = exported(step, mx.zeros((1, tokens), dtype=mx.int32), *parameters, *held)
         finally:
             untyped.update(tree_unflatten(list(zip(names, parameters, strict=True))))
-    return _graph(messages, len(layers_of(model)))
+    return _by_layer(graph, len(layers_of(model)))
 
 
 def _marked(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -185,34 +183,27 @@ def _fused_kernels(fuses: Callable[[int, int], bool]) -> Iterator[None]:
         yield
 
 
-def _graph(messages: Sequence[dict[str, Any]], layer_count: int) -> StepGraph:
-    given: set[str] = set()
+def _by_layer(graph: ExportedGraph, layer_count: int) -> StepGraph:
     nodes: list[Node] = []
     layer, marks, pending = -1, 0, ""
-    for message in messages:
-        kind = message["type"]
-        if kind == "inputs":
-            given |= {name for name, _, _ in message["inputs"]}
-        elif kind == "constants":
-            given |= {name for name, _ in message["constants"]}
-        elif kind == "primitive":
-            node = Node(
-                message["name"],
-                tuple(_value(entry) for entry in message["inputs"]),
-                tuple(_value(entry) for entry in message["outputs"]),
-                layer,
-            )
-            nodes.append(node)
-            if node.kind == MARK:
-                if node.inputs[0].name == pending:
-                    marks += 1
-                    layer = (marks - 1) // 2 if marks % 2 else -1
-                    pending = ""
-                elif node.outputs[0].item_bytes == 1:
-                    pending = node.outputs[0].name
-    return StepGraph(tuple(nodes), frozenset(given), whole=marks != 2 * layer_count)
+    for operation in graph.operations:
+        node = Node(
+            operation["name"],
+            tuple(_value(entry) for entry in operation["inputs"]),
+            tuple(_value(entry) for entry in operation["outputs"]),
+            layer,
+        )
+        nodes.append(node)
+        if node.kind == MARK:
+            if node.inputs[0].name == pending:
+                marks += 1
+                layer = (marks - 1) // 2 if marks % 2 else -1
+                pending = ""
+            elif node.outputs[0].item_bytes == 1:
+                pending = node.outputs[0].name
+    return StepGraph(tuple(nodes), frozenset(graph.given), whole=marks != 2 * layer_count)
 
 
-def _value(entry: tuple[str, tuple[int, ...], mx.Dtype]) -> Value:
+def _value(entry: ArrayRecord) -> Value:
     name, shape, dtype = entry
     return Value(name, tuple(shape), dtype.size)
