@@ -45,9 +45,9 @@ from macmesh_daemon.identity.tokens import JoinToken
 
 __all__ = [
     "ANY_NODE_NAME",
+    "GRACE",
     "Caller",
     "ClusterCredentials",
-    "GRACE",
     "IdentityError",
     "JoinToken",
     "LocalCertificateExpiredError",

@@ -39,7 +39,9 @@ def key_of_request(request_der: bytes) -> ec.EllipticCurvePublicKey:
         key = request.public_key()
         proved = request.is_signature_valid
     except Exception as error:  # the parser raises many kinds for hostile input
-        raise RemoteUntrustedError(f"the certificate request cannot be read: {type(error).__name__}") from error
+        raise RemoteUntrustedError(
+            f"the certificate request cannot be read: {type(error).__name__}"
+        ) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise RemoteUntrustedError("the certificate request's key is not P-256")
     if not proved:

@@ -28,6 +28,9 @@ _SERVICES: Final[dict[str, dict[str, frozenset[Role]]]] = {
         "Prepare": _NODE,
         "Commit": _NODE,
         "SetPeers": _NODE,
+        "Probe": _NODE,
+        "Leave": _NODE,
+        "TransferLeadership": _NODE,
         "ProfileModel": _NODE,
         "ProposeChange": _NODE,
         "RunRequest": _NODE,
@@ -64,7 +67,9 @@ _SERVICES: Final[dict[str, dict[str, frozenset[Role]]]] = {
 
 #: ``/package.Service/Method`` to the roles that may call it.
 WHO_MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
-    f"/{service}/{method}": roles for service, methods in _SERVICES.items() for method, roles in methods.items()
+    f"/{service}/{method}": roles
+    for service, methods in _SERVICES.items()
+    for method, roles in methods.items()
 }
 
 

@@ -49,13 +49,13 @@ class Gate(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Put the checks in front of the call's handler."""
         handler: Any = await continuation(handler_call_details)
         if handler is None:
-            return handler
+            return None
         method = str(handler_call_details.method)
         codecs = {
             "request_deserializer": handler.request_deserializer,

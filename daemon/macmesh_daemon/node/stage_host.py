@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
-    from macmesh_daemon.identity import NodeCredentials
+    from macmesh_daemon.node.live_credentials import LiveCredentials
     from macmesh_daemon.supervisor.interface import Worker, WorkerFactory
 
 _log = get_logger(part="stage host")
@@ -61,7 +61,7 @@ class StageHost:
         self,
         *,
         factory: WorkerFactory,
-        credentials: NodeCredentials,
+        credentials: LiveCredentials,
         resolve_path: Callable[[str, str, str], Path],
         bind_host: str,
         step_deadline_seconds: float,
@@ -212,9 +212,9 @@ class StageHost:
             stage_index=hosted.stage_index,
             model_path=str(path),
             bind_host=self._bind_host,
-            ca_pem=self._credentials.ca_pem,
-            certificate_pem=self._credentials.cert_pem,
-            key_pem=self._credentials.key_pem,
+            ca_pem=self._credentials.current.ca_pem,
+            certificate_pem=self._credentials.current.cert_pem,
+            key_pem=self._credentials.current.key_pem,
             step_deadline_seconds=self._step_deadline_seconds,
         )
 
