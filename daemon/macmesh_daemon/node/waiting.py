@@ -96,7 +96,7 @@ def _fingerprint(data_dir: Path) -> tuple[int, ...]:
     return tuple(stamps)
 
 
-class _WaitingRoom(grpc.GenericRpcHandler[Any, Any]):
+class _WaitingRoom(grpc.GenericRpcHandler):
     """Answers `status`, and everything else with the reason."""
 
     def __init__(self, path: Path, node_id: str, why: LocalIdentityError) -> None:
