@@ -123,7 +123,7 @@ class CoreDriver:
         except TimeoutError:
             return ev.Tick()
 
-    async def _carry_out(self, effect: fx.Effect) -> None:  # noqa: C901  one case per effect
+    async def _carry_out(self, effect: fx.Effect) -> None:  # noqa: C901, PLR0912  one case per effect
         match effect:
             case fx.Persist():
                 await asyncio.to_thread(self._store.save, effect.state)
