@@ -14,11 +14,13 @@ from macmesh_daemon.api.access_service import AccessService
 from macmesh_daemon.api.cluster_service import ClusterService
 from macmesh_daemon.api.inference_service import InferenceService
 from macmesh_daemon.clock import ClockReading, Interruption, SystemClock, detect_interruption
-from macmesh_daemon.cluster.events import CandidateVerified, LocalHealth
+from macmesh_daemon.cluster.events import CandidateVerified, LeaveWanted, LocalHealth
 from macmesh_daemon.cluster.machine import ClusterMachine
 from macmesh_daemon.cluster.messages import NodeFacts
 from macmesh_daemon.cluster.settings import ClusterSettings
 from macmesh_daemon.discovery import join_address
+from macmesh_daemon.eventlog.reader import FOLDER_NAME as EVENTS_FOLDER
+from macmesh_daemon.eventlog.writer import EventLog
 from macmesh_daemon.files import FolderLock
 from macmesh_daemon.hostinfo import collect_facts
 from macmesh_daemon.identity import begin_start, load_or_create_identity
@@ -33,11 +35,13 @@ from macmesh_daemon.node.live_credentials import LiveCredentials
 from macmesh_daemon.node.peer_service import PROTOCOL_VERSION, PeerService
 from macmesh_daemon.node.peers import PeerPool
 from macmesh_daemon.node.planning import Planning
+from macmesh_daemon.node.recorder import Recorder
 from macmesh_daemon.node.requests import RequestDesk
 from macmesh_daemon.node.sources import Sources, own_hosts
 from macmesh_daemon.node.stage_host import StageHost
 from macmesh_daemon.node.storage import StateStore
 from macmesh_daemon.node.sync_keeper import SyncKeeper, sync_platform
+from macmesh_daemon.node.transport import GrpcTransport
 from macmesh_daemon.node.trust import Denied, Trust
 from macmesh_daemon.node.trust_service import TrustService
 from macmesh_daemon.node.waiting import wait_for_membership
@@ -55,6 +59,10 @@ _log = get_logger(part="node")
 HEALTH_INTERVAL_SECONDS = 0.25
 #: Stopping in order takes at most this; then the process ends anyway. Below launchd's ExitTimeOut.
 STOP_DEADLINE_SECONDS = 10.0
+
+
+#: The goodbye is one round trip; where nobody answers, the others find out by themselves.
+LEAVE_DEADLINE_SECONDS = 2.0
 
 
 class _StopRequested(Exception):  # noqa: N818  ends the task group, not an error
@@ -75,6 +83,7 @@ class Node:
         worker_factory: WorkerFactory,
         tasks: asyncio.TaskGroup,
         store: StateStore,
+        event_log: EventLog,
         hosts: tuple[str, ...],
     ) -> None:
         self.config = config
@@ -83,6 +92,7 @@ class Node:
         self.clock = SystemClock()
         self.board = BulletinBoard()
         self.peers = PeerPool(credentials)
+        self.transport = GrpcTransport(self.peers)
         denied = Denied()
         self.doors = Doors(config, credentials, is_denied=denied)
         self._start = start
@@ -90,13 +100,16 @@ class Node:
         self._host_health = health
         self._tasks = tasks
         self._store = store
+        self._event_log = event_log
         self._addresses = tuple(join_address(host, self.doors.port) for host in hosts)
+        persistent = store.load()
+        self.recorder = Recorder(event_log, persistent, boot_nonce=start.boot_nonce)
         machine = ClusterMachine(
             node_id=self.node_id,
             boot_nonce=start.boot_nonce,
             facts=facts,
             addresses=self._addresses,
-            persistent=store.load(),
+            persistent=persistent,
             settings=cluster_settings(config),
             rng=random.Random(start.boot_nonce),  # noqa: S311  election jitter, no secret
             key_source=lambda: secrets.token_bytes(32),
@@ -108,7 +121,9 @@ class Node:
             machine=machine,
             store=store,
             clock=self.clock,
-            peers=self.peers,
+            transport=self.transport,
+            recorder=self.recorder,
+            event_log=event_log,
             board=self.board,
             tasks=tasks,
         )
@@ -128,11 +143,12 @@ class Node:
             factory=worker_factory,
             credentials=credentials,
             resolve_path=self.planning.resolve_path,
-            bind_host=lanes_host(hosts),
+            bind_host=lambda: lanes_host(hosts),
             host_id=facts.host_id,
             step_deadline_seconds=config.step_deadline_seconds,
             sync=self._sync,
             notify=self.driver.notify,
+            recorder=self.recorder,
             tasks=tasks,
         )
         self.driver.stage_host = self.stage_host
@@ -188,11 +204,19 @@ class Node:
             socket=str(self.config.resolved_socket_path()),
             incarnation=self._start.incarnation,
         )
+        self._tasks.create_task(self._event_log.run(), name="event log")
         self._tasks.create_task(self.driver.run(), name="cluster core")
         self._tasks.create_task(self._watch_health(), name="own health")
         self._tasks.create_task(self._sync.prepare(self.config.sync_mode), name="sync self-test")
         self.trust.start(self._tasks)
         self._looking = self._sources.start(self._dialer.offer, self._tasks)
+
+    async def leave(self, reason: str) -> None:
+        """Tell the cluster that this node goes, so that it need not find out; waits a moment to be heard."""
+        self.driver.notify(LeaveWanted(reason))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_DEADLINE_SECONDS):
+                await self.driver.left.wait()
 
     async def close(self) -> None:
         """Stop in order: no new calls, no worker, no announcements, no channels."""
@@ -306,6 +330,12 @@ async def run_node(
         host = await collect_facts(config)
         hosts = await own_hosts(config)
         facts = NodeFacts(**asdict(host.facts))
+        event_log = EventLog(
+            config.data_dir / EVENTS_FOLDER,
+            node_id=identity.node_id,
+            incarnation=start.incarnation,
+            clock=SystemClock(),
+        )
         try:
             async with asyncio.TaskGroup() as tasks:
                 node = Node(
@@ -317,16 +347,21 @@ async def run_node(
                     worker_factory=worker_factory,
                     tasks=tasks,
                     store=StateStore(config.data_dir),
+                    event_log=event_log,
                     hosts=hosts,
                 )
                 try:
                     await node.serve()
                     on_ready()
                     await stop.wait()
+                    await node.leave("the daemon stops")
                 finally:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(STOP_DEADLINE_SECONDS):
                             await node.close()
                 raise _StopRequested  # noqa: TRY301  it ends the task group from inside
         except* _StopRequested:
+            node.recorder.ended()
             _log.info("node stopped")
+        finally:
+            await asyncio.to_thread(event_log.close)
