@@ -13,7 +13,7 @@ from macmesh.v1 import peer_pb2
 from macmesh_daemon.api.access_service import AccessService
 from macmesh_daemon.api.cluster_service import ClusterService
 from macmesh_daemon.api.inference_service import InferenceService
-from macmesh_daemon.clock import ClockReading, Interruption, SystemClock, detect_interruption
+from macmesh_daemon.clock import Interruption, SystemClock
 from macmesh_daemon.cluster.events import CandidateVerified, LeaveWanted, LocalHealth
 from macmesh_daemon.cluster.machine import ClusterMachine
 from macmesh_daemon.cluster.messages import NodeFacts
@@ -30,6 +30,7 @@ from macmesh_daemon.node.candidates import CandidateDialer
 from macmesh_daemon.node.changes import ChangeDesk
 from macmesh_daemon.node.codec import to_proto
 from macmesh_daemon.node.driver import CoreDriver
+from macmesh_daemon.node.interruptions import watch_interruptions
 from macmesh_daemon.node.listening import Doors, lanes_host
 from macmesh_daemon.node.live_credentials import LiveCredentials
 from macmesh_daemon.node.peer_service import PROTOCOL_VERSION, PeerService
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
 
 _log = get_logger(part="node")
 
-#: How often the node looks whether it slept or starved; the heartbeat's own period.
-HEALTH_INTERVAL_SECONDS = 0.25
 #: Stopping in order takes at most this; then the process ends anyway. Below launchd's ExitTimeOut.
 STOP_DEADLINE_SECONDS = 10.0
 
@@ -206,7 +205,7 @@ class Node:
         )
         self._tasks.create_task(self._event_log.run(), name="event log")
         self._tasks.create_task(self.driver.run(), name="cluster core")
-        self._tasks.create_task(self._watch_health(), name="own health")
+        self._tasks.create_task(watch_interruptions(self.clock, self._looked), name="own health")
         self._tasks.create_task(self._sync.prepare(self.config.sync_mode), name="sync self-test")
         self.trust.start(self._tasks)
         self._looking = self._sources.start(self._dialer.offer, self._tasks)
@@ -269,21 +268,13 @@ class Node:
         members = document.members if document else ()
         return [(m.node_id, m.addresses) for m in members if m.node_id != self.node_id and m.addresses]
 
-    async def _watch_health(self) -> None:
-        previous = ClockReading.take(self.clock)
-        while True:
-            await self.clock.sleep(HEALTH_INTERVAL_SECONDS)
-            await self.peers.close_retired()
-            current = ClockReading.take(self.clock)
-            found = detect_interruption(previous, current, interval_seconds=HEALTH_INTERVAL_SECONDS)
-            previous = current
-            if found is not None:
-                _log.warning("node was interrupted", kind=found.value)
-                self._sources.refresh()
-            self._sources.set_lonely(not self.driver.view.coordinator_node_id)
-            self.driver.notify(
-                LocalHealth(score=0 if found is None else 1, slept=found is Interruption.SLEPT)
-            )
+    def _looked(self, found: Interruption | None) -> None:
+        """Four times a second: what the node's own watch saw."""
+        if found is not None:
+            _log.warning("node was interrupted", kind=found.value)
+            self._sources.refresh()
+        self._sources.set_lonely(not self.driver.view.coordinator_node_id)
+        self.driver.notify(LocalHealth(score=0 if found is None else 1, slept=found is Interruption.SLEPT))
 
 
 def cluster_settings(config: Config) -> ClusterSettings:
