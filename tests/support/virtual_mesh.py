@@ -140,7 +140,7 @@ class VirtualNode:
         """Leave and stop in order."""
         self.driver.notify(ev.LeaveWanted("the test ends"))
         await self.driver.left.wait()
-        await self._host.close()
+        await self.host.close()
         await asyncio.sleep(0.01)
         await self._halt(ended=True)
 
@@ -148,7 +148,7 @@ class VirtualNode:
         assert self._task is not None
         self._mesh.network.leave(self.node_id)
         if ended:
-            self._recorder.ended()
+            self.recorder.ended()
         self._log.close()
         task, self._task = self._task, None
         task.cancel()
@@ -173,7 +173,7 @@ class VirtualNode:
             clock=self.clock,
             wall_seconds=mesh.wall_seconds,
         )
-        self._recorder = Recorder(self._log, state, boot_nonce=self._boot_nonce)
+        self.recorder = Recorder(self._log, state, boot_nonce=self._boot_nonce)
         machine = ClusterMachine(
             node_id=self.node_id,
             boot_nonce=self._boot_nonce,
@@ -193,13 +193,13 @@ class VirtualNode:
                 store=store,
                 clock=self.clock,
                 transport=mesh.network.join(self.node_id),
-                recorder=self._recorder,
+                recorder=self.recorder,
                 event_log=self._log,
                 board=BulletinBoard(),
                 tasks=tasks,
                 wall_seconds=mesh.wall_seconds,
             )
-            self._host = driver.stage_host = StageHost(
+            self.host = driver.stage_host = StageHost(
                 factory=self._new_worker,
                 credentials=LiveCredentials(stand_in_credentials(self.node_id)),
                 resolve_path=lambda _id, path, _digest: Path(path),
@@ -208,7 +208,7 @@ class VirtualNode:
                 step_deadline_seconds=1.0,
                 sync=SyncKeeper(self.folder, _PLATFORM),
                 notify=driver.notify,
-                recorder=self._recorder,
+                recorder=self.recorder,
                 tasks=tasks,
             )
             driver.planning = EvenPlanner(driver.notify, self.node_id)
