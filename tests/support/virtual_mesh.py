@@ -115,6 +115,18 @@ class VirtualNode:
     def view(self) -> ClusterView:
         return self.driver.view
 
+    @property
+    def member_count(self) -> int:
+        """Members, as this node knows."""
+        document = self.view.document
+        return len(document.members) if document else 0
+
+    @property
+    def plan_nodes(self) -> tuple[str, ...]:
+        """Nodes of the plan, as this node knows."""
+        plan = self.view.plan
+        return plan.node_ids if plan else ()
+
     def introduction(self) -> ev.CandidateVerified:
         """What a Hello tells of this node."""
         return ev.CandidateVerified(
@@ -158,7 +170,8 @@ class VirtualNode:
     async def change(self, make: Callable[[int], ev.Event]) -> Epoch | fx.ChangeRejected:
         """Ask this node's core for a change."""
         change_id = next(self._changes)
-        future = self.outcomes.futures[change_id] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Epoch | fx.ChangeRejected] = asyncio.get_running_loop().create_future()
+        self.outcomes.futures[change_id] = future
         self.driver.notify(make(change_id))
         async with asyncio.timeout(60):
             return await future

@@ -83,7 +83,7 @@ def _check_run(run: Run) -> Iterator[Violation]:  # noqa: C901, PLR0912  one cas
             case Kind.PROMISED:
                 promised, told["promised"] = epoch, record
             case Kind.LOCAL:
-                local = (int(record.facts["seq"]),)
+                local = (int(record.facts["local_seq"]),)
             case Kind.ACTIVE:
                 active, told["active"] = epoch, record
                 if epoch is not None and (promised is None or epoch > promised):

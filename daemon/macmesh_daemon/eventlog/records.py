@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 #: Rises when a key changes its meaning or goes, not when a kind or a key is added.
 SCHEMA_VERSION = 1
 
-_OWN_KEYS = frozenset({"v", "node", "inc", "seq", "wall", "mono", "kind"})
+#: What every record has; no fact may be called so.
+OWN_KEYS = frozenset({"v", "node", "inc", "seq", "wall", "mono", "kind"})
 
 
 class Kind(enum.StrEnum):
@@ -40,7 +41,7 @@ class Kind(enum.StrEnum):
     ACTIVE = "active"
     #: Durable: version, document (hash), epoch and plan (hash) of the plan in it.
     STORED = "stored"
-    #: Durable: seq of the last plan that the node made for itself only.
+    #: Durable: local_seq of the last plan that the node made for itself only.
     LOCAL = "local"
     #: A quorum has stored it, as this node knows: version, document (hash), epoch, plan (hash), members, denied.
     COMMITTED = "committed"
@@ -136,7 +137,7 @@ class Record:
             raise ValueError(
                 f"schema version {value.get('v')!r}, this is a reader of version {SCHEMA_VERSION}"
             )
-        missing = _OWN_KEYS - value.keys()
+        missing = OWN_KEYS - value.keys()
         if missing:
             raise ValueError(f"without {', '.join(sorted(missing))}")
         return cls(
@@ -146,5 +147,5 @@ class Record:
             wall=float(value["wall"]),
             mono=float(value["mono"]),
             kind=str(value["kind"]),
-            facts={key: fact for key, fact in value.items() if key not in _OWN_KEYS},
+            facts={key: fact for key, fact in value.items() if key not in OWN_KEYS},
         )

@@ -10,7 +10,7 @@ from collections import deque
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from macmesh_daemon.eventlog.reader import FILE_NAME
-from macmesh_daemon.eventlog.records import Kind, Record
+from macmesh_daemon.eventlog.records import OWN_KEYS, Kind, Record
 from macmesh_daemon.logs import get_logger
 
 if TYPE_CHECKING:
@@ -78,7 +78,15 @@ class EventLog:
         return len(self._pending) + len(self._writing)
 
     def record(self, kind: Kind, **facts: Any) -> None:
-        """Take a record; its facts must be what JSON can hold, and must not change any more."""
+        """Take a record; its facts must be what JSON can hold, and must not change any more.
+
+        Raises:
+            ValueError: A fact has a name that every record uses for itself.
+        """
+        if not OWN_KEYS.isdisjoint(facts):
+            raise ValueError(
+                f"facts of {kind.value!r} take names of the record: {sorted(OWN_KEYS & facts.keys())}"
+            )
         if self.waiting >= self._limit:
             self._lost += 1
             return

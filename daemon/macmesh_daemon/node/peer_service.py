@@ -119,7 +119,7 @@ class PeerService(CorePeerService):
                 ),
             )
         addresses = tuple(request.addresses)
-        if self._node.peers.is_new_start(sender, request.boot_nonce):
+        if self._node.peers.is_news(sender, request.boot_nonce, addresses):
             # What a node says of its own addresses is good until this node has dialled it and knows better.
             self._node.peers.learn(sender, addresses)
         self._node.driver.notify(

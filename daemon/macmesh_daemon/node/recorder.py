@@ -68,7 +68,7 @@ class Recorder:
         if state.active != before.active:
             self._log.record(Kind.ACTIVE, epoch=_epoch(state.active), plan=plan_hash(state.active_plan))
         if state.local_seq != before.local_seq:
-            self._log.record(Kind.LOCAL, seq=state.local_seq)
+            self._log.record(Kind.LOCAL, local_seq=state.local_seq)
 
     def settled(self, view: ClusterView) -> None:
         """Note a document that is committed by now; to be called after a step's effects."""

@@ -7,6 +7,7 @@ import contextlib
 import random
 import secrets
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from macmesh.v1 import peer_pb2
@@ -18,7 +19,6 @@ from macmesh_daemon.cluster.events import CandidateVerified, LeaveWanted, LocalH
 from macmesh_daemon.cluster.machine import ClusterMachine
 from macmesh_daemon.cluster.messages import NodeFacts
 from macmesh_daemon.cluster.settings import ClusterSettings
-from macmesh_daemon.discovery import join_address
 from macmesh_daemon.eventlog.reader import FOLDER_NAME as EVENTS_FOLDER
 from macmesh_daemon.eventlog.writer import EventLog
 from macmesh_daemon.files import FolderLock
@@ -33,6 +33,7 @@ from macmesh_daemon.node.driver import CoreDriver
 from macmesh_daemon.node.interruptions import watch_interruptions
 from macmesh_daemon.node.listening import Doors, lanes_host
 from macmesh_daemon.node.live_credentials import LiveCredentials
+from macmesh_daemon.node.own_addresses import OwnAddresses
 from macmesh_daemon.node.peer_service import PROTOCOL_VERSION, PeerService
 from macmesh_daemon.node.peers import PeerPool
 from macmesh_daemon.node.planning import Planning
@@ -48,7 +49,7 @@ from macmesh_daemon.node.trust_service import TrustService
 from macmesh_daemon.node.waiting import wait_for_membership
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from macmesh_daemon.config import Config
     from macmesh_daemon.identity import Start
@@ -84,6 +85,7 @@ class Node:
         store: StateStore,
         event_log: EventLog,
         hosts: tuple[str, ...],
+        read_hosts: Callable[[], Awaitable[tuple[str, ...]]] | None = None,
     ) -> None:
         self.config = config
         self.node_id = credentials.current.node_id
@@ -100,14 +102,20 @@ class Node:
         self._tasks = tasks
         self._store = store
         self._event_log = event_log
-        self._addresses = tuple(join_address(host, self.doors.port) for host in hosts)
+        self.addresses = OwnAddresses(
+            hosts,
+            self.doors.port,
+            read=read_hosts or partial(own_hosts, config),
+            clock=self.clock,
+            changed=self._moved,
+        )
         persistent = store.load()
         self.recorder = Recorder(event_log, persistent, boot_nonce=start.boot_nonce)
         machine = ClusterMachine(
             node_id=self.node_id,
             boot_nonce=start.boot_nonce,
             facts=facts,
-            addresses=self._addresses,
+            addresses=self.addresses.current,
             persistent=persistent,
             settings=cluster_settings(config),
             rng=random.Random(start.boot_nonce),  # noqa: S311  election jitter, no secret
@@ -142,7 +150,7 @@ class Node:
             factory=worker_factory,
             credentials=credentials,
             resolve_path=self.planning.resolve_path,
-            bind_host=lambda: lanes_host(hosts),
+            bind_host=lambda: lanes_host(self.addresses.hosts),
             host_id=facts.host_id,
             step_deadline_seconds=config.step_deadline_seconds,
             sync=self._sync,
@@ -180,7 +188,7 @@ class Node:
             sources=self._sources,
             gate=self.doors.gate,
             denied=denied,
-            addresses=self._addresses,
+            addresses=lambda: self.addresses.current,
             clock=self.clock,
         )
         self._looking: list[asyncio.Task[None]] = []
@@ -199,7 +207,7 @@ class Node:
         await self.doors.open()
         _log.info(
             "node started",
-            addresses=self._addresses,
+            addresses=self.addresses.current,
             socket=str(self.config.resolved_socket_path()),
             incarnation=self._start.incarnation,
         )
@@ -207,6 +215,8 @@ class Node:
         self._tasks.create_task(self.driver.run(), name="cluster core")
         self._tasks.create_task(watch_interruptions(self.clock, self._looked), name="own health")
         self._tasks.create_task(self._sync.prepare(self.config.sync_mode), name="sync self-test")
+        self._tasks.create_task(self.addresses.run(), name="own addresses")
+        self._tasks.create_task(self.peers.tidy(), name="retired channels")
         self.trust.start(self._tasks)
         self._looking = self._sources.start(self._dialer.offer, self._tasks)
 
@@ -245,7 +255,7 @@ class Node:
             protocol_version=PROTOCOL_VERSION,
             incarnation=self._start.incarnation,
             boot_nonce=self._start.boot_nonce,
-            addresses=self._addresses,
+            addresses=self.addresses.current,
             facts=to_proto(self._facts),
             coordinator_node_id=view.coordinator_node_id,
             has_cluster=view.stored_document is not None,
@@ -257,7 +267,7 @@ class Node:
             cluster=self.cluster_prefix,
             incarnation=self._start.incarnation,
             boot_nonce=self._start.boot_nonce,
-            addresses=self._addresses,
+            addresses=self.addresses.current,
             facts=to_proto(self._facts),
             discovery=discovery,
             has_cluster=self.driver.view.stored_document is not None,
@@ -268,11 +278,33 @@ class Node:
         members = document.members if document else ()
         return [(m.node_id, m.addresses) for m in members if m.node_id != self.node_id and m.addresses]
 
+    def _moved(self) -> None:
+        """This machine has other addresses: tell the core, the network and every node that is known."""
+        self.driver.notify(
+            CandidateVerified(
+                node_id=self.node_id,
+                addresses=self.addresses.current,
+                facts=self._facts,
+                boot_nonce=self._start.boot_nonce,
+                discovery="self",
+                has_cluster=self.driver.view.stored_document is not None,
+            )
+        )
+        self._sources.refresh()
+        self._greet_everybody()
+
+    def _greet_everybody(self) -> None:
+        self._dialer.greet_again([node_id for node_id, _ in self._known_members()])
+
     def _looked(self, found: Interruption | None) -> None:
         """Four times a second: what the node's own watch saw."""
         if found is not None:
             _log.warning("node was interrupted", kind=found.value)
+            self.addresses.refresh()
             self._sources.refresh()
+        if found is Interruption.SLEPT:
+            self.peers.redial()
+            self._greet_everybody()
         self._sources.set_lonely(not self.driver.view.coordinator_node_id)
         self.driver.notify(LocalHealth(score=0 if found is None else 1, slept=found is Interruption.SLEPT))
 
@@ -297,11 +329,20 @@ async def run_node(
     worker_factory: WorkerFactory,
     on_identity: Callable[[str], None] = lambda _node_id: None,
     on_ready: Callable[[], None] = lambda: None,
+    read_hosts: Callable[[], Awaitable[tuple[str, ...]]] | None = None,
 ) -> None:
     """Run a node until `stop` is set; `on_ready` is called once both doors are open.
 
     `on_identity` is called with the node id as soon as it is known. A machine that belongs to no cluster, or
     whose certificate ended, waits: it answers `status` with what to do, and goes on once it has joined.
+
+    Args:
+        config: Its configuration.
+        stop: Ends it.
+        worker_factory: Makes its workers.
+        on_identity: See above.
+        on_ready: See above.
+        read_hosts: Reads the machine's addresses; replaced in tests.
 
     Raises:
         LocalFolderInUseError: another daemon uses the data folder.
@@ -319,7 +360,7 @@ async def run_node(
             return
         start = await asyncio.to_thread(begin_start, config.data_dir)
         host = await collect_facts(config)
-        hosts = await own_hosts(config)
+        hosts = await (read_hosts() if read_hosts is not None else own_hosts(config))
         facts = NodeFacts(**asdict(host.facts))
         event_log = EventLog(
             config.data_dir / EVENTS_FOLDER,
@@ -340,6 +381,7 @@ async def run_node(
                     store=StateStore(config.data_dir),
                     event_log=event_log,
                     hosts=hosts,
+                    read_hosts=read_hosts,
                 )
                 try:
                     await node.serve()

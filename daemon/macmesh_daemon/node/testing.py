@@ -100,13 +100,13 @@ class MemoryNetwork:
         self.delivered += 1
         try:
             answer = to_proto(
-                await target.handle(sender, from_proto(type(content).FromString(_bytes(content))))
+                await target.handle(sender, from_proto(type(content).FromString(content.SerializeToString())))
             )
         except TimeoutError:
             raise RemoteCallFailed("INTERNAL: the node did not answer in time") from None
         if not await self._arrives(receiver, sender):
             await asyncio.Event().wait()
-        response: msg.Response = from_proto(type(answer).FromString(_bytes(answer)))
+        response: msg.Response = from_proto(type(answer).FromString(answer.SerializeToString()))
         return response
 
     async def _repeat(self, sender: str, receiver: str, message: msg.Request) -> None:
@@ -141,8 +141,3 @@ class MemoryTransport(Transport):
                 return await self._network.carry(self._node_id, peer, message)
         except TimeoutError:
             raise RemoteCallFailed("DEADLINE_EXCEEDED: no answer came") from None
-
-
-def _bytes(message: object) -> bytes:
-    content: bytes = message.SerializeToString()  # type: ignore[attr-defined]  every protobuf message has it
-    return content

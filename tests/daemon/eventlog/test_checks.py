@@ -28,10 +28,10 @@ Records = list[Record]
 async def _run(folder: Path) -> None:
     async with VirtualMesh(folder, 3) as mesh:
         first = await mesh.led()
-        await mesh.until(lambda: len(first.view.document.members) == 3, "all are members")  # type: ignore[union-attr]  it is led
+        await mesh.until(lambda: first.member_count == 3, "all are members")
         assert isinstance(await first.change(lambda i: ev.LoadWanted(i, wanted_model("m", 3))), Epoch)
         await mesh.until(mesh.is_ready, "ready")
-        head = next(n for n in mesh.nodes if n.node_id == first.view.plan.node_ids[0])  # type: ignore[union-attr]  one is loaded
+        head = next(n for n in mesh.nodes if n.node_id == first.plan_nodes[0])
         await serve_requests(head)
         await first.crash()
         second = await mesh.led()
@@ -40,7 +40,7 @@ async def _run(folder: Path) -> None:
         again = await second.change(lambda i: ev.LoadWanted(i, wanted_model("other", 2)))
         assert isinstance(again, Epoch)
         await mesh.until(mesh.is_ready, "ready again")
-        head = next(n for n in mesh.nodes if n.node_id == second.view.plan.node_ids[0])  # type: ignore[union-attr]  one is loaded
+        head = next(n for n in mesh.nodes if n.node_id == second.plan_nodes[0])
         await serve_requests(head, "later")
         await asyncio.sleep(1)
 

@@ -64,7 +64,7 @@ def test_old_files_are_put_aside_and_the_oldest_goes(tmp_path: Path) -> None:
 def test_a_line_torn_by_a_kill_is_passed_over_and_mended_by_the_next_start(tmp_path: Path) -> None:
     log = make(tmp_path)
     log.record(Kind.STARTED)
-    log.record(Kind.LOCAL, seq=1)
+    log.record(Kind.LOCAL, local_seq=1)
     log.close()
     log.path.write_bytes(log.path.read_bytes()[:-20])
     assert [record.kind for record in read_logs([tmp_path])] == [Kind.STARTED]
@@ -99,15 +99,15 @@ def test_a_full_disk_costs_only_the_log(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(writer, "_append_whole", append)
     log = make(tmp_path, pending=3)
     for number in range(5):
-        log.record(Kind.LOCAL, seq=number)
+        log.record(Kind.LOCAL, local_seq=number)
         log.flush()
     assert log.waiting == 3
     is_full = False
     log.flush()
-    log.record(Kind.LOCAL, seq=9)
+    log.record(Kind.LOCAL, local_seq=9)
     log.close()
     records = read_logs([tmp_path])
-    assert [r.facts.get("seq") for r in records if r.kind == Kind.LOCAL] == [0, 1, 2, 9]
+    assert [r.facts.get("local_seq") for r in records if r.kind == Kind.LOCAL] == [0, 1, 2, 9]
     [lost] = [r for r in records if r.kind == Kind.LOST]
     assert lost.facts["count"] == 2
     assert History.of(records).gaps
@@ -118,7 +118,7 @@ def test_the_log_writes_by_itself(tmp_path: Path) -> None:
         log = make(tmp_path)
         task = asyncio.create_task(log.run())
         for number in range(3):
-            log.record(Kind.LOCAL, seq=number)
+            log.record(Kind.LOCAL, local_seq=number)
             await asyncio.sleep(1)
             assert len(read_logs([tmp_path])) == number + 1
         task.cancel()
@@ -126,3 +126,8 @@ def test_the_log_writes_by_itself(tmp_path: Path) -> None:
         log.close()
 
     run_virtual(main())
+
+
+def test_a_fact_cannot_take_the_place_of_what_every_record_has(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="seq"):
+        make(tmp_path).record(Kind.LOCAL, seq=1)

@@ -48,7 +48,7 @@ def test_a_coordinator_is_lost_and_the_plan_goes_on(count: int, tmp_path: Path) 
     async def main() -> None:
         async with VirtualMesh(tmp_path, count) as mesh:
             coordinator = await mesh.led()
-            await mesh.until(lambda: len(coordinator.view.document.members) == count, "all are members")  # type: ignore[union-attr]  it is led
+            await mesh.until(lambda: coordinator.member_count == count, "all are members")
             epoch = await load(coordinator, 2)
             await mesh.until(mesh.is_ready, "ready")
             await asyncio.sleep(20)
@@ -70,7 +70,7 @@ def test_the_larger_side_of_a_partition_goes_on_and_the_smaller_changes_nothing(
     async def main() -> None:
         async with VirtualMesh(tmp_path, 5, standalone=False) as mesh:
             first = await mesh.led()
-            await mesh.until(lambda: len(first.view.document.members) == 5, "all are members")  # type: ignore[union-attr]  it is led
+            await mesh.until(lambda: first.member_count == 5, "all are members")
             epoch = await load(first, 5)
             await mesh.until(mesh.is_ready, "ready")
             other = next(n for n in mesh.nodes if n is not first)
@@ -89,7 +89,7 @@ def test_the_larger_side_of_a_partition_goes_on_and_the_smaller_changes_nothing(
             newer = await load(third, 3)
             assert newer > epoch
             await mesh.until(mesh.is_ready, "ready on both sides")
-            assert {n.view.active for n in mesh.nodes if n.node_id in third.view.plan.node_ids} == {newer}  # type: ignore[union-attr]  one is loaded
+            assert {n.view.active for n in mesh.nodes if n.node_id in third.plan_nodes} == {newer}
 
     run_virtual(main())
 
