@@ -10,6 +10,7 @@ import grpc
 
 from macmesh.v1 import join_pb2, join_pb2_grpc
 from macmesh_daemon.identity import IdentityError, make_certificate_request, replace_certificate
+from macmesh_daemon.identity.certificates import end_of_ca
 from macmesh_daemon.identity.renewal import renewal_is_due, warning_of
 from macmesh_daemon.logs import get_logger
 
@@ -71,7 +72,7 @@ class Renewer:
         """Look once; whether a new certificate is in use now."""
         credentials = self._credentials.current
         now = datetime.fromtimestamp(self._wall_seconds(), UTC)
-        if not renewal_is_due(credentials.expires_at, now):
+        if not renewal_is_due(credentials.expires_at, now, ca_ends_at=end_of_ca(credentials.ca_pem)):
             return False
         request_der = make_certificate_request(credentials.key_pem)
         certificate = await self._signed(request_der)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from macmesh_daemon.config import split_address
 from macmesh_daemon.discovery import join_address
-from macmesh_daemon.identity.renewal import warning_of
+from macmesh_daemon.identity.certificates import end_of_ca
+from macmesh_daemon.identity.renewal import ca_warning_of, warning_of
 from macmesh_daemon.logs import get_logger
 from macmesh_daemon.node.issuer import Issuer
 from macmesh_daemon.node.join_door import JoinDoor
@@ -122,8 +123,12 @@ class Trust:
     def health(self) -> tuple[str, ...]:
         """What a person should know."""
         now = datetime.fromtimestamp(self.wall_seconds(), UTC)
-        warning = warning_of(self._credentials.current.expires_at, now)
-        return (*self.door.health(), *((warning,) if warning else ()), *self._evicted())
+        credentials = self._credentials.current
+        warnings = (
+            warning_of(credentials.expires_at, now),
+            ca_warning_of(end_of_ca(credentials.ca_pem), now),
+        )
+        return (*self.door.health(), *(line for line in warnings if line), *self._evicted())
 
     def known_nodes(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """This node and the other members with their addresses."""
