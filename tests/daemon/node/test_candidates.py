@@ -13,7 +13,7 @@ from macmesh.v1 import peer_pb2
 from macmesh_daemon.clock import ManualClock
 from macmesh_daemon.discovery import Candidate
 from macmesh_daemon.identity import create_cluster_ca, load_credentials, provision_node
-from macmesh_daemon.node import candidates
+from macmesh_daemon.node import candidates, tls
 from macmesh_daemon.node.candidates import MAX_ADDRESSES, MAX_STRANGERS, CandidateDialer
 from macmesh_daemon.node.live_credentials import LiveCredentials
 from macmesh_daemon.node.peers import PeerPool
@@ -66,7 +66,7 @@ class World:
 
 
 def count_dials(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = candidates.probe_node_id
+    real = tls.probe_node_id
 
     async def probe(host: str, port: int, *args: object, **kwargs: object) -> str:
         world.dialled.append(f"{host}:{port}")

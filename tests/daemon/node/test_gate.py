@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pkgutil
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -152,7 +155,7 @@ async def serving(credentials: NodeCredentials, gate: Gate, handlers: Everything
         await server.stop(None)
 
 
-def connect(address: str, credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
+def connect(address: str, credentials: grpc.ChannelCredentials) -> Any:
     return grpc.aio.secure_channel(address, credentials, options=tls.channel_options(None))
 
 
@@ -168,7 +171,7 @@ async def refusal(call: Any) -> str:
     return ""
 
 
-async def first_of(channel: grpc.aio.Channel, method: str) -> None:
+async def first_of(channel: Any, method: str) -> None:
     if method.endswith(("Watch", "WatchCluster", "Generate", "LoadModel", "RunRequest")):
         call = channel.unary_stream(method)(b"")
         try:
@@ -337,3 +340,22 @@ async def served_certificate(port: int, credentials: NodeCredentials) -> bytes:
     certificate: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     writer.transport.abort()
     return certificate
+
+
+QUIET = """
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "grpc":
+            sys.stdout.write(os.environ.get("GRPC_VERBOSITY", "unset"))
+sys.meta_path.insert(0, Watch())
+import macmesh_daemon.cli.macmeshd
+"""
+
+
+@pytest.mark.process
+def test_the_daemon_quiets_grpc_before_it_is_loaded() -> None:
+    # A line for every failed handshake would let strangers fill the disk.
+    env = {key: value for key, value in os.environ.items() if key != "GRPC_VERBOSITY"}
+    done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout == "ERROR"
