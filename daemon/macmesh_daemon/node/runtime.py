@@ -162,6 +162,7 @@ class Node:
             gate=self.doors.gate,
             denied=denied,
             addresses=self._addresses,
+            told_evicted=lambda: self._dialer.told_evicted,
             clock=self.clock,
         )
         self._looking: list[asyncio.Task[None]] = []

@@ -80,6 +80,7 @@ class Trust:
         gate: Gate,
         denied: Denied,
         addresses: tuple[str, ...],
+        told_evicted: Callable[[], bool],
         clock: Clock,
         wall_seconds: Callable[[], float] = time.time,
     ) -> None:
@@ -89,6 +90,7 @@ class Trust:
         self._gate = gate
         self._node_id = credentials.current.node_id
         self._own_addresses = addresses
+        self._told_evicted = told_evicted
         self._credentials = credentials
         self.wall_seconds = wall_seconds
         self.issuer = Issuer(
@@ -160,7 +162,8 @@ class Trust:
             known = now_denied
 
     def _evicted(self) -> tuple[str, ...]:
-        if self._node_id not in denied_ids(self._driver.view):
+        # The document that says so may never reach who is in it; then another member's refusal does.
+        if self._node_id not in denied_ids(self._driver.view) and not self._told_evicted():
             return ()
         return (
             "this node was evicted: to come back it needs a new identity (an empty data_dir) and a token",

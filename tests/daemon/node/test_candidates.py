@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import grpc
+import grpc.aio
 import pytest
 
-from macmesh.v1 import peer_pb2
+from macmesh.v1 import peer_pb2, peer_pb2_grpc
 from macmesh_daemon.clock import ManualClock
 from macmesh_daemon.discovery import Candidate
 from macmesh_daemon.identity import create_cluster_ca, load_credentials, provision_node
 from macmesh_daemon.node import candidates, tls
 from macmesh_daemon.node.candidates import MAX_ADDRESSES, MAX_STRANGERS, CandidateDialer
+from macmesh_daemon.node.gate import Gate
 from macmesh_daemon.node.live_credentials import LiveCredentials
 from macmesh_daemon.node.peers import PeerPool
 
@@ -49,10 +52,11 @@ class World:
         self.clock = ManualClock()
         self.tasks = tasks
         self.denied: set[str] = set()
+        self.peers = PeerPool(live)
         self.dialler = CandidateDialer(
             node_id="b" * 26,
             credentials=live,
-            peers=PeerPool(live),
+            peers=self.peers,
             clock=self.clock,
             hello=lambda _: peer_pb2.HelloRequest(),
             notify=lambda _: None,
@@ -138,3 +142,37 @@ async def test_who_was_shut_out_is_not_dialled(
         world.offer("127.0.0.1:1")
         await drained(world)
         assert world.dialled == []
+
+
+async def test_a_node_that_was_shut_out_learns_it_from_the_refusal(tmp_path: Path) -> None:
+    ca = create_cluster_ca()
+    for name in ("me", "other"):
+        provision_node(tmp_path / name, ca)
+    me, other = (LiveCredentials(load_credentials(tmp_path / name)) for name in ("me", "other"))
+    denied: set[str] = {me.current.node_id}
+
+    class Peer(peer_pb2_grpc.PeerServiceServicer):
+        async def Hello(self, request: Any, context: Any) -> peer_pb2.HelloResponse:  # noqa: N802  the contract's
+            del request, context
+            return peer_pb2.HelloResponse(protocol_version=1)
+
+    gate = Gate(local=False, is_denied=denied.__contains__)
+    server = grpc.aio.server(options=tls.server_options(), interceptors=[gate])
+    peer = Peer()  # type: ignore[abstract]  # the other calls answer UNIMPLEMENTED
+    peer_pb2_grpc.add_PeerServiceServicer_to_server(peer, server)
+    port = server.add_secure_port("127.0.0.1:0", tls.reloadable_server_credentials(other))
+    await server.start()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            world = World(me, tasks)
+            world.offer(f"127.0.0.1:{port}")
+            await drained(world)
+            assert world.dialler.told_evicted
+            denied.clear()
+            await world.clock.advance(60)
+            world.offer(f"127.0.0.1:{port}")
+            await drained(world)
+            assert not world.dialler.told_evicted
+            await world.peers.close()
+    finally:
+        await server.stop(None)
