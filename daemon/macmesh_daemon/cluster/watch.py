@@ -185,7 +185,7 @@ class MemberWatch:
         """Take in how a member is; True where that is news."""
         track = self.tracks[peer]
         now = self._context.now
-        session = track.identify(response, now, suspect_after_seconds(self._context.settings))
+        session = track.identify(response, now, self._context.settings)
         if session == "duplicate":
             self._context.announce("duplicate identity", node_id=peer, refused=len(track.refused))
         if response.boot_nonce != track.session:
