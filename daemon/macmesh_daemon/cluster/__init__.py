@@ -13,6 +13,7 @@ Parts, from the bottom up::
     election    role, term and vote                              every node
     worker_slot, replica    documents, promises, the own worker  every node, also the coordinator
     standalone  a plan of this node alone, while nobody leads    every node
+    recovery    a new generation, by force                       every node
     goodbye, probes, refusals   leaving, second opinions, and what the evicted are told    every node
     tracker, admission, changes, failures, flaps                 what a coordinator counts and remembers
     watch       verdicts on members, restarts and doubles        the coordinator
