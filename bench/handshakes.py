@@ -10,11 +10,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import multiprocessing
-import socket
-import ssl
+import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from statistics import median
@@ -33,42 +30,13 @@ from macmesh_daemon.node.gate import Gate
 from macmesh_daemon.node.live_credentials import LiveCredentials
 
 BEAT_SECONDS = 0.05
+FLOOD = Path(__file__).with_name("handshake_flood.py")
 
 
 class _Peer(peer_pb2_grpc.PeerServiceServicer):
     async def Heartbeat(self, request: Any, context: Any) -> peer_pb2.HeartbeatResponse:  # noqa: N802  the contract's
         del context
         return peer_pb2.HeartbeatResponse(round=request.round)
-
-
-def flood(port: int, seconds: float, flooders: int, results: Any, started: Any) -> None:
-    """Shake hands, show no certificate, begin again."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
-    until = time.monotonic() + seconds
-    counts = [0] * flooders
-
-    def one(index: int) -> None:
-        while time.monotonic() < until:
-            try:
-                with (
-                    socket.create_connection(("127.0.0.1", port), timeout=2) as raw,
-                    context.wrap_socket(raw) as secured,
-                ):
-                    secured.settimeout(2)
-                    secured.recv(1)
-            except OSError:
-                pass
-            counts[index] += 1
-
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(flooders)]
-    for thread in threads:
-        thread.start()
-    started.set()
-    for thread in threads:
-        thread.join()
-    results.put(sum(counts))
 
 
 async def beats(stub: Any, seconds: float) -> list[float]:
@@ -105,24 +73,28 @@ async def measure(folder: Path, seconds: float, flooders: int) -> dict[str, Any]
     peer_pb2_grpc.add_PeerServiceServicer_to_server(_Peer(), server)  # type: ignore[abstract]  # one suffices
     port = server.add_secure_port("127.0.0.1:0", tls.reloadable_server_credentials(LiveCredentials(b)))
     await server.start()
-    spawn = multiprocessing.get_context("spawn")
-    results: Any = spawn.Queue()
-    started = spawn.Event()
     try:
         async with tls.open_channel(f"127.0.0.1:{port}", a, expected_node_id=b.node_id) as channel:
             stub = peer_pb2_grpc.PeerServiceStub(channel)
             await beats(stub, 0.2)
             peace = figures(await beats(stub, seconds))
-            flooding = spawn.Process(
-                target=flood, args=(port, seconds, flooders, results, started), daemon=True
+            flooding = await asyncio.create_subprocess_exec(
+                sys.executable,
+                str(FLOOD),
+                str(port),
+                str(seconds),
+                str(flooders),
+                stdout=asyncio.subprocess.PIPE,
             )
-            flooding.start()
-            await asyncio.to_thread(started.wait, 10)
+            assert flooding.stdout is not None  # noqa: S101  a pipe was asked for
+            async with asyncio.timeout(30):
+                await flooding.stdout.readline()
             cpu = time.process_time()
             under = figures(await beats(stub, seconds))
             cpu = time.process_time() - cpu
-            shaken = await asyncio.to_thread(results.get, timeout=30)
-            flooding.join(5)
+            async with asyncio.timeout(30):
+                shaken = int(await flooding.stdout.readline())
+                await flooding.wait()
     finally:
         await server.stop(None)
     return {

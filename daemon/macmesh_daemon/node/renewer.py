@@ -63,7 +63,12 @@ class Renewer:
         """Renew in time until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                if await self.renew_if_due():
+                try:
+                    renewed = await self.renew_if_due()
+                except (IdentityError, OSError) as error:
+                    renewed = False
+                    _log.error("certificate not renewed", error=str(error))
+                if renewed:
                     # Old calls may take a day to end; the next renewal does not wait for them.
                     tasks.create_task(self._peers.renew(), name="connections with the renewed certificate")
                 await self._clock.sleep(LOOK_SECONDS)

@@ -130,10 +130,13 @@ async def test_a_waiting_daemon_joins_without_a_restart_and_is_evicted_for_good(
                 plan.plan.epoch.generation = before.document.generation
                 answer = await stub.Prepare(plan, timeout=DEADLINE_SECONDS)
                 assert not answer.promised
+                assert "coordinator" in answer.reason
                 beat = peer_pb2.HeartbeatRequest(term=before.term, generation=before.document.generation)
                 assert not (await stub.Heartbeat(beat, timeout=DEADLINE_SECONDS)).accepted
                 commit = peer_pb2.CommitRequest(term=before.term, generation=before.document.generation)
                 assert not (await stub.Commit(commit, timeout=DEADLINE_SECONDS)).committed
+                given = peer_pb2.SetPeersRequest(term=before.term, generation=before.document.generation)
+                assert not (await stub.SetPeers(given, timeout=DEADLINE_SECONDS)).accepted
                 denied = access_pb2_grpc.AccessServiceStub(channel)
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await denied.IssueJoinToken(access_pb2.IssueJoinTokenRequest(), timeout=DEADLINE_SECONDS)
