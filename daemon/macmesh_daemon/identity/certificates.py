@@ -170,6 +170,15 @@ def node_id_of_certificate(certificate: x509.Certificate) -> str:
     return node_id
 
 
+def end_of_ca(ca_pem: bytes) -> datetime:
+    """When a CA certificate ends (UTC).
+
+    Raises:
+        LocalCredentialsError: ``ca_pem`` is no certificate.
+    """
+    return load_certificate(ca_pem, where="the CA certificate").not_valid_after_utc
+
+
 def check_node_certificate(
     cert_pem: bytes, ca_pem: bytes, *, node_id: str, now: datetime | None = None
 ) -> datetime:

@@ -12,9 +12,23 @@ RENEW_WHEN_LEFT = NODE_VALIDITY / 3
 WARN_WHEN_LEFT = timedelta(days=60)
 
 
-def renewal_is_due(expires_at: datetime, now: datetime) -> bool:
-    """Whether a third of the validity or less is left."""
-    return expires_at - now <= RENEW_WHEN_LEFT
+def renewal_is_due(expires_at: datetime, now: datetime, *, ca_ends_at: datetime) -> bool:
+    """Whether a third of the validity or less is left, and a new certificate would last longer.
+
+    No certificate outlives its CA, so a node does not ask for the same end again and again.
+    """
+    can_last_longer = ca_ends_at - GRACE - expires_at > timedelta(days=1)
+    return can_last_longer and expires_at - now <= RENEW_WHEN_LEFT
+
+
+def ca_warning_of(ca_ends_at: datetime, now: datetime) -> str | None:
+    """What a person must know about a CA that ends within the validity of a certificate; None before."""
+    if ca_ends_at - now > NODE_VALIDITY:
+        return None
+    return (
+        f"the cluster's CA ends on {ca_ends_at:%Y-%m-%d}, and every certificate with it: found a new cluster with "
+        "`daemonctl cluster init` before"
+    )
 
 
 def warning_of(expires_at: datetime, now: datetime) -> str | None:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from macmesh.reasons import Reason
 from macmesh_daemon.cluster.events import CandidateVerified
 from macmesh_daemon.config import split_address
 from macmesh_daemon.identity import IdentityError
 from macmesh_daemon.logs import get_logger
+from macmesh_daemon.node.call_errors import from_rpc_error
 from macmesh_daemon.node.codec import from_proto
 from macmesh_daemon.node.tls import probe_node_id
 
@@ -81,6 +83,8 @@ class CandidateDialer:
         self._running = {"mdns": 0, "known": 0}
         #: Candidates passed over because too many were being dialled.
         self.passed_over = 0
+        #: A member of this cluster, which its certificate proved, said that this node was shut out.
+        self.told_evicted = False
 
     def offer(self, candidate: Candidate) -> None:
         """Dial the candidate's addresses, but for those that are being dialled or failed lately."""
@@ -140,6 +144,7 @@ class CandidateDialer:
                 self._rest(due, MAX_BACKOFF_SECONDS)
                 return
             await self._greet(node_id, answered, candidate.source)
+            self.told_evicted = False
             self._rest(candidate.addresses, REFRESH_SECONDS)
         except (IdentityError, TimeoutError, ValueError, grpc.aio.AioRpcError) as error:
             self._failed(candidate, due, error)
@@ -156,6 +161,8 @@ class CandidateDialer:
 
     def _failed(self, candidate: Candidate, due: tuple[str, ...], error: Exception) -> None:
         new_trouble = False
+        if isinstance(error, grpc.aio.AioRpcError) and from_rpc_error(error).reason is Reason.EVICTED:
+            self.told_evicted = True
         for address in due:
             record = self._record(address)
             record.not_before = self._clock.now() + record.backoff_seconds

@@ -32,6 +32,9 @@ _REASONS = {
     "INVALID_PLAN": Reason.INTERNAL,
     "NO_ELIGIBLE_NODE": Reason.DOES_NOT_FIT,
     "LAST_VOTER": Reason.NO_QUORUM,
+    "HAS_QUORUM": Reason.INVALID_ARGUMENT,
+    "NO_DOCUMENT": Reason.NOT_A_MEMBER,
+    "EVICTED": Reason.EVICTED,
 }
 
 #: What of a refusal travels as metadata; the whole is in the status.

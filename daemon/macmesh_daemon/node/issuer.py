@@ -155,7 +155,7 @@ class Issuer:
 
         Raises:
             LocalNoClusterError: the CA key is not here.
-            LocalClientError: name, role or days are not acceptable, or the name is taken.
+            LocalClientError: name, role or days are not acceptable.
             RemoteUntrustedError: the request is not one.
             OSError: it cannot be recorded.
         """

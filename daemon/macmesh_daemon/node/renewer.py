@@ -10,6 +10,7 @@ import grpc
 
 from macmesh.v1 import join_pb2, join_pb2_grpc
 from macmesh_daemon.identity import IdentityError, make_certificate_request, replace_certificate
+from macmesh_daemon.identity.certificates import end_of_ca
 from macmesh_daemon.identity.renewal import renewal_is_due, warning_of
 from macmesh_daemon.logs import get_logger
 
@@ -62,7 +63,12 @@ class Renewer:
         """Renew in time until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                if await self.renew_if_due():
+                try:
+                    renewed = await self.renew_if_due()
+                except (IdentityError, OSError) as error:
+                    renewed = False
+                    _log.error("certificate not renewed", error=str(error))
+                if renewed:
                     # Old calls may take a day to end; the next renewal does not wait for them.
                     tasks.create_task(self._peers.renew(), name="connections with the renewed certificate")
                 await self._clock.sleep(LOOK_SECONDS)
@@ -71,7 +77,7 @@ class Renewer:
         """Look once; whether a new certificate is in use now."""
         credentials = self._credentials.current
         now = datetime.fromtimestamp(self._wall_seconds(), UTC)
-        if not renewal_is_due(credentials.expires_at, now):
+        if not renewal_is_due(credentials.expires_at, now, ca_ends_at=end_of_ca(credentials.ca_pem)):
             return False
         request_der = make_certificate_request(credentials.key_pem)
         certificate = await self._signed(request_der)

@@ -189,6 +189,7 @@ class Node:
             gate=self.doors.gate,
             denied=denied,
             addresses=lambda: self.addresses.current,
+            told_evicted=lambda: self._dialer.told_evicted,
             clock=self.clock,
         )
         self._looking: list[asyncio.Task[None]] = []

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from macmesh_daemon.config import split_address
 from macmesh_daemon.discovery import join_address
-from macmesh_daemon.identity.renewal import warning_of
+from macmesh_daemon.identity.certificates import end_of_ca
+from macmesh_daemon.identity.renewal import ca_warning_of, warning_of
 from macmesh_daemon.logs import get_logger
 from macmesh_daemon.node.issuer import Issuer
 from macmesh_daemon.node.join_door import JoinDoor
@@ -79,6 +80,7 @@ class Trust:
         gate: Gate,
         denied: Denied,
         addresses: Callable[[], tuple[str, ...]],
+        told_evicted: Callable[[], bool],
         clock: Clock,
         wall_seconds: Callable[[], float] = time.time,
     ) -> None:
@@ -88,6 +90,7 @@ class Trust:
         self._gate = gate
         self._node_id = credentials.current.node_id
         self._own_addresses = addresses
+        self._told_evicted = told_evicted
         self._credentials = credentials
         self.wall_seconds = wall_seconds
         self.issuer = Issuer(
@@ -122,8 +125,12 @@ class Trust:
     def health(self) -> tuple[str, ...]:
         """What a person should know."""
         now = datetime.fromtimestamp(self.wall_seconds(), UTC)
-        warning = warning_of(self._credentials.current.expires_at, now)
-        return (*self.door.health(), *((warning,) if warning else ()), *self._evicted())
+        credentials = self._credentials.current
+        warnings = (
+            warning_of(credentials.expires_at, now),
+            ca_warning_of(end_of_ca(credentials.ca_pem), now),
+        )
+        return (*self.door.health(), *(line for line in warnings if line), *self._evicted())
 
     def known_nodes(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """This node and the other members with their addresses."""
@@ -155,7 +162,8 @@ class Trust:
             known = now_denied
 
     def _evicted(self) -> tuple[str, ...]:
-        if self._node_id not in denied_ids(self._driver.view):
+        # The document that says so may never reach who is in it; then another member's refusal does.
+        if self._node_id not in denied_ids(self._driver.view) and not self._told_evicted():
             return ()
         return (
             "this node was evicted: to come back it needs a new identity (an empty data_dir) and a token",

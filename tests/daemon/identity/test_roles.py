@@ -8,11 +8,13 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from macmesh_daemon.identity import (
+    GRACE,
     LocalClientError,
     LocalCredentialsError,
     LocalNoClusterError,
     RemoteUntrustedError,
     Role,
+    ca_transfer,
     caller_of_certificate,
     create_cluster_ca,
     export_ca,
@@ -28,7 +30,7 @@ from macmesh_daemon.identity import (
 )
 from macmesh_daemon.identity.clients import ClientRecord, issue_client_certificate
 from macmesh_daemon.identity.keys import new_private_key, private_key_to_pem
-from macmesh_daemon.identity.renewal import renewal_is_due, warning_of
+from macmesh_daemon.identity.renewal import ca_warning_of, renewal_is_due, warning_of
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -84,7 +86,8 @@ def test_the_ca_is_nobody() -> None:
         caller_of_certificate(x509.load_pem_x509_certificate(create_cluster_ca().ca_pem))
 
 
-def test_the_ca_key_moves_under_a_passphrase_only(tmp_path: Path) -> None:
+def test_the_ca_key_moves_under_a_passphrase_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ca_transfer, "_SCRYPT_N", 1 << 10)  # a guess is to cost half a second, a test is not
     ca = init_cluster(tmp_path / "founder")
     provision_node(tmp_path / "second", ca)
     copy = export_ca(ca, "correct horse battery")
@@ -117,9 +120,13 @@ def test_a_damaged_copy_of_the_ca(content: bytes) -> None:
 
 def test_renewal_is_due_at_a_third_and_loud_at_the_end() -> None:
     end = NOW + timedelta(days=825)
-    assert not renewal_is_due(end, NOW)
-    assert not renewal_is_due(end, NOW + timedelta(days=549))
-    assert renewal_is_due(end, NOW + timedelta(days=550))
+    ca_end = NOW + timedelta(days=3652)
+    assert not renewal_is_due(end, NOW, ca_ends_at=ca_end)
+    assert not renewal_is_due(end, NOW + timedelta(days=549), ca_ends_at=ca_end)
+    assert renewal_is_due(end, NOW + timedelta(days=550), ca_ends_at=ca_end)
+    assert not renewal_is_due(end, NOW + timedelta(days=550), ca_ends_at=end + GRACE)
+    assert ca_warning_of(ca_end, NOW) is None
+    assert "new cluster" in str(ca_warning_of(ca_end, NOW + timedelta(days=2900)))
     assert warning_of(end, NOW + timedelta(days=700)) is None
     assert "ends in 25 days" in str(warning_of(end, NOW + timedelta(days=800)))
     assert "tolerated for 4 more days" in str(warning_of(end, NOW + timedelta(days=828)))
