@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from macmesh_daemon.eventlog.errors import LocalEventLogDamaged
@@ -44,16 +45,7 @@ def read_file(path: Path) -> Iterator[Record]:
         OSError: The file cannot be read.
     """
     with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            text = line.strip()
-            if not text:
-                continue
-            try:
-                yield Record.from_line(text)
-            except ValueError as error:
-                if _is_torn(text):
-                    continue
-                raise LocalEventLogDamaged(path, number, f"this is no record ({error})") from error
+        yield from _parse(path, file)
 
 
 def read_logs(places: Iterable[Path]) -> tuple[Record, ...]:
@@ -70,6 +62,46 @@ def read_logs(places: Iterable[Path]) -> tuple[Record, ...]:
             for record in read_file(path):
                 found.setdefault((record.node, record.incarnation, record.seq), record)
     return tuple(found[key] for key in sorted(found))
+
+
+class Tail:
+    """Reads a log and then only what is written to it later, across rotations."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._read_bytes: dict[int, int] = {}
+
+    def read(self) -> Iterator[Record]:
+        """Whole lines that were not read before, in order.
+
+        Raises:
+            FileNotFoundError: No log is there.
+            LocalEventLogDamaged: A file holds something else.
+            OSError: A file cannot be read.
+        """
+        still: dict[int, int] = {}
+        for path in log_files(self._place):
+            with path.open("rb") as file:
+                inode = os.fstat(file.fileno()).st_ino  # it stays the same when the file is put aside
+                start = file.seek(self._read_bytes.get(inode, 0))
+                content = file.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            still[inode] = start + len(whole)
+            yield from _parse(path, whole.decode("utf-8", "replace").splitlines())
+        self._read_bytes = still
+
+
+def _parse(path: Path, lines: Iterable[str]) -> Iterator[Record]:
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if not text:
+            continue
+        try:
+            yield Record.from_line(text)
+        except ValueError as error:
+            if _is_torn(text):
+                continue
+            raise LocalEventLogDamaged(path, number, f"this is no record ({error})") from error
 
 
 def _age(path: Path) -> int | None:
