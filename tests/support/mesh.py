@@ -62,6 +62,8 @@ class MeshNode:
     node_id: str
     workers: list[FakeWorker] = field(default_factory=list)
     make_worker: Callable[[], FakeWorker] = FakeWorker
+    #: The machine's addresses, where a test lets it move; else the real ones.
+    hosts: tuple[str, ...] = ()
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -70,12 +72,21 @@ class MeshNode:
         self.workers.append(worker)
         return worker
 
+    async def _read_hosts(self) -> tuple[str, ...]:
+        return self.hosts
+
     async def start(self) -> None:
         """Run the node; returns once its doors are open."""
         self.stop = asyncio.Event()
         ready = asyncio.Event()
         self.task = asyncio.create_task(
-            run_node(self.config, stop=self.stop, worker_factory=self.new_worker, on_ready=ready.set),
+            run_node(
+                self.config,
+                stop=self.stop,
+                worker_factory=self.new_worker,
+                on_ready=ready.set,
+                read_hosts=self._read_hosts if self.hosts else None,
+            ),
             name=f"node {self.node_id[:8]}",
         )
         waiting = asyncio.create_task(ready.wait())
@@ -139,7 +150,7 @@ def check_logs(folders: Sequence[Path]) -> Verdict:
     Raises:
         AssertionError: One is broken.
     """
-    verdict = check(read_logs(folder for folder in folders if (folder / FOLDER_NAME).exists()))
+    verdict = check(read_logs(folders))
     assert not verdict.violations, "\n".join(map(str, verdict.violations))
     assert not verdict.gaps, verdict.gaps
     return verdict
@@ -187,7 +198,10 @@ class Mesh:
         for node in self.nodes:
             await node.end()
         if error is None:
-            await asyncio.to_thread(check_logs, [node.config.data_dir for node in self.nodes])
+            await asyncio.to_thread(
+                check_logs,
+                [n.config.data_dir for n in self.nodes if (n.config.data_dir / FOLDER_NAME).exists()],
+            )
 
     async def until(
         self, node: MeshNode, condition: Callable[[GetStatusResponse], bool], what: str
