@@ -1,3 +1,4 @@
+import gc
 import os
 import resource
 import socket
@@ -46,6 +47,7 @@ PROVIDERS = ["shm", "tcp"]
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
+    gc.collect()  # what other tests left in cycles would go while this one runs
     threads = threading.active_count()
     before = open_descriptors()
     yield

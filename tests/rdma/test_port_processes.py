@@ -247,7 +247,7 @@ def test_too_little_memory_or_too_few_descriptors_mean_the_socket() -> None:
     assert done.returncode == 0, done.stderr
     ring, descriptors, too_large = done.stdout.splitlines()
     assert ring == "ring "
-    assert descriptors.startswith("socket cannot make shared memory")
+    assert descriptors.startswith("socket cannot get ")
     assert "Too many open files" in descriptors
     assert too_large.startswith("socket cannot get")
 
