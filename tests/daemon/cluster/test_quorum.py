@@ -166,7 +166,7 @@ def test_who_is_being_evicted_is_made_no_voter_and_inherits_nothing() -> None:
     assert weights(settle(doc("a", "b", evicting="b"))) == {"a": 1}
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_evictions_keep_quorums_meeting_commit_and_end(data: st.DataObject) -> None:
     names = "abcdef"[: data.draw(st.integers(2, 6))]
