@@ -31,6 +31,10 @@ _REASONS = {
     "NO_PLAN": Reason.INTERNAL,
     "INVALID_PLAN": Reason.INTERNAL,
     "NO_ELIGIBLE_NODE": Reason.DOES_NOT_FIT,
+    "LAST_VOTER": Reason.NO_QUORUM,
+    "HAS_QUORUM": Reason.INVALID_ARGUMENT,
+    "NO_DOCUMENT": Reason.NOT_A_MEMBER,
+    "EVICTED": Reason.NOT_A_MEMBER,
 }
 
 #: What of a refusal travels as metadata; the whole is in the status.
@@ -91,6 +95,8 @@ class ChangeDesk:
                 event = ev.LoadWanted(change_id=change_id, wanted=from_proto(request.load))
             case "unload":
                 event = ev.UnloadWanted(change_id=change_id)
+            case "evict":
+                event = ev.EvictWanted(change_id=change_id, node_id=request.evict.node_id)
             case _:
                 raise CallError(Reason.INVALID_ARGUMENT, "the change names nothing to do")
         future: asyncio.Future[Epoch] = asyncio.get_running_loop().create_future()

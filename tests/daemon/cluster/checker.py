@@ -20,6 +20,7 @@ class Checker:
         self.committed_epochs: set[Epoch] = set()
         self.last_committed: Version = (0, 0, 0)
         self.started: dict[str, Epoch] = {}
+        self.started_alone: dict[str, Epoch] = {}
 
     def on_persist(self, node: SimNode, new: PersistentState) -> None:
         old = node.disk
@@ -68,7 +69,11 @@ class Checker:
                 self._must(document.plan.epoch >= before.plan.epoch, node, "an older plan came back")
             if before is not None:
                 names = {member.node_id for member in document.members}
-                self._must(names >= {m.node_id for m in before.members}, node, "a committed member was lost")
+                stay = {m.node_id for m in before.members} - set(document.denied_node_ids)
+                self._must(names >= stay, node, "a committed member was lost")
+                denied = set(document.denied_node_ids)
+                self._must(denied >= set(before.denied_node_ids), node, "a denied node was let in")
+                self._must(not denied & names, node, "a denied node is a member")
             self.committed[version] = document
             self.last_committed = version
             if document.plan is not None and document.plan.epoch is not None:
@@ -76,6 +81,15 @@ class Checker:
 
     def on_start_worker(self, node: SimNode, epoch: Epoch) -> None:
         self._must(node.worker is None, node, f"worker of {epoch} beside {node.worker}")
+        if epoch.is_local:
+            count = node.disk.local_seq
+            self._must(epoch.seq == count, node, f"worker of {epoch}, which is not durably counted")
+            before = self.started_alone.get(node.node_id)
+            self._must(before is None or before < epoch, node, f"worker of {epoch} after {before}")
+            led = node.up._election.coordinator_id and node.up._election.hears_coordinator
+            self._must(not led, node, f"worker of {epoch} in spite of a coordinator")
+            self.started_alone[node.node_id] = epoch
+            return
         before = self.started.get(node.node_id)
         self._must(before is None or before < epoch, node, f"worker of {epoch} after {before}")
         self._must(epoch in self.committed_epochs, node, f"worker of {epoch}, which is not committed")

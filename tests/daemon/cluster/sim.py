@@ -88,11 +88,13 @@ class World:
         assert node.machine is None
         node.boots += 1
         node.open_requests = set()
+        node.has_left = False
         seed = self.rng.getrandbits(32)
         keys = random.Random(seed)  # noqa: S311  same
+        node.nonce = self.rng.getrandbits(63)
         node.machine = ClusterMachine(
             node_id=node.node_id,
-            boot_nonce=self.rng.getrandbits(63),
+            boot_nonce=node.nonce,
             facts=node.facts,
             addresses=(f"{node.node_id}:7000",),
             persistent=node.disk,
@@ -297,6 +299,8 @@ class World:
                 self._stop_worker(node, effect.epoch)
             case fx.GivePeers():
                 self._give_peers(node, effect)
+            case fx.LeaveFinished():
+                node.has_left = True
             case fx.ChangeAccepted() | fx.ChangeDone() | fx.ChangeRejected():
                 node.outcomes.append(effect)
             case fx.Announce():
@@ -360,7 +364,7 @@ class World:
             other.node_id,
             (f"{other.node_id}:7000",),
             other.facts,
-            other.boots,
+            other.nonce,
             "mdns",
             other.disk.document is not None,
         )

@@ -77,6 +77,8 @@ class SimNode:
         self.founder = founder
         self.disk = PersistentState()
         self.boots = 0
+        self.nonce = 0
+        self.has_left = False
         self.machine: ClusterMachine | None = None
         self.worker: Worker | None = None
         self.next_tick: float | None = None
