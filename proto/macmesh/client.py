@@ -18,7 +18,7 @@ from macmesh.errors import LocalClosedError, MacmeshError, RemoteInternalError
 from macmesh.reasons import Reason
 from macmesh.timeouts import Timeouts, grpc_timeout
 from macmesh.types import ClusterEvent, ClusterStatus, Completion, LoadProgress, PlanResult, epoch_text
-from macmesh.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
+from macmesh.v1 import access_pb2_grpc, cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
 
 R = TypeVar("R", bound=Message)
 
@@ -63,6 +63,7 @@ class Client:
         )
         self._cluster = cluster_pb2_grpc.ClusterServiceStub(self._channel)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._access = access_pb2_grpc.AccessServiceStub(self._channel)
         self._watchdog = Watchdog()
         self._closed = False
 
@@ -253,6 +254,16 @@ class Client:
         """Generate and return the whole. Arguments as for `generate`."""
         with self.generate(prompt, timeout_seconds=timeout_seconds, **options) as generation:
             return _messages.completion(list(generation))
+
+    def access(self, name: str, request: Message, *, timeout_seconds: float = 150.0) -> Any:
+        """Call the access service: join tokens, clients, eviction. `daemonctl` has a command for each.
+
+        Args:
+            name: Of the RPC, such as ``ListClients``; see ``access.proto``.
+            request: Its request.
+            timeout_seconds: Deadline. An eviction takes as long as the cluster takes to agree.
+        """
+        return self._unary(name, getattr(self._access, name), request, timeout_seconds, timeout_seconds)
 
     def close(self) -> None:
         """Cancel what runs and disconnect. Calling it again does nothing."""

@@ -59,9 +59,16 @@ class Credentials:
         """Read a credentials file.
 
         Raises:
-            LocalCredentialsError: It cannot be read, is not of this format, or misses a part.
+            LocalCredentialsError: It cannot be read, others may read it too, it is not of this format, or misses
+                a part.
         """
         try:
+            mode = Path(path).stat().st_mode
+            if mode & 0o077:
+                raise LocalCredentialsError(
+                    f"others may read the credentials file {path}, which holds a private key: chmod 600 it, or "
+                    "have new ones issued where somebody may have read it"
+                )
             data: Any = json.loads(Path(path).read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise LocalCredentialsError(f"cannot read the credentials file {path}: {error}") from error

@@ -51,6 +51,16 @@ class Reason(StrEnum):
     PEER_UNREACHABLE = "PEER_UNREACHABLE"
     #: The caller's certificate is not one of this cluster, or it may not do this.
     NOT_A_MEMBER = "NOT_A_MEMBER"
+    #: The caller's role does not allow this call. Metadata: ``role``.
+    FORBIDDEN = "FORBIDDEN"
+    #: The cluster has shut the caller out for good.
+    EVICTED = "EVICTED"
+    #: The node that was asked belongs to no cluster yet.
+    NOT_JOINED = "NOT_JOINED"
+    #: The node that was asked does not hold the CA key, which signing needs.
+    NO_CA_KEY = "NO_CA_KEY"
+    #: No node, client or token of that name or id. Metadata: ``id``.
+    NOT_FOUND = "NOT_FOUND"
     #: The daemon is going down.
     SHUTTING_DOWN = "SHUTTING_DOWN"
     #: A fault of the daemon; its log says more.
@@ -94,6 +104,11 @@ CODE_OF_REASON: Final[dict[Reason, str]] = {
     Reason.EPOCH_CHANGED: "ABORTED",
     Reason.PEER_UNREACHABLE: "UNAVAILABLE",
     Reason.NOT_A_MEMBER: "PERMISSION_DENIED",
+    Reason.FORBIDDEN: "PERMISSION_DENIED",
+    Reason.EVICTED: "PERMISSION_DENIED",
+    Reason.NOT_JOINED: "FAILED_PRECONDITION",
+    Reason.NO_CA_KEY: "FAILED_PRECONDITION",
+    Reason.NOT_FOUND: "NOT_FOUND",
     Reason.SHUTTING_DOWN: "UNAVAILABLE",
     Reason.INTERNAL: "INTERNAL",
     Reason.DAEMON_NOT_RUNNING: "UNAVAILABLE",

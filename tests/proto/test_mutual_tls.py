@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 import macmesh
 from macmesh.credentials import Credentials
-from macmesh.errors import RemoteUnavailableError
+from macmesh.errors import LocalCredentialsError, RemoteUnavailableError
 from macmesh.reasons import Reason
 from macmesh.testing import ThreadedFakeDaemon
 
@@ -80,6 +80,10 @@ def test_a_client_of_the_cluster_gets_in(
 ) -> None:
     path = tmp_path / "credentials.json"
     path.write_text(authority.client().to_json())
+    path.chmod(0o644)
+    with pytest.raises(LocalCredentialsError, match="chmod 600"):
+        macmesh.Client(daemon.target, credentials=path)
+    path.chmod(0o600)
     with macmesh.Client(daemon.target, credentials=path) as client:
         assert client.complete("x").text == "Once upon a time."
 

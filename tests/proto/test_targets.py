@@ -91,6 +91,7 @@ def test_credentials_round_trip_without_showing_the_key(tmp_path: Path) -> None:
     credentials = Credentials(PEM, PEM, secret, "n1.node.macmesh", ("h:1",))
     path = tmp_path / "c.json"
     path.write_text(credentials.to_json())
+    path.chmod(0o600)
     assert Credentials.from_file(path) == credentials
     assert "hush" not in repr(credentials)
 
@@ -115,6 +116,7 @@ def test_bad_credentials_files(tmp_path: Path, content: str | None, message: str
     path = tmp_path / "c.json"
     if content is not None:
         path.write_text(content)
+        path.chmod(0o600)
     with pytest.raises(LocalCredentialsError, match=message):
         Credentials.from_file(path)
 

@@ -145,6 +145,7 @@ class Mesh:
                 "socket_path": data_dir / "s",
                 "listen_host": LOOPBACK,
                 "listen_port": port,
+                "join_port": 0,
                 "mdns": False,
                 "seeds": tuple(f"{LOOPBACK}:{other}" for other in ports if other != port),
                 "bandwidth_probe": False,

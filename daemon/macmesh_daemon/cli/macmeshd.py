@@ -7,6 +7,7 @@ import asyncio
 import faulthandler
 import json
 import os
+import resource
 import signal
 import sys
 from importlib import metadata
@@ -22,6 +23,8 @@ from macmesh_daemon.supervisor.process import WorkerProcess
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+#: As the service's SoftResourceLimits has it.
+FILE_LIMIT = 8192
 
 _EXAMPLES = """examples:
   macmeshd                                    run with the user's configuration
@@ -53,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"macmeshd: {error}\n")
         return EXIT_USAGE
     faulthandler.enable()
+    raise_file_limit()
     configure(level=config.log_level, log_format=config.log_format)
     try:
         asyncio.run(_run(config, arguments.ready_fd))
@@ -68,6 +72,14 @@ def main(argv: list[str] | None = None) -> int:
             raise unknown from None
         return EXIT_FAILED
     return 0
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the peers' port may hold connections; a shell's 256 would be a flood's prey."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILE_LIMIT if hard == resource.RLIM_INFINITY else min(FILE_LIMIT, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -28,7 +28,8 @@ COMMANDS: Final = (
     Command("watch", "watch", "follow the cluster's decisions as they happen"),
     Command("verify", "verify", "check that a split model gives the tokens of single-process mlx-lm"),
     Command("demo", "demo", "a throw-away cluster on this machine, from discovery to text"),
-    Command("cluster", "cluster", "make a cluster"),
+    Command("cluster", "cluster", "make a cluster, let machines in, shut them out"),
+    Command("client", "client", "credentials for programs on other machines"),
     Command("service", "service", "install, remove or look at the service of this machine"),
 )
 

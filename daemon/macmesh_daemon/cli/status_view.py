@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 #: Hex digits of a node id that tell nodes apart.
 SHORT_ID: Final = 8
 
+#: Serving state of a daemon on a machine that belongs to no cluster.
+UNJOINED: Final = "unjoined"
+
 _NOTHING: Final = "-"
 _STATE_COLUMN: Final = 11
 _COLUMNS: Final = (
@@ -70,6 +73,8 @@ def render_status(
     if color:
         lines = [_paint_first(line, status.serving_state) for line in lines[:1]] + lines[1:]
         health = [f"{RED if not status.has_quorum else YELLOW}{line}{RESET}" for line in health]
+    if status.serving_state == UNJOINED:
+        return "\n".join([*lines, *health])
     rows, colors = [], {}
     for index, node in enumerate(status.nodes):
         state = node_state(node)
@@ -83,6 +88,8 @@ def render_status(
 
 def _summary(status: cluster_pb2.GetStatusResponse) -> list[str]:
     """What is served, and who decides."""
+    if status.serving_state == UNJOINED:
+        return [f"{UNJOINED} · node {status.node_id[:SHORT_ID]} belongs to no cluster, and waits for one"]
     served = [status.serving_state or "unknown"]
     if status.document.plan.deployments:
         plan = status.document.plan.deployments[0]

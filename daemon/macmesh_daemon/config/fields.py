@@ -112,6 +112,15 @@ class Config:
             maximum=65535,
         ),
     )
+    join_port: int = field(
+        default=27451,
+        metadata=_doc(
+            "TCP port of the join door, which is open only while a join token lives; 0 takes a free one.",
+            reason="beside `listen_port`; a machine that joins holds no certificate yet, and that port asks for one",
+            minimum=0,
+            maximum=65535,
+        ),
+    )
     advertise_addresses: tuple[str, ...] = field(
         default=(),
         metadata=_doc(

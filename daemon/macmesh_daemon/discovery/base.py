@@ -44,6 +44,8 @@ class Hints:
     state: str = "up"
     #: Whether the cluster accepts join requests at the moment.
     pairing_open: bool = False
+    #: TCP port of the join door while it is open; 0 otherwise.
+    join_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)

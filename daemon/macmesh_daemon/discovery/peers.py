@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -118,14 +118,20 @@ class PeerBook(Discovery):
         if not self._changed:
             return
         self._changed = False
-        peers = [{"node_id": peer.node_id, "addresses": peer.addresses} for peer in self._book.candidates()]
-        data = json.dumps({"version": _FORMAT_VERSION, "peers": peers}, indent=2).encode()
+        peers = [(peer.node_id or "", peer.addresses) for peer in self._book.candidates()]
+        data = json.dumps(peers_file(peers), indent=2).encode()
         try:
             await asyncio.to_thread(write_durably, self._path, data)
             self._problem = None
         except OSError as error:
             self._changed = True
             self._problem = f"{self._path}: the peers cannot be kept for the next start: {error}"
+
+
+def peers_file(peers: Iterable[tuple[str, Sequence[str]]]) -> dict[str, Any]:
+    """The content of the file: node ids and their addresses."""
+    entries = [{"node_id": node_id, "addresses": list(addresses)} for node_id, addresses in peers]
+    return {"version": _FORMAT_VERSION, "peers": entries}
 
 
 def _entries(value: Any) -> list[tuple[str, list[str]]]:

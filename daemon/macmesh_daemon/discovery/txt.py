@@ -13,6 +13,7 @@ MAX_TXT_BYTES = 400
 #: Others' longer ones are ignored.
 MAX_FOREIGN_TXT_BYTES = 1024
 _MAX_CHIP_LENGTH = 40
+_MAX_PORT = 65535
 _CLUSTER = re.compile(r"[0-9a-f]{8}")
 _HOST = re.compile(r"[0-9a-f]{0,64}")
 _COUNT = re.compile(r"[0-9]{1,19}")
@@ -42,6 +43,8 @@ def encode_txt(node_id: str, hints: Hints) -> dict[str, str]:
         "st": hints.state,
         "p": "1" if hints.pairing_open else "0",
     }
+    if hints.join_port:
+        properties["jp"] = str(hints.join_port)
     size = sum(len(key) + len(value.encode()) + 2 for key, value in properties.items())
     if size > MAX_TXT_BYTES:
         raise LocalAdvertisementError(f"the TXT record takes {size} bytes, more than {MAX_TXT_BYTES}")
@@ -86,6 +89,7 @@ def decode_txt(properties: Mapping[bytes, bytes | None], node_id: str) -> Hints 
         incarnation=_count(properties.get(b"inc")),
         state=state if state in _STATES else "up",
         pairing_open=properties.get(b"p") == b"1",
+        join_port=_port(properties.get(b"jp")),
     )
 
 
@@ -98,6 +102,11 @@ def _text(value: bytes | None) -> str:
     if value is None:
         return ""
     return value.decode("ascii", "replace")
+
+
+def _port(value: bytes | None) -> int:
+    number = _count(value)
+    return number if number <= _MAX_PORT else 0
 
 
 def _count(value: bytes | None) -> int:

@@ -10,11 +10,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from macmesh_daemon.identity.errors import LocalCredentialsError, RemoteUntrustedError
+from macmesh_daemon.identity.errors import (
+    LocalCertificateExpiredError,
+    LocalCredentialsError,
+    RemoteUntrustedError,
+)
 from macmesh_daemon.identity.keys import new_private_key, node_id_of, private_key_from_pem, private_key_to_pem
 
 CA_VALIDITY = timedelta(days=3652)
 NODE_VALIDITY = timedelta(days=825)
+# A certificate is accepted this much longer than its stated end, loudly. TLS libraries know no grace, so it
+# is part of what they are shown as the validity; `expires_at` is always the stated end.
+GRACE = timedelta(days=7)
 # A Mac whose clock is wrong by less than this can still join.
 BACKDATING = timedelta(days=2)
 # Every node of every cluster answers to this name; the cluster's CA says which cluster it is.
@@ -90,7 +97,7 @@ def create_cluster_ca(*, now: datetime | None = None) -> ClusterCredentials:
 def issue_node_certificate(
     ca: ClusterCredentials, public_key: ec.EllipticCurvePublicKey, *, now: datetime | None = None
 ) -> bytes:
-    """Certify a node's key for 825 days; returns PEM.
+    """Certify a node's key for 825 days and seven days of grace; returns PEM.
 
     The certificate names the node twice: as common name (the bare id) and as DNS names
     ``<id>.node.macmesh`` and ``node.macmesh``, so that TLS itself can check for one node or for any node of
@@ -100,10 +107,7 @@ def issue_node_certificate(
         LocalCredentialsError: The CA's files are broken or do not belong together.
     """
     moment = now or datetime.now(UTC)
-    ca_certificate = load_certificate(ca.ca_pem, where="the CA certificate")
-    ca_key = private_key_from_pem(ca.ca_key_pem, where="the CA key")
-    if ca_key.public_key() != ca_certificate.public_key():
-        raise LocalCredentialsError("the CA key does not belong to the CA certificate")
+    ca_certificate, ca_key = load_ca(ca)
     node_id = node_id_of(public_key)
     certificate = (
         x509.CertificateBuilder()
@@ -112,9 +116,9 @@ def issue_node_certificate(
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(max(moment - BACKDATING, ca_certificate.not_valid_before_utc))
-        .not_valid_after(min(moment + NODE_VALIDITY, ca_certificate.not_valid_after_utc))
+        .not_valid_after(min(moment + NODE_VALIDITY + GRACE, ca_certificate.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(usage_of_a_leaf(), critical=True)
         .add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
             critical=False,
@@ -129,6 +133,19 @@ def issue_node_certificate(
         .sign(ca_key, hashes.SHA256())
     )
     return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def load_ca(ca: ClusterCredentials) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """The CA's certificate and key, ready to sign.
+
+    Raises:
+        LocalCredentialsError: They are broken or do not belong together.
+    """
+    certificate = load_certificate(ca.ca_pem, where="the CA certificate")
+    key = private_key_from_pem(ca.ca_key_pem, where="the CA key")
+    if key.public_key() != certificate.public_key():
+        raise LocalCredentialsError("the CA key does not belong to the CA certificate")
+    return certificate, key
 
 
 def node_id_of_certificate(certificate: x509.Certificate) -> str:
@@ -153,10 +170,21 @@ def node_id_of_certificate(certificate: x509.Certificate) -> str:
     return node_id
 
 
+def end_of_ca(ca_pem: bytes) -> datetime:
+    """When a CA certificate ends (UTC).
+
+    Raises:
+        LocalCredentialsError: ``ca_pem`` is no certificate.
+    """
+    return load_certificate(ca_pem, where="the CA certificate").not_valid_after_utc
+
+
 def check_node_certificate(
     cert_pem: bytes, ca_pem: bytes, *, node_id: str, now: datetime | None = None
 ) -> datetime:
-    """Check that a node certificate is this node's, of this CA and valid now; returns when it expires (UTC).
+    """Check that a node certificate is this node's, of this CA and valid now; returns its stated end (UTC).
+
+    Until `GRACE` after the stated end it counts as valid.
 
     Raises:
         LocalCredentialsError: It is not; the message says what is wrong and what to do.
@@ -171,12 +199,12 @@ def check_node_certificate(
         raise LocalCredentialsError(
             f"the node certificate belongs to {named} but the key to {node_id}: join the cluster again"
         )
-    expires_at = certificate.not_valid_after_utc
-    if moment >= expires_at:
-        raise LocalCredentialsError(
+    expires_at = certificate.not_valid_after_utc - GRACE
+    if moment >= certificate.not_valid_after_utc:
+        raise LocalCertificateExpiredError(
             f"the node certificate expired on {expires_at:%Y-%m-%d} "
             f"(this machine's clock says {moment:%Y-%m-%d}): "
-            "correct the clock or join the cluster again"
+            "correct the clock, or join again with `daemonctl cluster join TOKEN`"
         )
     store = Store([load_certificate(ca_pem, where="the CA certificate")])
     verifier = (
@@ -189,6 +217,11 @@ def check_node_certificate(
             f"the node certificate was not issued by this cluster's CA, or is not valid yet: {error}"
         ) from error
     return expires_at
+
+
+def usage_of_a_leaf() -> x509.KeyUsage:
+    """The key usage of a certificate that signs no other."""
+    return _key_usage(signs_certificates=False)
 
 
 def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:

@@ -1,6 +1,7 @@
 """What a node needs to be part of a cluster, and the files it is kept in.
 
-In the data folder: ``node.key`` and ``ca.key`` (mode 0600; ``ca.key`` on the founder only), ``node.crt``,
+In the data folder: ``node.key`` and ``ca.key`` (mode 0600; ``ca.key`` on the founder, and where it was
+imported), ``node.crt``,
 ``ca.crt``, and ``cluster.json``, which is written last: a folder without it belongs to no cluster, whatever
 else a crash left.
 """
@@ -19,6 +20,7 @@ from macmesh_daemon.identity.certificates import (
     cluster_hash_of,
     create_cluster_ca,
     issue_node_certificate,
+    load_ca,
 )
 from macmesh_daemon.identity.errors import (
     LocalClusterExistsError,
@@ -153,7 +155,8 @@ def load_credentials(
             else ""
         )
         raise LocalNoClusterError(
-            f"{data_dir} belongs to no cluster{reason}: run `daemonctl cluster init` on the first node"
+            f"{data_dir} belongs to no cluster{reason}: run `daemonctl cluster init` on the first node, "
+            "`daemonctl cluster join TOKEN` on the others"
         )
     cert_pem = _read(data_dir / CERT_FILE_NAME)
     ca_pem = _read(data_dir / CA_FILE_NAME)
@@ -178,19 +181,71 @@ def load_credentials(
 
 
 def load_cluster_credentials(data_dir: Path) -> ClusterCredentials:
-    """Read the CA with its key, which only the founder's folder holds. Blocks.
+    """Read the CA with its key, which the founder's folder holds, and those it was imported to. Blocks.
 
     Raises:
-        LocalNoClusterError: The folder belongs to no cluster, or is not the founder's.
+        LocalNoClusterError: The folder belongs to no cluster, or does not hold its CA key.
         LocalCredentialsError: Files are broken.
     """
-    record = _read_cluster(data_dir)
-    if record is None or not record["founder"]:
-        raise LocalNoClusterError(f"{data_dir} holds no CA key: it lies on the node that founded the cluster")
+    if not holds_ca_key(data_dir):
+        raise LocalNoClusterError(
+            "this node does not hold the cluster's CA key: run this on the node where `daemonctl cluster init` "
+            "ran, or bring the key here with `daemonctl cluster ca export` and `import`"
+        )
     ca_pem = _read(data_dir / CA_FILE_NAME)
     return ClusterCredentials(
         ca_pem=ca_pem, ca_key_pem=_read(data_dir / CA_KEY_FILE_NAME), cluster_hash=cluster_hash_of(ca_pem)
     )
+
+
+def cluster_of(data_dir: Path) -> str | None:
+    """The hash of the cluster that the node in ``data_dir`` belongs to; None where it belongs to none. Blocks.
+
+    Raises:
+        LocalCredentialsError: The folder's record is damaged.
+    """
+    record = _read_cluster(data_dir)
+    return None if record is None else str(record["cluster_hash"])
+
+
+def holds_ca_key(data_dir: Path) -> bool:
+    """Whether the node in ``data_dir`` can certify others."""
+    return _read_cluster(data_dir) is not None and (data_dir / CA_KEY_FILE_NAME).exists()
+
+
+def import_ca_key(data_dir: Path, ca: ClusterCredentials) -> None:
+    """Let the node in ``data_dir`` certify others of its cluster. Blocks.
+
+    Raises:
+        LocalNoClusterError: The folder belongs to no cluster.
+        LocalCredentialsError: The key is another cluster's, or does not belong to its certificate.
+        OSError: The folder cannot be written.
+    """
+    record = _read_cluster(data_dir)
+    if record is None:
+        raise LocalNoClusterError(f"{data_dir} belongs to no cluster: join it first, then import its CA key")
+    load_ca(ca)
+    if cluster_hash_of(ca.ca_pem) != record["cluster_hash"]:
+        raise LocalCredentialsError(
+            f"this is the CA of cluster {cluster_hash_of(ca.ca_pem)[:CLUSTER_PREFIX_LENGTH]}, and "
+            f"{data_dir} belongs to {record['cluster_hash'][:CLUSTER_PREFIX_LENGTH]}"
+        )
+    write_durably(data_dir / CA_KEY_FILE_NAME, ca.ca_key_pem, mode=0o600)
+
+
+def replace_certificate(
+    data_dir: Path, cert_pem: bytes, *, machine: str | None = None, now: datetime | None = None
+) -> NodeCredentials:
+    """Keep a newer certificate of the same key and the same cluster. Blocks.
+
+    Raises:
+        LocalCredentialsError: It is another key's, or of another CA, or not valid; the old one stays.
+        OSError: The folder cannot be written; the old one stays.
+    """
+    identity = load_or_create_identity(data_dir, machine=machine)
+    check_node_certificate(cert_pem, _read(data_dir / CA_FILE_NAME), node_id=identity.node_id, now=now)
+    write_durably(data_dir / CERT_FILE_NAME, cert_pem, mode=0o644)
+    return load_credentials(data_dir, machine=machine, now=now)
 
 
 def _issue(ca: ClusterCredentials, identity: NodeIdentity) -> bytes:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from macmesh_daemon.files import write_durably
+from macmesh_daemon.files import exclusive, write_durably
 from macmesh_daemon.identity.errors import LocalCredentialsError
 from macmesh_daemon.identity.hardware import hardware_id
 from macmesh_daemon.identity.keys import new_private_key, node_id_of, private_key_from_pem, private_key_to_pem
 
 KEY_FILE_NAME = "node.key"
 IDENTITY_FILE_NAME = "identity.json"
+_LOCK_NAME = "identity.lock"
 REPLACED_FOLDER_PREFIX = "replaced-identity-"
 _FORMAT_VERSION = 1
 # Large, and the same on every machine.
@@ -63,6 +64,12 @@ def load_or_create_identity(data_dir: Path, *, machine: str | None = None) -> No
     """
     here = hardware_id() if machine is None else machine
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # A daemon that starts and a command may both be first; only one of them makes the key.
+    with exclusive(data_dir / _LOCK_NAME):
+        return _load_or_create(data_dir, here)
+
+
+def _load_or_create(data_dir: Path, here: str) -> NodeIdentity:
     key_path = data_dir / KEY_FILE_NAME
     if not key_path.exists():
         return _create(data_dir, here, replaced=None)

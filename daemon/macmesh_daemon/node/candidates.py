@@ -1,17 +1,24 @@
-"""Verifies candidates: dials what discovery found and keeps what proves to be a node of this cluster."""
+"""Verifies candidates: dials what discovery found and keeps what proves to be a node of this cluster.
+
+Candidates come from an open network, so everything here is bounded: what is remembered, what is dialled at
+once, and how often one address is dialled, whatever name it comes under.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
 
+from macmesh.reasons import Reason
 from macmesh_daemon.cluster.events import CandidateVerified
 from macmesh_daemon.config import split_address
 from macmesh_daemon.identity import IdentityError
 from macmesh_daemon.logs import get_logger
+from macmesh_daemon.node.call_errors import from_rpc_error
 from macmesh_daemon.node.codec import from_proto
 from macmesh_daemon.node.tls import probe_node_id
 
@@ -21,42 +28,46 @@ if TYPE_CHECKING:
     from macmesh.v1 import peer_pb2
     from macmesh_daemon.clock import Clock
     from macmesh_daemon.discovery import Candidate
-    from macmesh_daemon.identity import NodeCredentials
+    from macmesh_daemon.node.live_credentials import LiveCredentials
     from macmesh_daemon.node.peers import PeerPool
 
 _log = get_logger(part="candidates")
 
 #: A handshake and a Hello on a local network take milliseconds; a Mac that is waking takes longer.
 DIAL_DEADLINE_SECONDS = 3.0
-#: A candidate that failed is not dialled again sooner than this, doubling up to the maximum.
+#: An address that failed is not dialled again sooner than this, doubling up to the maximum.
 BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 15.0
 #: A verified candidate is greeted again after this, so that changed facts and addresses are learned.
 REFRESH_SECONDS = 10.0
-#: Dials in flight at most; candidates come from an open network.
-MAX_DIALS = 16
+#: Strangers' candidates that are dialled or wait for it; beyond, they are passed over and come again.
+MAX_STRANGERS = 16
+#: The same for candidates of the configuration and of the last run, which no flood can crowd out.
+MAX_KNOWN = 64
+#: Addresses whose failures are remembered; the one not tried for longest is forgotten first.
+MAX_ADDRESSES = 1024
 
 
 @dataclass(slots=True)
-class _Known:
+class _Record:
     not_before: float = 0.0
     backoff_seconds: float = BACKOFF_SECONDS
-    dialling: bool = False
     complained: bool = False
 
 
 class CandidateDialer:
-    """Dials candidates, at most once at a time each, with bounded back-off."""
+    """Dials candidates, at most once at a time each, with bounded back-off per address."""
 
     def __init__(
         self,
         *,
         node_id: str,
-        credentials: NodeCredentials,
+        credentials: LiveCredentials,
         peers: PeerPool,
         clock: Clock,
         hello: Callable[[str], peer_pb2.HelloRequest],
         notify: Callable[[CandidateVerified], None],
+        is_denied: Callable[[str], bool],
         tasks: asyncio.TaskGroup,
     ) -> None:
         self._node_id = node_id
@@ -65,54 +76,96 @@ class CandidateDialer:
         self._clock = clock
         self._hello = hello
         self._notify = notify
+        self._is_denied = is_denied
         self._tasks = tasks
-        self._known: dict[tuple[str, ...], _Known] = {}
-        self._dials = asyncio.Semaphore(MAX_DIALS)
+        self._records: OrderedDict[str, _Record] = OrderedDict()
+        self._dialling: set[str] = set()
+        self._running = {"mdns": 0, "known": 0}
+        #: Candidates passed over because too many were being dialled.
+        self.passed_over = 0
+        #: A member of this cluster, which its certificate proved, said that this node was shut out.
+        self.told_evicted = False
 
     def offer(self, candidate: Candidate) -> None:
-        """Dial the candidate unless it is this node, is being dialled, or was dialled lately."""
-        if candidate.node_id == self._node_id or not candidate.addresses:
+        """Dial the candidate's addresses, but for those that are being dialled or failed lately."""
+        if candidate.node_id == self._node_id:
             return
-        known = self._known.setdefault(tuple(sorted(candidate.addresses)), _Known())
-        if known.dialling or self._clock.now() < known.not_before:
+        if candidate.node_id is not None and self._is_denied(candidate.node_id):
             return
-        known.dialling = True
-        self._tasks.create_task(self._dial(candidate, known), name=f"dial {candidate.addresses[0]}")
+        now = self._clock.now()
+        due = tuple(a for a in candidate.addresses if self._is_due(a, now))
+        if not due:
+            return
+        pool, limit = ("mdns", MAX_STRANGERS) if candidate.source == "mdns" else ("known", MAX_KNOWN)
+        if self._running[pool] >= limit:
+            self.passed_over += 1
+            return
+        self._running[pool] += 1
+        self._dialling.update(due)
+        self._tasks.create_task(self._dial(candidate, due, pool), name=f"dial {due[0]}")
 
-    async def _dial(self, candidate: Candidate, known: _Known) -> None:
+    def remembered(self) -> int:
+        """How many addresses are remembered."""
+        return len(self._records)
+
+    def _is_due(self, address: str, now: float) -> bool:
+        record = self._records.get(address)
+        return address not in self._dialling and (record is None or now >= record.not_before)
+
+    def _record(self, address: str) -> _Record:
+        record = self._records.setdefault(address, _Record())
+        self._records.move_to_end(address)
+        while len(self._records) > MAX_ADDRESSES:
+            self._records.popitem(last=False)
+        return record
+
+    async def _dial(self, candidate: Candidate, due: tuple[str, ...], pool: str) -> None:
         try:
-            async with self._dials:
-                async with asyncio.timeout(DIAL_DEADLINE_SECONDS):
-                    node_id, answered = await self._identify(candidate)
-                if node_id == self._node_id:
-                    known.not_before = self._clock.now() + MAX_BACKOFF_SECONDS
-                    return
-                await self._greet(node_id, answered, candidate.source)
-            known.backoff_seconds = BACKOFF_SECONDS
-            known.not_before = self._clock.now() + REFRESH_SECONDS
-            known.complained = False
+            async with asyncio.timeout(DIAL_DEADLINE_SECONDS):
+                node_id, answered = await self._identify(candidate, due)
+            if node_id == self._node_id:
+                self._rest(due, MAX_BACKOFF_SECONDS)
+                return
+            if self._is_denied(node_id):
+                self._rest(due, MAX_BACKOFF_SECONDS)
+                return
+            await self._greet(node_id, answered, candidate.source)
+            self.told_evicted = False
+            self._rest(candidate.addresses, REFRESH_SECONDS)
         except (IdentityError, TimeoutError, ValueError, grpc.aio.AioRpcError) as error:
-            known.not_before = self._clock.now() + known.backoff_seconds
-            known.backoff_seconds = min(known.backoff_seconds * 2, MAX_BACKOFF_SECONDS)
-            if not known.complained:
-                known.complained = True
-                _log.info(
-                    "candidate refused",
-                    addresses=candidate.addresses,
-                    source=candidate.source,
-                    error=_brief(error),
-                )
+            self._failed(candidate, due, error)
         finally:
-            known.dialling = False
+            self._dialling.difference_update(due)
+            self._running[pool] -= 1
 
-    async def _identify(self, candidate: Candidate) -> tuple[str, tuple[str, ...]]:
+    def _rest(self, addresses: tuple[str, ...], seconds: float) -> None:
+        """The addresses are fine; do not dial them again for a while."""
+        for address in addresses:
+            record = self._record(address)
+            record.not_before = self._clock.now() + seconds
+            record.backoff_seconds, record.complained = BACKOFF_SECONDS, False
+
+    def _failed(self, candidate: Candidate, due: tuple[str, ...], error: Exception) -> None:
+        new_trouble = False
+        if isinstance(error, grpc.aio.AioRpcError) and from_rpc_error(error).reason is Reason.EVICTED:
+            self.told_evicted = True
+        for address in due:
+            record = self._record(address)
+            record.not_before = self._clock.now() + record.backoff_seconds
+            record.backoff_seconds = min(record.backoff_seconds * 2, MAX_BACKOFF_SECONDS)
+            new_trouble |= not record.complained
+            record.complained = True
+        if new_trouble:
+            _log.info("candidate refused", addresses=due, source=candidate.source, error=_brief(error))
+
+    async def _identify(self, candidate: Candidate, due: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
         """The node id behind the first address that proves one, and the addresses to use, that one first."""
         failure: Exception = TimeoutError("no address answered")
-        for address in candidate.addresses:
+        for address in due:
             try:
                 host, port = split_address(address)
                 node_id = await probe_node_id(
-                    host, port, self._credentials, deadline_seconds=DIAL_DEADLINE_SECONDS / 2
+                    host, port, self._credentials.current, deadline_seconds=DIAL_DEADLINE_SECONDS / 2
                 )
             except (IdentityError, ValueError) as error:
                 failure = error

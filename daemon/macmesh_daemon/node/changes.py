@@ -34,7 +34,7 @@ _REASONS = {
     "LAST_VOTER": Reason.NO_QUORUM,
     "HAS_QUORUM": Reason.INVALID_ARGUMENT,
     "NO_DOCUMENT": Reason.NOT_A_MEMBER,
-    "EVICTED": Reason.NOT_A_MEMBER,
+    "EVICTED": Reason.EVICTED,
 }
 
 #: What of a refusal travels as metadata; the whole is in the status.
@@ -82,6 +82,15 @@ class ChangeDesk:
         """
         return await self._propose(peer_pb2.ProposeChangeRequest(unload=peer_pb2.UnloadChange()))
 
+    async def evict(self, shut_out_id: str) -> int:
+        """Shut a node or a client out for good; returns the seq of the document that says so.
+
+        Raises:
+            CallError: no coordinator, no quorum, or nobody could take over from the last voter.
+        """
+        change = peer_pb2.ProposeChangeRequest(evict=peer_pb2.EvictChange(node_id=shut_out_id))
+        return (await self._decided(change)).document_seq
+
     async def take(self, request: peer_pb2.ProposeChangeRequest) -> peer_pb2.ProposeChangeResponse:
         """Decide a change here, where this node is the coordinator.
 
@@ -118,6 +127,9 @@ class ChangeDesk:
         )
 
     async def _propose(self, request: peer_pb2.ProposeChangeRequest) -> Epoch:
+        return _epoch(await self._decided(request))
+
+    async def _decided(self, request: peer_pb2.ProposeChangeRequest) -> peer_pb2.ProposeChangeResponse:
         coordinator = self._driver.view.coordinator_node_id
         if not coordinator:
             raise CallError(
@@ -125,8 +137,7 @@ class ChangeDesk:
                 "this node knows no coordinator; wait for the election or see `daemonctl status`",
             )
         if coordinator == self._node_id:
-            response = await self.take(request)
-            return _epoch(response)
+            return await self.take(request)
         stub = self._peers.stub(coordinator)
         if stub is None:
             raise CallError(
@@ -134,7 +145,7 @@ class ChangeDesk:
                 f"no address is known for the coordinator {coordinator}",
             )
         try:
-            return _epoch(await stub.ProposeChange(request, timeout=DECISION_DEADLINE_SECONDS))
+            return await stub.ProposeChange(request, timeout=DECISION_DEADLINE_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 

@@ -13,18 +13,19 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from macmesh.channel_options import SERVER_OPTIONS
 from macmesh.paths import socket_address
-from macmesh.v1 import cluster_pb2_grpc, inference_pb2_grpc, peer_pb2_grpc
+from macmesh.v1 import access_pb2_grpc, cluster_pb2_grpc, inference_pb2_grpc, join_pb2_grpc, peer_pb2_grpc
 from macmesh_daemon.discovery import join_address
 from macmesh_daemon.files import make_guarded_folder
 from macmesh_daemon.node.errors import LocalPortBusy
-from macmesh_daemon.node.tls import server_credentials, server_options
+from macmesh_daemon.node.gate import Gate
+from macmesh_daemon.node.tls import reloadable_server_credentials, server_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from macmesh_daemon.config import Config
-    from macmesh_daemon.identity import NodeCredentials
+    from macmesh_daemon.node.live_credentials import LiveCredentials
 
 #: Time that running calls get to end when the node stops.
 GRACE_SECONDS = 1.0
@@ -33,14 +34,19 @@ GRACE_SECONDS = 1.0
 class Doors:
     """Both gRPC servers. The port is known before anything is served."""
 
-    def __init__(self, config: Config, credentials: NodeCredentials) -> None:
+    def __init__(
+        self, config: Config, credentials: LiveCredentials, *, is_denied: Callable[[str], bool]
+    ) -> None:
         self._socket_path = config.resolved_socket_path()
-        self._peers = grpc.aio.server(options=server_options())
-        self._clients = grpc.aio.server(options=SERVER_OPTIONS)
+        #: Who may call what on the peers' port.
+        self.gate = Gate(local=False, is_denied=is_denied)
+        self._peers = grpc.aio.server(options=server_options(), interceptors=[self.gate])
+        owner = Gate(local=True, is_denied=is_denied)
+        self._clients = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[owner])
         self.health = health.aio.HealthServicer()
         address = join_address(config.listen_host, config.listen_port)
         try:
-            self.port = self._peers.add_secure_port(address, server_credentials(credentials))
+            self.port = self._peers.add_secure_port(address, reloadable_server_credentials(credentials))
         except RuntimeError as error:
             raise LocalPortBusy(address, error) from error
         if self.port == 0:
@@ -51,12 +57,16 @@ class Doors:
         peer: peer_pb2_grpc.PeerServiceServicer,
         cluster: cluster_pb2_grpc.ClusterServiceServicer,
         inference: inference_pb2_grpc.InferenceServiceServicer,
+        trust: join_pb2_grpc.TrustServiceServicer,
+        access: access_pb2_grpc.AccessServiceServicer,
     ) -> None:
         """Register the services; peers' door also serves clients that hold a certificate of the cluster."""
         peer_pb2_grpc.add_PeerServiceServicer_to_server(peer, self._peers)
+        join_pb2_grpc.add_TrustServiceServicer_to_server(trust, self._peers)
         for server in (self._peers, self._clients):
             cluster_pb2_grpc.add_ClusterServiceServicer_to_server(cluster, server)
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
+            access_pb2_grpc.add_AccessServiceServicer_to_server(access, server)
             health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
 
     async def open(self) -> None:

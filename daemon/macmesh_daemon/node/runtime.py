@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from macmesh.v1 import peer_pb2
+from macmesh_daemon.api.access_service import AccessService
 from macmesh_daemon.api.cluster_service import ClusterService
 from macmesh_daemon.api.inference_service import InferenceService
 from macmesh_daemon.clock import ClockReading, Interruption, SystemClock, detect_interruption
@@ -20,7 +21,7 @@ from macmesh_daemon.cluster.settings import ClusterSettings
 from macmesh_daemon.discovery import join_address
 from macmesh_daemon.files import FolderLock
 from macmesh_daemon.hostinfo import collect_facts
-from macmesh_daemon.identity import begin_start, load_credentials, load_or_create_identity
+from macmesh_daemon.identity import begin_start, load_or_create_identity
 from macmesh_daemon.logs import get_logger
 from macmesh_daemon.node.bulletin import BulletinBoard
 from macmesh_daemon.node.candidates import CandidateDialer
@@ -28,6 +29,7 @@ from macmesh_daemon.node.changes import ChangeDesk
 from macmesh_daemon.node.codec import to_proto
 from macmesh_daemon.node.driver import CoreDriver
 from macmesh_daemon.node.listening import Doors, lanes_host
+from macmesh_daemon.node.live_credentials import LiveCredentials
 from macmesh_daemon.node.peer_service import PROTOCOL_VERSION, PeerService
 from macmesh_daemon.node.peers import PeerPool
 from macmesh_daemon.node.planning import Planning
@@ -36,12 +38,15 @@ from macmesh_daemon.node.sources import Sources, own_hosts
 from macmesh_daemon.node.stage_host import StageHost
 from macmesh_daemon.node.storage import StateStore
 from macmesh_daemon.node.sync_keeper import SyncKeeper, sync_platform
+from macmesh_daemon.node.trust import Denied, Trust
+from macmesh_daemon.node.trust_service import TrustService
+from macmesh_daemon.node.waiting import wait_for_membership
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from macmesh_daemon.config import Config
-    from macmesh_daemon.identity import NodeCredentials, Start
+    from macmesh_daemon.identity import Start
     from macmesh_daemon.supervisor.interface import WorkerFactory
 
 _log = get_logger(part="node")
@@ -63,7 +68,7 @@ class Node:
         self,
         *,
         config: Config,
-        credentials: NodeCredentials,
+        credentials: LiveCredentials,
         start: Start,
         facts: NodeFacts,
         health: Callable[[], tuple[str, ...]],
@@ -73,12 +78,13 @@ class Node:
         hosts: tuple[str, ...],
     ) -> None:
         self.config = config
-        self.node_id = credentials.node_id
-        self.cluster_prefix = credentials.cluster_prefix
+        self.node_id = credentials.current.node_id
+        self.cluster_prefix = credentials.current.cluster_prefix
         self.clock = SystemClock()
         self.board = BulletinBoard()
         self.peers = PeerPool(credentials)
-        self.doors = Doors(config, credentials)
+        denied = Denied()
+        self.doors = Doors(config, credentials, is_denied=denied)
         self._start = start
         self._facts = facts
         self._host_health = health
@@ -95,7 +101,7 @@ class Node:
             rng=random.Random(start.boot_nonce),  # noqa: S311  election jitter, no secret
             key_source=lambda: secrets.token_bytes(32),
             now=self.clock.now(),
-            founder=credentials.founder,
+            founder=credentials.current.founder,
             bootstrap_expect=config.bootstrap_expect,
         )
         self.driver = CoreDriver(
@@ -106,6 +112,7 @@ class Node:
             board=self.board,
             tasks=tasks,
         )
+        denied.read = lambda: self.driver.view
         self.planning = Planning(
             config=config,
             node_id=self.node_id,
@@ -139,14 +146,27 @@ class Node:
             clock=self.clock,
             hello=self._hello_request,
             notify=self._verified,
+            is_denied=denied,
             tasks=tasks,
         )
         self._sources = Sources(
             config=config,
-            credentials=credentials,
+            credentials=credentials.current,
             facts=facts,
             incarnation=start.incarnation,
             port=self.doors.port,
+            clock=self.clock,
+        )
+        self.trust = Trust(
+            config=config,
+            credentials=credentials,
+            driver=self.driver,
+            peers=self.peers,
+            sources=self._sources,
+            gate=self.doors.gate,
+            denied=denied,
+            addresses=self._addresses,
+            told_evicted=lambda: self._dialer.told_evicted,
             clock=self.clock,
         )
         self._looking: list[asyncio.Task[None]] = []
@@ -155,7 +175,13 @@ class Node:
         """Open the doors, look for peers and drive the core until cancelled."""
         for member in self._known_members():
             self.peers.learn(*member)
-        self.doors.serve(PeerService(self), ClusterService(self), InferenceService(self))
+        self.doors.serve(
+            PeerService(self),
+            ClusterService(self),
+            InferenceService(self),
+            TrustService(self.trust.issuer),
+            AccessService(self),
+        )
         await self.doors.open()
         _log.info(
             "node started",
@@ -166,6 +192,7 @@ class Node:
         self._tasks.create_task(self.driver.run(), name="cluster core")
         self._tasks.create_task(self._watch_health(), name="own health")
         self._tasks.create_task(self._sync.prepare(self.config.sync_mode), name="sync self-test")
+        self.trust.start(self._tasks)
         self._looking = self._sources.start(self._dialer.offer, self._tasks)
 
     async def close(self) -> None:
@@ -183,7 +210,7 @@ class Node:
 
     def health(self) -> tuple[str, ...]:
         """What this machine gives a person to know or do."""
-        return (*self._host_health(), *self._sync.health(), *self._sources.health())
+        return (*self._host_health(), *self.trust.health(), *self._sync.health(), *self._sources.health())
 
     def _verified(self, event: CandidateVerified) -> None:
         self._sources.remember(event.node_id, event.addresses)
@@ -259,20 +286,23 @@ async def run_node(
 ) -> None:
     """Run a node until `stop` is set; `on_ready` is called once both doors are open.
 
-    `on_identity` is called with the node id as soon as it is known.
+    `on_identity` is called with the node id as soon as it is known. A machine that belongs to no cluster, or
+    whose certificate ended, waits: it answers `status` with what to do, and goes on once it has joined.
 
     Raises:
         LocalFolderInUseError: another daemon uses the data folder.
         LocalPortBusy: the port or the socket is taken.
         LocalStateCorrupt: the stored votes and promises cannot be trusted.
-        IdentityError: this machine belongs to no cluster yet, or its files are broken.
+        IdentityError: this machine's files are broken.
     """
     with FolderLock.acquire(config.data_dir):
         identity = await asyncio.to_thread(load_or_create_identity, config.data_dir)
         on_identity(identity.node_id)
         if identity.replaced_node_id is not None:
             _log.warning("identity replaced", replaced=identity.replaced_node_id)
-        credentials = await asyncio.to_thread(load_credentials, config.data_dir)
+        credentials = await wait_for_membership(config, stop=stop, node_id=identity.node_id)
+        if credentials is None:
+            return
         start = await asyncio.to_thread(begin_start, config.data_dir)
         host = await collect_facts(config)
         hosts = await own_hosts(config)
@@ -281,7 +311,7 @@ async def run_node(
             async with asyncio.TaskGroup() as tasks:
                 node = Node(
                     config=config,
-                    credentials=credentials,
+                    credentials=LiveCredentials(credentials),
                     start=start,
                     facts=facts,
                     health=lambda: host.problems,

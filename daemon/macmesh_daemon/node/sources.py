@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from macmesh_daemon.discovery import (
@@ -49,6 +50,12 @@ class Sources:
         port: int,
         clock: Clock,
     ) -> None:
+        self._advertisement = Advertisement(
+            node_id=credentials.node_id,
+            port=port,
+            hints=_hints(credentials, facts, incarnation),
+            addresses=config.announced_addresses(),
+        )
         self._peers = PeerBook(config.data_dir / _PEER_BOOK, own_node_id=credentials.node_id, clock=clock)
         self._sources: list[Discovery] = [self._peers]
         if config.seeds:
@@ -56,12 +63,7 @@ class Sources:
         self._mdns: MdnsDiscovery | None = None
         if config.mdns:
             self._mdns = MdnsDiscovery(
-                Advertisement(
-                    node_id=credentials.node_id,
-                    port=port,
-                    hints=_hints(credentials, facts, incarnation),
-                    addresses=config.announced_addresses(),
-                ),
+                self._advertisement,
                 interfaces=config.mdns_interfaces or _loopback_only(config.listen_host),
                 announce_interval_seconds=config.mdns_announce_interval_seconds,
                 lonely_interval_seconds=config.mdns_lonely_interval_seconds,
@@ -80,6 +82,17 @@ class Sources:
         """Keep the addresses of a verified node for the next start."""
         if addresses:
             self._peers.remember(node_id, addresses)
+
+    def forget(self, node_id: str) -> None:
+        """Look no more for a node that was evicted."""
+        self._peers.forget(node_id)
+
+    def set_pairing(self, join_port: int) -> None:
+        """Announce that the join door is open at that port; 0 where it is shut."""
+        hints = replace(self._advertisement.hints, pairing_open=join_port > 0, join_port=join_port)
+        self._advertisement = replace(self._advertisement, hints=hints)
+        if self._mdns is not None:
+            self._mdns.advertise(self._advertisement)
 
     def set_lonely(self, lonely: bool) -> None:
         """Announce more often while peers or a coordinator are missed."""

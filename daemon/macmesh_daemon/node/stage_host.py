@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
-    from macmesh_daemon.identity import NodeCredentials
+    from macmesh_daemon.node.live_credentials import LiveCredentials
     from macmesh_daemon.node.sync_keeper import SyncKeeper
     from macmesh_daemon.supervisor.interface import Worker, WorkerFactory
 
@@ -62,7 +62,7 @@ class StageHost:
         self,
         *,
         factory: WorkerFactory,
-        credentials: NodeCredentials,
+        credentials: LiveCredentials,
         resolve_path: Callable[[str, str, str], Path],
         bind_host: str,
         host_id: str,
@@ -219,9 +219,9 @@ class StageHost:
             model_path=str(path),
             bind_host=self._bind_host,
             host_id=self._host_id,
-            ca_pem=self._credentials.ca_pem,
-            certificate_pem=self._credentials.cert_pem,
-            key_pem=self._credentials.key_pem,
+            ca_pem=self._credentials.current.ca_pem,
+            certificate_pem=self._credentials.current.cert_pem,
+            key_pem=self._credentials.current.key_pem,
             step_deadline_seconds=self._step_deadline_seconds,
             sync_mode=sync.mode,
             sync_reason=sync.reason,

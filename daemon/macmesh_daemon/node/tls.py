@@ -4,9 +4,11 @@ Trust is the cluster's CA and nothing else; the certificate, never a message, sa
 are those of ``macmesh_daemon.identity``.
 """
 
+from __future__ import annotations
+
 import asyncio
 import ssl
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -24,7 +26,22 @@ from macmesh_daemon.identity import (
     node_id_of_certificate,
 )
 
+if TYPE_CHECKING:
+    from macmesh_daemon.node.live_credentials import LiveCredentials
+
 Options = list[tuple[str, str | int]]
+
+#: A TLS handshake on a local network takes milliseconds; who opens a connection and says nothing is cut off
+#: after this (gRPC's default is two minutes).
+HANDSHAKE_DEADLINE_MS = 5_000
+#: Open connections of the peers' port. A node needs one per peer and client, and a prober's for a moment.
+MAX_CONNECTIONS = 1024
+#: gRPC lets calls above it wait in line, heartbeats too, so this is only a backstop: the gate refuses a
+#: caller's calls long before (see ``node.gate``).
+MAX_STREAMS_PER_CONNECTION = 512
+#: Longest message from the network. The longest in earnest is a prompt: a million token ids take 3 MB, a
+#: million tokens of text about 4 MB.
+PEER_MESSAGE_BYTES = 8 * 1024 * 1024
 
 # A frozen or unplugged peer is noticed within about two seconds by these. ping_timeout_ms matters: without
 # it gRPC takes a minute for a stopped process. A hung event loop still answers pings: only an RPC's
@@ -36,9 +53,36 @@ _KEEPALIVE: Options = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.ping_timeout_ms", 1000),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
 ]
+
+
+def reloadable_server_credentials(live: LiveCredentials) -> grpc.ServerCredentials:
+    """Credentials like those of `server_credentials` that follow a renewal: new handshakes show the new certificate.
+
+    Connections that stand already are not touched.
+    """
+    told = live.current
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        # Called by gRPC's own threads, at each handshake.
+        nonlocal told
+        if live.current is told:
+            return None
+        told = live.current
+        return _server_configuration(told)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _server_configuration(told),
+        fetch,  # type: ignore[arg-type]  # None means "unchanged", as gRPC documents
+        require_client_authentication=True,
+    )
+
+
+def _server_configuration(credentials: NodeCredentials) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(credentials.key_pem, credentials.cert_pem)], root_certificates=credentials.ca_pem
+    )
 
 
 def server_credentials(credentials: NodeCredentials) -> grpc.ServerCredentials:
@@ -54,10 +98,15 @@ def server_options() -> Options:
     """Options of a node's gRPC server.
 
     It permits the ping rate of ``channel_options`` (it would answer GOAWAY otherwise) and refuses a port
-    that is in use instead of sharing it.
+    that is in use instead of sharing it. What strangers can hold open is bounded: connections in number,
+    handshakes in time; streams and messages per connection bound what a member can.
     """
     return [
         *_KEEPALIVE,
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_DEADLINE_MS),
+        ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+        ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+        ("grpc.max_receive_message_length", PEER_MESSAGE_BYTES),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.so_reuseport", 0),
@@ -87,6 +136,7 @@ def channel_options(expected_node_id: str | None) -> Options:
     name = ANY_NODE_NAME if expected_node_id is None else node_dns_name(expected_node_id)
     return [
         *_KEEPALIVE,
+        ("grpc.max_receive_message_length", PEER_MESSAGE_BYTES),
         ("grpc.ssl_target_name_override", name),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.min_reconnect_backoff_ms", 200),

@@ -72,6 +72,17 @@ def test_an_empty_cluster_renders() -> None:
     assert "no coordinator" in text
 
 
+def test_a_daemon_without_a_cluster_says_what_to_do() -> None:
+    status = cluster_pb2.GetStatusResponse(
+        node_id="a" * 26, serving_state="unjoined", health=["it belongs to no cluster: join one"]
+    )
+
+    assert render_status(status) == (
+        "# unjoined · node aaaaaaaa belongs to no cluster, and waits for one\n"
+        "# ! it belongs to no cluster: join one"
+    )
+
+
 def test_bandwidth() -> None:
     assert bandwidth(0, 0) == "-"
     assert bandwidth(0, 410) == "?/410 GB/s"

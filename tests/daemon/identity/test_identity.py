@@ -96,6 +96,7 @@ def test_a_folder_copied_to_another_machine_becomes_another_node(tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "node.key",
         "identity.json",
+        "identity.lock",
         "macmeshd.lock",
         "models",
         aside.name,
@@ -184,7 +185,7 @@ def test_a_provisioned_node_belongs_to_the_cluster_and_cannot_admit_others(tmp_p
     assert (credentials.node_id, credentials.founder) == (node_id, False)
     assert credentials.cluster_hash == ca.cluster_hash
     assert not (tmp_path / "second" / "ca.key").exists()
-    with pytest.raises(LocalNoClusterError, match="founded"):
+    with pytest.raises(LocalNoClusterError, match="does not hold the cluster's CA key"):
         load_cluster_credentials(tmp_path / "second")
 
 
@@ -195,7 +196,7 @@ def test_certificates_say_what_they_must() -> None:
     node_id = node_id_of(key.public_key())
     certificate = x509.load_pem_x509_certificate(issue_node_certificate(ca, key.public_key(), now=now))
     assert certificate.not_valid_before_utc == now - timedelta(days=2)
-    assert certificate.not_valid_after_utc == now + timedelta(days=825)
+    assert certificate.not_valid_after_utc == now + timedelta(days=825 + 7)
     assert certificate.subject.rfc4514_string() == f"CN={node_id}"
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == [f"{node_id}.node.macmesh", "node.macmesh"]
@@ -241,7 +242,9 @@ def test_files_that_do_not_belong_together_are_told_apart(tmp_path: Path) -> Non
 def test_an_expired_certificate_is_said_with_both_dates(tmp_path: Path) -> None:
     init_cluster(tmp_path)
     with pytest.raises(LocalCredentialsError, match="expired on"):
-        load_credentials(tmp_path, now=datetime.now(UTC) + timedelta(days=826))
+        load_credentials(tmp_path, now=datetime.now(UTC) + timedelta(days=833))
+    in_grace = load_credentials(tmp_path, now=datetime.now(UTC) + timedelta(days=831))
+    assert in_grace.remaining_days(datetime.now(UTC) + timedelta(days=831)) < -5
     with pytest.raises(LocalCredentialsError, match="not valid yet"):
         load_credentials(tmp_path, now=datetime.now(UTC) - timedelta(days=3))
     assert load_credentials(tmp_path, now=datetime.now(UTC) - timedelta(days=1)).founder

@@ -1,4 +1,4 @@
-"""`daemonctl cluster`: make a cluster."""
+"""`daemonctl cluster`: make a cluster, let machines in, and shut them out."""
 
 from __future__ import annotations
 
@@ -19,11 +19,26 @@ _EXAMPLES = """
 daemonctl cluster init                       make this machine the first node of a new cluster
 daemonctl cluster init --data-dir ./node1    the same for a daemon with a data folder of its own
 """
+_GROUP_EXAMPLES = """
+daemonctl cluster init          make this machine the first node of a new cluster
+daemonctl cluster token         there: a token for one more machine, good for an hour
+daemonctl cluster join TOKEN    on the other machine
+daemonctl cluster members       who is in
+daemonctl cluster evict studio2 shut a node out for good
+"""
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add the command."""
-    group = add_group(subparsers, "cluster", summary="make a cluster", examples=_EXAMPLES)
+    """Add the commands."""
+    # Its siblings' modules load nothing slow either.
+    from macmesh_daemon.cli.commands import cluster_ca, cluster_join, cluster_nodes, cluster_token  # noqa: PLC0415
+
+    group = add_group(
+        subparsers,
+        "cluster",
+        summary="make a cluster, let machines in, shut them out",
+        examples=_GROUP_EXAMPLES,
+    )
     parser = add_command(
         group,
         "init",
@@ -36,6 +51,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--data-dir", metavar="FOLDER", help="data folder of the node (default: as configured)"
     )
+    for module in (cluster_token, cluster_join, cluster_nodes, cluster_ca):
+        module.add_parsers(group)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,5 +87,9 @@ def run(args: argparse.Namespace) -> int:
         print_data(
             f"cluster {node.cluster_prefix}: this node is {node.node_id[:8]}, its files lie in {folder}"
         )
-        talk("start it with `macmeshd`, or at every boot with `daemonctl service install`")
+        talk("start it with `macmeshd`, or at every boot with `daemonctl service install`;")
+        talk("a daemon that waits for a cluster goes on by itself within a second")
+        talk(
+            "this node alone can let others in: keep a copy of the cluster's CA with `daemonctl cluster ca export`"
+        )
     return exit_codes.OK
