@@ -2,7 +2,7 @@
 
 import pytest
 
-from daemon.cluster.solo import Solo, beat, document, kinds, only, stored, vote
+from simulator.solo import Solo, beat, document, kinds, only, stored, vote
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.messages import (

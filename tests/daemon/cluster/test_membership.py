@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
-from daemon.cluster.sim import World
-from daemon.cluster.sim_parts import facts_of, wanted_model
-from daemon.cluster.solo import Solo, kinds, only
+from simulator.world import World
+from simulator.parts import facts_of, wanted_model
+from simulator.solo import Solo, kinds, only
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.admission import JoinBatch

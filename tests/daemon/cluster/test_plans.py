@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from daemon.cluster.sim import World
-from daemon.cluster.sim_parts import split, wanted_model
+from simulator.world import World
+from simulator.parts import split, wanted_model
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.messages import (

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from daemon.cluster.sim_parts import facts_of, split, wanted_model
-from daemon.cluster.solo import Solo, document, only
+from simulator.parts import facts_of, split, wanted_model
+from simulator.solo import Solo, document, only
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.messages import (

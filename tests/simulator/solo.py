@@ -3,7 +3,7 @@
 import random
 from typing import TypeVar
 
-from daemon.cluster.sim_parts import facts_of
+from simulator.parts import facts_of
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.machine import ClusterMachine
