@@ -141,6 +141,11 @@ class ChangeRejected:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaveFinished:
+    """The answer to `LeaveWanted`: the cluster knows, or nobody is there to tell. Go down now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
     """A decision, for logs and watchers.
 
@@ -165,5 +170,6 @@ Effect = (
     | ChangeAccepted
     | ChangeDone
     | ChangeRejected
+    | LeaveFinished
     | Announce
 )

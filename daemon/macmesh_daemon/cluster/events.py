@@ -123,6 +123,45 @@ class UnloadWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class EvictWanted:
+    """Someone wants a node gone for good: out of the plan, out of the members, and denied from then on.
+
+    The node may be this one, or no member at all. Ends in `ChangeDone` once the document that denies it is
+    committed, or in `ChangeRejected`: LAST_VOTER where nobody could take over, and those of `LoadWanted`.
+    """
+
+    change_id: int
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverWanted:
+    """An operator says that the quorum is lost for good: go on from this node's document, as its only voter.
+
+    Begins a new generation. What the others committed and this node has not stored is given up, whatever runs
+    anywhere under an older generation ends, and the members rejoin as they are reached. Ends in `ChangeDone`,
+    or in `ChangeRejected`: NO_DOCUMENT, EVICTED, or HAS_QUORUM where a coordinator leads.
+    """
+
+    change_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveWanted:
+    """This node goes down in order, or its machine goes to sleep. Ends in `LeaveFinished`.
+
+    It stays a member. Tell `LeaveCancelled` where it does not go after all.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveCancelled:
+    """This node stays, or is back from the sleep that it announced."""
+
+
+@dataclass(frozen=True, slots=True)
 class PrepareChecked:
     """The answer to `CheckPrepare`: whether this node can run its stage of the plan named by ``epoch``."""
 
@@ -168,6 +207,10 @@ Event = (
     | PlanRefused
     | LoadWanted
     | UnloadWanted
+    | EvictWanted
+    | RecoverWanted
+    | LeaveWanted
+    | LeaveCancelled
     | PrepareChecked
     | WorkerReported
     | WorkerStopped

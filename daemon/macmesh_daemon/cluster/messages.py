@@ -19,11 +19,22 @@ NO_VERSION: Version = (0, 0, 0)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Epoch:
-    """Names one plan. Compared lexicographically."""
+    """Names one plan. Compared lexicographically.
+
+    Two lineages. A cluster's epochs have a generation of at least 1, and (generation, term) of the coordinator
+    that made them. A *local* epoch names a plan that one node without a quorum made for itself only: its
+    generation is 0, its term a hash of the node's id, its seq the node's own durable count. So every local
+    epoch lies below every epoch of a cluster, none is equal to one, and two nodes share none.
+    """
 
     generation: int = 0
     term: int = 0
     seq: int = 0
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it names a plan of one node for itself only."""
+        return self.generation == 0
 
     def __str__(self) -> str:
         """Give the form used in logs and status, such as ``1.4.2``."""
@@ -148,6 +159,7 @@ class Member:
     facts: NodeFacts | None = None
     voter: bool = False
     discovery: str = ""
+    evicting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +181,7 @@ class ClusterDocument:
     plan: Plan | None = None
     wanted: WantedModel | None = None
     policy: Policy | None = None
+    denied_node_ids: tuple[str, ...] = ()
 
     @property
     def version(self) -> Version:
@@ -215,6 +228,8 @@ class MemberStatus:
     liveness: str = ""
     heartbeat_ms: float = 0.0
     worker: WorkerReport | None = None
+    duplicate_identity: bool = False
+    not_planned_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +242,7 @@ class RequestVoteRequest:
     document_generation: int = 0
     document_term: int = 0
     document_seq: int = 0
+    transfer: bool = False
 
     @property
     def document_version(self) -> Version:
@@ -282,6 +298,7 @@ class HeartbeatResponse:
     accepted: bool = False
     boot_nonce: int = 0
     facts: NodeFacts | None = None
+    leaving: bool = False
 
     @property
     def document_version(self) -> Version:
@@ -368,5 +385,78 @@ class SetPeersResponse:
     generation: int = 0
 
 
-Request = RequestVoteRequest | HeartbeatRequest | PrepareRequest | CommitRequest | SetPeersRequest
-Response = RequestVoteResponse | HeartbeatResponse | PrepareResponse | CommitResponse | SetPeersResponse
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """Asks the callee whether it is there, or whether ``target_node_id`` answers it."""
+
+    generation: int = 0
+    term: int = 0
+    target_node_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResponse:
+    """Says whether the target answered."""
+
+    generation: int = 0
+    term: int = 0
+    target_node_id: str = ""
+    reached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveRequest:
+    """The caller goes down in order."""
+
+    generation: int = 0
+    term: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveResponse:
+    """Says whether the coordinator has heard the goodbye."""
+
+    generation: int = 0
+    term: int = 0
+    heard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TransferLeadershipRequest:
+    """The coordinator asks a voter to campaign at once."""
+
+    generation: int = 0
+    term: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TransferLeadershipResponse:
+    """Says whether it does."""
+
+    generation: int = 0
+    term: int = 0
+    accepted: bool = False
+    reason: str = ""
+
+
+Request = (
+    RequestVoteRequest
+    | HeartbeatRequest
+    | PrepareRequest
+    | CommitRequest
+    | SetPeersRequest
+    | ProbeRequest
+    | LeaveRequest
+    | TransferLeadershipRequest
+)
+Response = (
+    RequestVoteResponse
+    | HeartbeatResponse
+    | PrepareResponse
+    | CommitResponse
+    | SetPeersResponse
+    | ProbeResponse
+    | LeaveResponse
+    | TransferLeadershipResponse
+)

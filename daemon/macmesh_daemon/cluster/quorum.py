@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .messages import ClusterDocument, Member, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 
 def weights(document: ClusterDocument) -> dict[str, int]:
@@ -64,11 +64,13 @@ def next_weight_change(  # noqa: PLR0911  one rule, one return
     dead: "Collection[str]",
     electable: "Collection[str]",
     max_voters: int,
+    gone: "Collection[str] | None" = None,
 ) -> ClusterDocument:
     """Move the voters one unit of weight towards the goal; gives ``document`` itself where it is reached.
 
     The goal: up to ``max_voters`` voters, machines that stay at their place first, dead voters replaced where
-    another can take over, and one extra vote for the tie-breaker while their number is even.
+    another can take over, no voter that is being evicted, and one extra vote for the tie-breaker while their
+    number is even. No step is taken after which those that answer are no quorum: it could not be committed.
 
     Args:
         document: A document committed in the coordinator's own term.
@@ -77,24 +79,55 @@ def next_weight_change(  # noqa: PLR0911  one rule, one return
         dead: Members that are known to be gone.
         electable: Members that may become voters, alive or not.
         max_voters: Most voters.
+        gone: Members that are gone for so long that they are replaced; ``dead`` where None.
     """
     policy = document.policy or Policy()
+    answering = {coordinator, *alive}
+
+    def viable(changed: ClusterDocument) -> bool:
+        return is_quorum(changed, answering)
+
     voters = [member for member in document.members if member.voter]
     if policy.tie_breaker_votes and all(m.node_id != policy.tie_breaker_node_id for m in voters):
         return _set_tie_breaker(document, policy.tie_breaker_node_id, 0)
-    bench = [m for m in document.members if not m.voter and m.node_id in electable and m.node_id in alive]
+    evicted = next((m.node_id for m in voters if m.evicting and m.node_id != coordinator), None)
+    if evicted is not None:
+        steps = _eviction_steps(document, voters, evicted, coordinator, dead)
+        return next((step for step in steps if viable(step)), document)
+    bench = [
+        m
+        for m in document.members
+        if not m.voter and not m.evicting and m.node_id in electable and m.node_id in alive
+    ]
     bench.sort(key=_is_portable)
     if bench and len(voters) < max_voters:
-        return _set_voter(document, bench[0].node_id, voter=True)
-    leaver = _leaver(voters, bench, coordinator=coordinator, dead=dead, max_voters=max_voters)
+        grown = _set_voter(document, bench[0].node_id, voter=True)
+        return grown if viable(grown) else document
+    away = dead if gone is None else gone
+    leaver = _leaver(voters, bench, coordinator=coordinator, dead=away, max_voters=max_voters)
     if leaver is not None:
         if policy.tie_breaker_votes and leaver == policy.tie_breaker_node_id:
-            return _set_tie_breaker(document, leaver, 0)
-        return _set_voter(document, leaver, voter=False)
+            changed = _set_tie_breaker(document, leaver, 0)
+        else:
+            changed = _set_voter(document, leaver, voter=False)
+        return changed if viable(changed) else document
+    changed = _with_tie_breaker(document, voters, policy, alive=alive, dead=dead)
+    return changed if changed is document or viable(changed) else document
+
+
+def _with_tie_breaker(
+    document: ClusterDocument,
+    voters: list[Member],
+    policy: Policy,
+    *,
+    alive: "Collection[str]",
+    dead: "Collection[str]",
+) -> ClusterDocument:
+    """Move the extra vote towards where it belongs."""
     holder = policy.tie_breaker_node_id
-    holder_serves = any(member.node_id == holder for member in voters) and holder not in dead
+    holder_serves = any(m.node_id == holder and not m.evicting for m in voters) and holder not in dead
     even = len(voters) % 2 == 0
-    heirs = [member.node_id for member in voters if member.node_id in alive]
+    heirs = [member.node_id for member in voters if member.node_id in alive and not member.evicting]
     if policy.tie_breaker_votes:
         # A dead holder's extra vote is moved by way of having none: never two units at once.
         return document if even and (holder_serves or not heirs) else _set_tie_breaker(document, holder, 0)
@@ -103,6 +136,33 @@ def next_weight_change(  # noqa: PLR0911  one rule, one return
     if not holder_serves and heirs and holder != heirs[0]:
         return _set_tie_breaker(document, heirs[0], 0)
     return document
+
+
+def _eviction_steps(
+    document: ClusterDocument,
+    voters: list[Member],
+    evicted: str,
+    coordinator: str,
+    dead: "Collection[str]",
+) -> "Iterator[ClusterDocument]":
+    """The next steps towards ``evicted`` without a vote, the best first.
+
+    Its vote goes at once where the rest that answers is a quorum then. Where it is not, the coordinator gets
+    the extra vote first, or voters that are dead anyway go.
+    """
+    policy = document.policy or Policy()
+    if policy.tie_breaker_votes and policy.tie_breaker_node_id == evicted:
+        yield _set_tie_breaker(document, evicted, 0)
+        return
+    yield _set_voter(document, evicted, voter=False)
+    if not policy.tie_breaker_votes:
+        yield _set_tie_breaker(document, coordinator, 1)
+    for member in voters:
+        is_holder = policy.tie_breaker_votes and member.node_id == policy.tie_breaker_node_id
+        if member.node_id in dead and member.node_id != coordinator and not is_holder:
+            yield _set_voter(document, member.node_id, voter=False)
+    if policy.tie_breaker_votes and policy.tie_breaker_node_id in dead:
+        yield _set_tie_breaker(document, policy.tie_breaker_node_id, 0)
 
 
 def _leaver(

@@ -24,9 +24,36 @@ class ClusterSettings:
         rpc_deadline_seconds: For votes and heartbeats.
         suspect_after_heartbeats: Missed heartbeats after which a member is suspect.
         dead_after_seconds: Silence after which a member is dead; times (1 + the observer's health score).
+            Silence is that of the member towards everybody: where others reach it, it is only cut off.
+        probe_helpers: Members that are asked to look for a suspect one: three, as in SWIM, so that one bad
+            link or one more dead node does not decide.
+        probe_seconds: Between two such rounds.
+        lateness_seconds: A step that comes this much after its deadline says that the machine slept or the
+            process starved: what was heard last is then old news, and nobody campaigns because of it. Above
+            any pause of a garbage collector or a scheduler under load.
+        wake_grace_seconds: A machine that woke waits this much longer before it campaigns: links take
+            seconds to come up, and the cluster has long gone on.
         join_quiet_seconds: While a plan runs, joins are batched until no more came for this long ...
         join_max_seconds: ... but not longer than this.
         max_voters: All nodes vote up to this many.
+        voter_hold_down_seconds: A voter is replaced when it has been gone for this long; a restart of its
+            machine takes less, and every change of voters is a risk taken for nothing if it comes back.
+        leave_timeout_seconds: A node that goes down in order waits this long for somebody to hear it.
+        evict_replan_seconds: An evicted node keeps its stage at most this long while a plan without it is
+            made; then everything stops.
+        farewell_seconds: For this long an evicted node is told that it is.
+        flap_half_life_seconds: A node that was gone and came back is charged one point, and so is one that
+            was started anew; points halve in this time. Five minutes, as long as a repair by hand takes.
+        flap_suppress_points: From so many points on it is in no new plan ...
+        flap_reuse_points: ... until they have fallen below this; the gap keeps it from flapping in and out.
+        flap_max_points: More are not kept, which bounds the time: log2(max / reuse) half-lives, 18 minutes.
+        hold_down_min_seconds: After a new plan, gained capacity waits this long before it leads to another;
+            doubled when ...
+        hold_down_window_seconds: ... two plans come within this time ...
+        hold_down_max_seconds: ... up to this. Lost capacity never waits.
+        standalone: Whether a node without a quorum plans for itself only.
+        standalone_after_seconds: It does after so long without a coordinator: several times what an election
+            or a restart of the daemon takes.
         prepare_timeout_seconds: From the first PREPARE of a plan to the last promise.
         plan_rpc_deadline_seconds: For PREPARE, COMMIT and SET_PEERS.
         compute_timeout_seconds: For the planner, including the profile of a model seen for the first time.
@@ -52,9 +79,26 @@ class ClusterSettings:
     rpc_deadline_seconds: float = 0.5
     suspect_after_heartbeats: int = 3
     dead_after_seconds: float = 3.0
+    probe_helpers: int = 3
+    probe_seconds: float = 1.0
+    lateness_seconds: float = 1.0
+    wake_grace_seconds: float = 3.0
     join_quiet_seconds: float = 3.0
     join_max_seconds: float = 15.0
     max_voters: int = 7
+    voter_hold_down_seconds: float = 120.0
+    leave_timeout_seconds: float = 3.0
+    evict_replan_seconds: float = 10.0
+    farewell_seconds: float = 5.0
+    flap_half_life_seconds: float = 300.0
+    flap_suppress_points: float = 3.0
+    flap_reuse_points: float = 1.0
+    flap_max_points: float = 12.0
+    hold_down_min_seconds: float = 3.0
+    hold_down_window_seconds: float = 60.0
+    hold_down_max_seconds: float = 60.0
+    standalone: bool = True
+    standalone_after_seconds: float = 15.0
     prepare_timeout_seconds: float = 5.0
     plan_rpc_deadline_seconds: float = 5.0
     compute_timeout_seconds: float = 300.0
@@ -98,6 +142,17 @@ class ClusterSettings:
                 "a member must be suspect before it is dead: suspect_after_heartbeats x heartbeat_seconds = "
                 f"{self.suspect_after_heartbeats * self.heartbeat_seconds} is above dead_after_seconds = "
                 f"{self.dead_after_seconds}"
+            )
+        if not 0 < self.flap_reuse_points < self.flap_suppress_points <= self.flap_max_points:
+            raise LocalClusterSettingsInvalid(
+                "0 < flap_reuse_points < flap_suppress_points <= flap_max_points must hold: got "
+                f"{self.flap_reuse_points}, {self.flap_suppress_points}, {self.flap_max_points}"
+            )
+        if self.standalone_after_seconds <= self.election_timeout_max_seconds:
+            raise LocalClusterSettingsInvalid(
+                "standalone_after_seconds must leave time for an election, above "
+                f"election_timeout_max_seconds: got {self.standalone_after_seconds} and "
+                f"{self.election_timeout_max_seconds}"
             )
         if self.max_voters < 1:
             raise LocalClusterSettingsInvalid(f"max_voters must be at least 1, got {self.max_voters}")

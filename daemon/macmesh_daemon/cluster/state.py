@@ -11,6 +11,7 @@ class PersistentState:
 
     Invariants: (generation, term), ``promised``, ``active``, the document's version and the commit version
     never fall; ``voted_for`` changes only from "" within one (generation, term); active <= promised.
+    Plans that the node makes for itself only leave all of these alone: only ``local_seq`` counts them.
     """
 
     generation: int = 0
@@ -24,6 +25,7 @@ class PersistentState:
     promised_plan: Plan | None = None
     active: Epoch | None = None
     active_plan: Plan | None = None
+    local_seq: int = 0
 
     @property
     def ballot(self) -> Ballot:

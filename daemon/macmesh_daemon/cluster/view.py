@@ -1,6 +1,7 @@
 """A read-only picture of the machine, for status."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     from .messages import ClusterDocument, Epoch, Plan, WorkerReport
 
 Role = Literal["blank", "follower", "pre_candidate", "candidate", "coordinator"]
-Liveness = Literal["alive", "suspect", "dead", "incompatible", "unknown"]
+Liveness = Literal["alive", "suspect", "cut", "left", "dead", "incompatible", "unknown"]
 ServingState = Literal["idle", "planning", "loading", "ready", "degraded", "refused"]
 
 
@@ -35,6 +36,13 @@ class ClusterView:
         serving_state: As in GetStatusResponse.
         refusal_json: The planner's last refusal; "" where the plan stands.
         refusal_reason: Its reason; known to the coordinator only.
+        standalone: This node has no quorum and serves, or is about to, a plan of its own: `active` and
+            `active_plan` are then that plan's, with a local epoch. No other node knows of it.
+        is_evicted: The stored document denies this node.
+        not_planned: Per member that is left out of new plans, the reason for people.
+        duplicate_node_ids: Members under whose identity a second machine answers.
+        refused_boot_nonces: Per such member, the boot nonces of the refused ones; known to the coordinator
+            only. Do not dial addresses that came with them.
     """
 
     node_id: str
@@ -54,3 +62,15 @@ class ClusterView:
     serving_state: ServingState
     refusal_json: str
     refusal_reason: str
+    standalone: bool = False
+    is_evicted: bool = False
+    not_planned: "Mapping[str, str]" = field(default_factory=lambda: MappingProxyType({}))
+    duplicate_node_ids: tuple[str, ...] = ()
+    refused_boot_nonces: "Mapping[str, frozenset[int]]" = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def plan(self) -> "Plan | None":
+        """What requests are served under here: the node's own plan while `standalone`, else the committed."""
+        if self.standalone:
+            return self.active_plan
+        return self.document.plan if self.document else None

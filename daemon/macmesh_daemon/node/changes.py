@@ -91,6 +91,8 @@ class ChangeDesk:
                 event = ev.LoadWanted(change_id=change_id, wanted=from_proto(request.load))
             case "unload":
                 event = ev.UnloadWanted(change_id=change_id)
+            case "evict":
+                event = ev.EvictWanted(change_id=change_id, node_id=request.evict.node_id)
             case _:
                 raise CallError(Reason.INVALID_ARGUMENT, "the change names nothing to do")
         future: asyncio.Future[Epoch] = asyncio.get_running_loop().create_future()

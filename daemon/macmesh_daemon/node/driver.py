@@ -37,6 +37,9 @@ _METHODS: dict[type[Any], str] = {
     msg.PrepareRequest: "Prepare",
     msg.CommitRequest: "Commit",
     msg.SetPeersRequest: "SetPeers",
+    msg.ProbeRequest: "Probe",
+    msg.LeaveRequest: "Leave",
+    msg.TransferLeadershipRequest: "TransferLeadership",
 }
 
 
@@ -63,6 +66,8 @@ class CoreDriver:
         self._requests = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._changed = asyncio.Event()
+        #: Set once the goodbye of a `LeaveWanted` has been said.
+        self.left = asyncio.Event()
         self.view: ClusterView = machine.view
         # Set by the runtime before run(): these need the driver, and the driver needs them.
         self.stage_host: StageHost
@@ -118,7 +123,7 @@ class CoreDriver:
         except TimeoutError:
             return ev.Tick()
 
-    async def _carry_out(self, effect: fx.Effect) -> None:  # noqa: C901  one case per effect
+    async def _carry_out(self, effect: fx.Effect) -> None:  # noqa: C901, PLR0912  one case per effect
         match effect:
             case fx.Persist():
                 await asyncio.to_thread(self._store.save, effect.state)
@@ -140,6 +145,8 @@ class CoreDriver:
                 self.stage_host.give_peers(effect.request)
             case fx.ChangeAccepted() | fx.ChangeDone() | fx.ChangeRejected():
                 self.changes.resolve(effect)
+            case fx.LeaveFinished():
+                self.left.set()
             case fx.Announce():
                 self._announce(effect)
             case _:

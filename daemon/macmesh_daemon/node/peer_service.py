@@ -109,6 +109,27 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         response: peer_pb2.SetPeersResponse = await self._ask_core(request, context)
         return response
 
+    async def Probe(
+        self, request: peer_pb2.ProbeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.ProbeResponse:
+        """Whether a node is there."""
+        response: peer_pb2.ProbeResponse = await self._ask_core(request, context)
+        return response
+
+    async def Leave(
+        self, request: peer_pb2.LeaveRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.LeaveResponse:
+        """A member's goodbye."""
+        response: peer_pb2.LeaveResponse = await self._ask_core(request, context)
+        return response
+
+    async def TransferLeadership(
+        self, request: peer_pb2.TransferLeadershipRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.TransferLeadershipResponse:
+        """The coordinator's wish that this node takes over."""
+        response: peer_pb2.TransferLeadershipResponse = await self._ask_core(request, context)
+        return response
+
     async def ProfileModel(
         self, request: peer_pb2.ProfileModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> peer_pb2.ProfileModelResponse:

@@ -177,6 +177,7 @@ class RequestVoteRequest(_message.Message):
     DOCUMENT_GENERATION_FIELD_NUMBER: _builtins.int
     DOCUMENT_TERM_FIELD_NUMBER: _builtins.int
     DOCUMENT_SEQ_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
     pre_vote: _builtins.bool
     """Only asks whether a vote would be given; changes nothing."""
     generation: _builtins.int
@@ -189,6 +190,8 @@ class RequestVoteRequest(_message.Message):
     """Version of the caller's document: its term."""
     document_seq: _builtins.int
     """Version of the caller's document: its sequence number."""
+    transfer: _builtins.bool
+    """The coordinator itself asked the caller to take over: that it is alive is no reason to refuse."""
     def __init__(
         self,
         *,
@@ -198,10 +201,11 @@ class RequestVoteRequest(_message.Message):
         document_generation: _builtins.int = ...,
         document_term: _builtins.int = ...,
         document_seq: _builtins.int = ...,
+        transfer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_generation", b"document_generation", "document_seq", b"document_seq", "document_term", b"document_term", "generation", b"generation", "pre_vote", b"pre_vote", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_generation", b"document_generation", "document_seq", b"document_seq", "document_term", b"document_term", "generation", b"generation", "pre_vote", b"pre_vote", "term", b"term", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -317,12 +321,20 @@ class MemberStatus(_message.Message):
     LIVENESS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
+    DUPLICATE_IDENTITY_FIELD_NUMBER: _builtins.int
+    NOT_PLANNED_REASON_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The member."""
     liveness: _builtins.str
-    """"alive", "suspect", "dead", "incompatible" or "unknown"."""
+    """"alive", "suspect", "cut" (others reach it, the coordinator does not), "left" (it said goodbye), "dead",
+    "incompatible" or "unknown".
+    """
     heartbeat_ms: _builtins.float
     """Last round trip of a heartbeat in milliseconds; negative where unknown."""
+    duplicate_identity: _builtins.bool
+    """A second machine answers under its node id: a copied data folder. That one is refused."""
+    not_planned_reason: _builtins.str
+    """Why it is left out of new plans, for people; empty where it is not."""
     @_builtins.property
     def worker(self) -> Global___WorkerReport:
         """Its worker, as last reported."""
@@ -334,10 +346,12 @@ class MemberStatus(_message.Message):
         liveness: _builtins.str = ...,
         heartbeat_ms: _builtins.float = ...,
         worker: Global___WorkerReport | None = ...,
+        duplicate_identity: _builtins.bool = ...,
+        not_planned_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_ms", b"heartbeat_ms", "liveness", b"liveness", "node_id", b"node_id", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate_identity", b"duplicate_identity", "heartbeat_ms", b"heartbeat_ms", "liveness", b"liveness", "node_id", b"node_id", "not_planned_reason", b"not_planned_reason", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -417,6 +431,7 @@ class HeartbeatResponse(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     BOOT_NONCE_FIELD_NUMBER: _builtins.int
     FACTS_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """The member's generation."""
     term: _builtins.int
@@ -433,6 +448,8 @@ class HeartbeatResponse(_message.Message):
     """Whether the heartbeat was accepted."""
     boot_nonce: _builtins.int
     """Drawn at random at each start of the daemon."""
+    leaving: _builtins.bool
+    """It goes down in order."""
     @_builtins.property
     def promised(self) -> _types_pb2.Epoch:
         """The epoch that it has promised."""
@@ -464,14 +481,199 @@ class HeartbeatResponse(_message.Message):
         accepted: _builtins.bool = ...,
         boot_nonce: _builtins.int = ...,
         facts: _types_pb2.NodeFacts | None = ...,
+        leaving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "facts", b"facts", "promised", b"promised", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "active", b"active", "boot_nonce", b"boot_nonce", "document_generation", b"document_generation", "document_seq", b"document_seq", "document_term", b"document_term", "facts", b"facts", "generation", b"generation", "promised", b"promised", "round", b"round", "term", b"term", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "active", b"active", "boot_nonce", b"boot_nonce", "document_generation", b"document_generation", "document_seq", b"document_seq", "document_term", b"document_term", "facts", b"facts", "generation", b"generation", "leaving", b"leaving", "promised", b"promised", "round", b"round", "term", b"term", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeartbeatResponse: _TypeAlias = HeartbeatResponse  # noqa: Y015
+
+@_typing.final
+class ProbeRequest(_message.Message):
+    """ProbeRequest asks whether a node is there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    TARGET_NODE_ID_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Generation of the caller."""
+    term: _builtins.int
+    """Term of the caller."""
+    target_node_id: _builtins.str
+    """Whom to look for; the callee itself, or a third node that the callee then asks."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        term: _builtins.int = ...,
+        target_node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "target_node_id", b"target_node_id", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeRequest: _TypeAlias = ProbeRequest  # noqa: Y015
+
+@_typing.final
+class ProbeResponse(_message.Message):
+    """ProbeResponse says whether it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    TARGET_NODE_ID_FIELD_NUMBER: _builtins.int
+    REACHED_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Generation of the callee."""
+    term: _builtins.int
+    """Term of the callee."""
+    target_node_id: _builtins.str
+    """Whom it is about."""
+    reached: _builtins.bool
+    """Whether it answered."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        term: _builtins.int = ...,
+        target_node_id: _builtins.str = ...,
+        reached: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "reached", b"reached", "target_node_id", b"target_node_id", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeResponse: _TypeAlias = ProbeResponse  # noqa: Y015
+
+@_typing.final
+class LeaveRequest(_message.Message):
+    """LeaveRequest says goodbye."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Generation of the caller."""
+    term: _builtins.int
+    """Term of the caller."""
+    reason: _builtins.str
+    """Why, for people."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        term: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "reason", b"reason", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaveRequest: _TypeAlias = LeaveRequest  # noqa: Y015
+
+@_typing.final
+class LeaveResponse(_message.Message):
+    """LeaveResponse says that it was heard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    HEARD_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Generation of the callee."""
+    term: _builtins.int
+    """Term of the callee."""
+    heard: _builtins.bool
+    """Whether the callee is the coordinator and knows now."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        term: _builtins.int = ...,
+        heard: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "heard", b"heard", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaveResponse: _TypeAlias = LeaveResponse  # noqa: Y015
+
+@_typing.final
+class TransferLeadershipRequest(_message.Message):
+    """TransferLeadershipRequest asks a voter to campaign at once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Generation of the coordinator."""
+    term: _builtins.int
+    """Term of the coordinator."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferLeadershipRequest: _TypeAlias = TransferLeadershipRequest  # noqa: Y015
+
+@_typing.final
+class TransferLeadershipResponse(_message.Message):
+    """TransferLeadershipResponse says whether it does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Generation of the callee."""
+    term: _builtins.int
+    """Term of the callee; above the coordinator's where it campaigns."""
+    accepted: _builtins.bool
+    """Whether it campaigns."""
+    reason: _builtins.str
+    """Why not, for people."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        term: _builtins.int = ...,
+        accepted: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "generation", b"generation", "reason", b"reason", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferLeadershipResponse: _TypeAlias = TransferLeadershipResponse  # noqa: Y015
 
 @_typing.final
 class PrepareRequest(_message.Message):
@@ -791,6 +993,7 @@ class ProposeChangeRequest(_message.Message):
 
     LOAD_FIELD_NUMBER: _builtins.int
     UNLOAD_FIELD_NUMBER: _builtins.int
+    EVICT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def load(self) -> _types_pb2.WantedModel:
         """Serve this model."""
@@ -799,21 +1002,48 @@ class ProposeChangeRequest(_message.Message):
     def unload(self) -> Global___UnloadChange:
         """Serve nothing."""
 
+    @_builtins.property
+    def evict(self) -> Global___EvictChange:
+        """Remove a node for good."""
+
     def __init__(
         self,
         *,
         load: _types_pb2.WantedModel | None = ...,
         unload: Global___UnloadChange | None = ...,
+        evict: Global___EvictChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "load", b"load", "unload", b"unload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "evict", b"evict", "load", b"load", "unload", b"unload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "load", b"load", "unload", b"unload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "evict", b"evict", "load", b"load", "unload", b"unload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["load", "unload"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["load", "unload", "evict"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
 Global___ProposeChangeRequest: _TypeAlias = ProposeChangeRequest  # noqa: Y015
+
+@_typing.final
+class EvictChange(_message.Message):
+    """EvictChange asks to remove a node and to deny it from then on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvictChange: _TypeAlias = EvictChange  # noqa: Y015
 
 @_typing.final
 class UnloadChange(_message.Message):

@@ -70,6 +70,21 @@ class PeerServiceStub:
                 request_serializer=macmesh_dot_v1_dot_peer__pb2.ProfileModelRequest.SerializeToString,
                 response_deserializer=macmesh_dot_v1_dot_peer__pb2.ProfileModelResponse.FromString,
                 _registered_method=True)
+        self.Probe = channel.unary_unary(
+                '/macmesh.v1.PeerService/Probe',
+                request_serializer=macmesh_dot_v1_dot_peer__pb2.ProbeRequest.SerializeToString,
+                response_deserializer=macmesh_dot_v1_dot_peer__pb2.ProbeResponse.FromString,
+                _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/macmesh.v1.PeerService/Leave',
+                request_serializer=macmesh_dot_v1_dot_peer__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=macmesh_dot_v1_dot_peer__pb2.LeaveResponse.FromString,
+                _registered_method=True)
+        self.TransferLeadership = channel.unary_unary(
+                '/macmesh.v1.PeerService/TransferLeadership',
+                request_serializer=macmesh_dot_v1_dot_peer__pb2.TransferLeadershipRequest.SerializeToString,
+                response_deserializer=macmesh_dot_v1_dot_peer__pb2.TransferLeadershipResponse.FromString,
+                _registered_method=True)
         self.ProposeChange = channel.unary_unary(
                 '/macmesh.v1.PeerService/ProposeChange',
                 request_serializer=macmesh_dot_v1_dot_peer__pb2.ProposeChangeRequest.SerializeToString,
@@ -135,6 +150,27 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Probe(self, request, context):
+        """Asks whether a third node answers the callee; asked of that node itself, whether it is there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Leave(self, request, context):
+        """The caller goes down in order: plan without it at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TransferLeadership(self, request, context):
+        """The coordinator asks a voter to take over at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ProposeChange(self, request, context):
         """Hands a change of the cluster to the coordinator.
         """
@@ -186,6 +222,21 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.ProfileModel,
                     request_deserializer=macmesh_dot_v1_dot_peer__pb2.ProfileModelRequest.FromString,
                     response_serializer=macmesh_dot_v1_dot_peer__pb2.ProfileModelResponse.SerializeToString,
+            ),
+            'Probe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Probe,
+                    request_deserializer=macmesh_dot_v1_dot_peer__pb2.ProbeRequest.FromString,
+                    response_serializer=macmesh_dot_v1_dot_peer__pb2.ProbeResponse.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=macmesh_dot_v1_dot_peer__pb2.LeaveRequest.FromString,
+                    response_serializer=macmesh_dot_v1_dot_peer__pb2.LeaveResponse.SerializeToString,
+            ),
+            'TransferLeadership': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferLeadership,
+                    request_deserializer=macmesh_dot_v1_dot_peer__pb2.TransferLeadershipRequest.FromString,
+                    response_serializer=macmesh_dot_v1_dot_peer__pb2.TransferLeadershipResponse.SerializeToString,
             ),
             'ProposeChange': grpc.unary_unary_rpc_method_handler(
                     servicer.ProposeChange,
@@ -388,6 +439,87 @@ class PeerService:
             '/macmesh.v1.PeerService/ProfileModel',
             macmesh_dot_v1_dot_peer__pb2.ProfileModelRequest.SerializeToString,
             macmesh_dot_v1_dot_peer__pb2.ProfileModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Probe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macmesh.v1.PeerService/Probe',
+            macmesh_dot_v1_dot_peer__pb2.ProbeRequest.SerializeToString,
+            macmesh_dot_v1_dot_peer__pb2.ProbeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macmesh.v1.PeerService/Leave',
+            macmesh_dot_v1_dot_peer__pb2.LeaveRequest.SerializeToString,
+            macmesh_dot_v1_dot_peer__pb2.LeaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferLeadership(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macmesh.v1.PeerService/TransferLeadership',
+            macmesh_dot_v1_dot_peer__pb2.TransferLeadershipRequest.SerializeToString,
+            macmesh_dot_v1_dot_peer__pb2.TransferLeadershipResponse.FromString,
             options,
             channel_credentials,
             insecure,

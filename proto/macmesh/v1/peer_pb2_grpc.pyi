@@ -47,6 +47,12 @@ class PeerServiceStub:
     """Tells a plan member the addresses and the fresh key of the epoch, once every worker is bound."""
     ProfileModel: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ProfileModelRequest, _peer_pb2.ProfileModelResponse]
     """Gives the profile of a model that the callee can read."""
+    Probe: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ProbeRequest, _peer_pb2.ProbeResponse]
+    """Asks whether a third node answers the callee; asked of that node itself, whether it is there."""
+    Leave: _grpc.UnaryUnaryMultiCallable[_peer_pb2.LeaveRequest, _peer_pb2.LeaveResponse]
+    """The caller goes down in order: plan without it at once."""
+    TransferLeadership: _grpc.UnaryUnaryMultiCallable[_peer_pb2.TransferLeadershipRequest, _peer_pb2.TransferLeadershipResponse]
+    """The coordinator asks a voter to take over at once."""
     ProposeChange: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ProposeChangeRequest, _peer_pb2.ProposeChangeResponse]
     """Hands a change of the cluster to the coordinator."""
     RunRequest: _grpc.UnaryStreamMultiCallable[_peer_pb2.RunRequestRequest, _peer_pb2.RunRequestResponse]
@@ -71,6 +77,12 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """Tells a plan member the addresses and the fresh key of the epoch, once every worker is bound."""
     ProfileModel: _aio.UnaryUnaryMultiCallable[_peer_pb2.ProfileModelRequest, _peer_pb2.ProfileModelResponse]  # type: ignore[assignment]
     """Gives the profile of a model that the callee can read."""
+    Probe: _aio.UnaryUnaryMultiCallable[_peer_pb2.ProbeRequest, _peer_pb2.ProbeResponse]  # type: ignore[assignment]
+    """Asks whether a third node answers the callee; asked of that node itself, whether it is there."""
+    Leave: _aio.UnaryUnaryMultiCallable[_peer_pb2.LeaveRequest, _peer_pb2.LeaveResponse]  # type: ignore[assignment]
+    """The caller goes down in order: plan without it at once."""
+    TransferLeadership: _aio.UnaryUnaryMultiCallable[_peer_pb2.TransferLeadershipRequest, _peer_pb2.TransferLeadershipResponse]  # type: ignore[assignment]
+    """The coordinator asks a voter to take over at once."""
     ProposeChange: _aio.UnaryUnaryMultiCallable[_peer_pb2.ProposeChangeRequest, _peer_pb2.ProposeChangeResponse]  # type: ignore[assignment]
     """Hands a change of the cluster to the coordinator."""
     RunRequest: _aio.UnaryStreamMultiCallable[_peer_pb2.RunRequestRequest, _peer_pb2.RunRequestResponse]  # type: ignore[assignment]
@@ -134,6 +146,30 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.ProfileModelResponse, _abc.Awaitable[_peer_pb2.ProfileModelResponse]]:
         """Gives the profile of a model that the callee can read."""
+
+    @_abc_1.abstractmethod
+    def Probe(
+        self,
+        request: _peer_pb2.ProbeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.ProbeResponse, _abc.Awaitable[_peer_pb2.ProbeResponse]]:
+        """Asks whether a third node answers the callee; asked of that node itself, whether it is there."""
+
+    @_abc_1.abstractmethod
+    def Leave(
+        self,
+        request: _peer_pb2.LeaveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.LeaveResponse, _abc.Awaitable[_peer_pb2.LeaveResponse]]:
+        """The caller goes down in order: plan without it at once."""
+
+    @_abc_1.abstractmethod
+    def TransferLeadership(
+        self,
+        request: _peer_pb2.TransferLeadershipRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.TransferLeadershipResponse, _abc.Awaitable[_peer_pb2.TransferLeadershipResponse]]:
+        """The coordinator asks a voter to take over at once."""
 
     @_abc_1.abstractmethod
     def ProposeChange(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from macmesh.v1 import types_pb2 as macmesh_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16macmesh/v1/state.proto\x12\nmacmesh.v1\x1a\x16macmesh/v1/types.proto\"\xd1\x02\n\x0fPersistentState\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x11\n\tvoted_for\x18\x03 \x01(\t\x12-\n\x08\x64ocument\x18\x04 \x01(\x0b\x32\x1b.macmesh.v1.ClusterDocument\x12\x19\n\x11\x63ommit_generation\x18\x05 \x01(\x04\x12\x13\n\x0b\x63ommit_term\x18\x06 \x01(\x04\x12\x12\n\ncommit_seq\x18\x07 \x01(\x04\x12#\n\x08promised\x18\x08 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12\'\n\rpromised_plan\x18\t \x01(\x0b\x32\x10.macmesh.v1.Plan\x12!\n\x06\x61\x63tive\x18\n \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12%\n\x0b\x61\x63tive_plan\x18\x0b \x01(\x0b\x32\x10.macmesh.v1.Planb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16macmesh/v1/state.proto\x12\nmacmesh.v1\x1a\x16macmesh/v1/types.proto\"\xe4\x02\n\x0fPersistentState\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x11\n\tvoted_for\x18\x03 \x01(\t\x12-\n\x08\x64ocument\x18\x04 \x01(\x0b\x32\x1b.macmesh.v1.ClusterDocument\x12\x19\n\x11\x63ommit_generation\x18\x05 \x01(\x04\x12\x13\n\x0b\x63ommit_term\x18\x06 \x01(\x04\x12\x12\n\ncommit_seq\x18\x07 \x01(\x04\x12#\n\x08promised\x18\x08 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12\'\n\rpromised_plan\x18\t \x01(\x0b\x32\x10.macmesh.v1.Plan\x12!\n\x06\x61\x63tive\x18\n \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12%\n\x0b\x61\x63tive_plan\x18\x0b \x01(\x0b\x32\x10.macmesh.v1.Plan\x12\x11\n\tlocal_seq\x18\x0c \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'macmesh.v1.state_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PERSISTENTSTATE']._serialized_start=63
-  _globals['_PERSISTENTSTATE']._serialized_end=400
+  _globals['_PERSISTENTSTATE']._serialized_end=419
 # @@protoc_insertion_point(module_scope)

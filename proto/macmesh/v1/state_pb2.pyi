@@ -34,6 +34,7 @@ class PersistentState(_message.Message):
     PROMISED_PLAN_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
     ACTIVE_PLAN_FIELD_NUMBER: _builtins.int
+    LOCAL_SEQ_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """The generation that the node takes part in."""
     term: _builtins.int
@@ -46,6 +47,8 @@ class PersistentState(_message.Message):
     """The newest version that it knows to be committed: term."""
     commit_seq: _builtins.int
     """The newest version that it knows to be committed: sequence number."""
+    local_seq: _builtins.int
+    """Plans that the node made for itself only, without a quorum; their epochs are told nobody and outlive nothing."""
     @_builtins.property
     def document(self) -> _types_pb2.ClusterDocument:
         """The newest document that it has stored, committed or not."""
@@ -80,10 +83,11 @@ class PersistentState(_message.Message):
         promised_plan: _types_pb2.Plan | None = ...,
         active: _types_pb2.Epoch | None = ...,
         active_plan: _types_pb2.Plan | None = ...,
+        local_seq: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "active_plan", b"active_plan", "document", b"document", "promised", b"promised", "promised_plan", b"promised_plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "active_plan", b"active_plan", "commit_generation", b"commit_generation", "commit_seq", b"commit_seq", "commit_term", b"commit_term", "document", b"document", "generation", b"generation", "promised", b"promised", "promised_plan", b"promised_plan", "term", b"term", "voted_for", b"voted_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "active_plan", b"active_plan", "commit_generation", b"commit_generation", "commit_seq", b"commit_seq", "commit_term", b"commit_term", "document", b"document", "generation", b"generation", "local_seq", b"local_seq", "promised", b"promised", "promised_plan", b"promised_plan", "term", b"term", "voted_for", b"voted_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,11 +28,13 @@ class Epoch(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     SEQ_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
-    """Raised only by a forced recovery."""
+    """Raised only by a forced recovery: the number of recoveries times 2^40, plus 40 bits drawn at that recovery
+    (1 before any). 0 in the epochs of a node that plans for itself only; every other epoch is above those.
+    """
     term: _builtins.int
-    """The election term in which the plan was made."""
+    """The election term in which the plan was made; where generation is 0, a hash of the node's id."""
     seq: _builtins.int
-    """Counts the plans of one term."""
+    """Counts the plans of one term; where generation is 0, those that the node made for itself."""
     def __init__(
         self,
         *,
@@ -351,12 +353,15 @@ class Member(_message.Message):
     FACTS_FIELD_NUMBER: _builtins.int
     VOTER_FIELD_NUMBER: _builtins.int
     DISCOVERY_FIELD_NUMBER: _builtins.int
+    EVICTING_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Hash of the node's public key."""
     voter: _builtins.bool
     """Whether it votes."""
     discovery: _builtins.str
     """Where the candidate was found first: "mdns", "static" or "peer"."""
+    evicting: _builtins.bool
+    """An operator wants it gone: it is in no new plan, loses its vote, and is then denied."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """host:port addresses that answered with this node id, best first."""
@@ -373,10 +378,11 @@ class Member(_message.Message):
         facts: Global___NodeFacts | None = ...,
         voter: _builtins.bool = ...,
         discovery: _builtins.str = ...,
+        evicting: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "discovery", b"discovery", "facts", b"facts", "node_id", b"node_id", "voter", b"voter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "discovery", b"discovery", "evicting", b"evicting", "facts", b"facts", "node_id", b"node_id", "voter", b"voter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -463,6 +469,7 @@ class ClusterDocument(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     WANTED_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    DENIED_NODE_IDS_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Raised by a forced recovery."""
     term: _builtins.int
@@ -485,6 +492,10 @@ class ClusterDocument(_message.Message):
     def policy(self) -> Global___Policy:
         """How it decides."""
 
+    @_builtins.property
+    def denied_node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes that were evicted, sorted. Never members; they are answered nothing but a refusal."""
+
     def __init__(
         self,
         *,
@@ -495,10 +506,11 @@ class ClusterDocument(_message.Message):
         plan: Global___Plan | None = ...,
         wanted: Global___WantedModel | None = ...,
         policy: Global___Policy | None = ...,
+        denied_node_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "policy", b"policy", "wanted", b"wanted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "members", b"members", "plan", b"plan", "policy", b"policy", "seq", b"seq", "term", b"term", "wanted", b"wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied_node_ids", b"denied_node_ids", "generation", b"generation", "members", b"members", "plan", b"plan", "policy", b"policy", "seq", b"seq", "term", b"term", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

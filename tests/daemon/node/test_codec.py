@@ -69,6 +69,7 @@ def test_every_message_between_nodes_has_a_class_except_those_that_the_core_does
         "ProposeChangeRequest",
         "ProposeChangeResponse",
         "UnloadChange",
+        "EvictChange",
         "RunRequestRequest",
         "RunRequestResponse",
     }
