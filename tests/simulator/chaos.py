@@ -38,6 +38,17 @@ def chaos(world: World, options: Options) -> None:
         DO[name](world, rng.choice(list(world.nodes.values())))
 
 
+def _later(world: World, seconds: float, action: Callable[..., None], *args: object) -> None:
+    """Do something after a while, unless everything has healed by then."""
+    healed = world.healed
+
+    def act() -> None:
+        if world.healed == healed:
+            action(*args)
+
+    world.later(seconds, act)
+
+
 def _crash(world: World, node: SimNode) -> None:
     world.crash(node, power=world.rng.random() < world.faults.power_loss)
 
@@ -63,13 +74,13 @@ def _boot(world: World, node: SimNode) -> None:
 
 def _fast_reboot(world: World, node: SimNode) -> None:
     _crash(world, node)
-    world.later(world.rng.uniform(0.005, 0.3), _boot, world, node)
+    _later(world, world.rng.uniform(0.005, 0.3), _boot, world, node)
 
 
 def _reboot_storm(world: World, node: SimNode) -> None:  # noqa: ARG001  one signature for all
     for other in world.nodes.values():
         if world.rng.random() < 0.6:
-            world.later(world.rng.uniform(0.0, 1.5), _fast_reboot, world, other)
+            _later(world, world.rng.uniform(0.0, 1.5), _fast_reboot, world, other)
 
 
 def _partition(world: World, node: SimNode) -> None:  # noqa: ARG001  one signature for all
@@ -112,8 +123,8 @@ def _flap_link(world: World, node: SimNode) -> None:
     if other != node.node_id:
         for i in range(world.rng.randrange(1, 6)):
             at = i * world.rng.uniform(0.3, 1.5)
-            world.later(at, lambda: world.network.cut_between(node.node_id, other))
-            world.later(
+            _later(world, at, lambda: world.network.cut_between(node.node_id, other))
+            _later(world, 
                 at + world.rng.uniform(0.1, 1.2), lambda: world.network.mend_between(node.node_id, other)
             )
 
@@ -133,7 +144,7 @@ def _sleep(world: World, node: SimNode, *, frozen: bool = False) -> None:
         if node.boots == boots:
             world.come_back(node, told=told)
 
-    world.later(world.rng.uniform(0.1, longest), wake)
+    _later(world, world.rng.uniform(0.1, longest), wake)
 
 
 def _sleep_coordinator(world: World, node: SimNode) -> None:
@@ -160,7 +171,8 @@ def _freeze_coordinator(world: World, node: SimNode) -> None:
 
 
 def _clock_jump(world: World, node: SimNode) -> None:
-    node.clock.jump(world.rng.choice([-3600.0, -1.0, 0.9, 5.0, 3600.0]))
+    # Forward as a sleep looks; back only a little: the clock that the core is promised never goes back.
+    node.clock.jump(world.rng.choice([-0.5, 0.9, 5.0, 3600.0]))
     world.give(node, ev.Tick())
 
 
@@ -173,7 +185,7 @@ def _slow(world: World, node: SimNode) -> None:
         node.slowness = 0.0
         world.give(node, ev.LocalHealth(0))
 
-    world.later(world.rng.uniform(0.5, 4.0), recover)
+    _later(world, world.rng.uniform(0.5, 4.0), recover)
 
 
 def _full_drive(world: World, node: SimNode) -> None:
@@ -182,7 +194,7 @@ def _full_drive(world: World, node: SimNode) -> None:
     def free() -> None:
         node.drive.is_full = False
 
-    world.later(world.rng.uniform(0.1, 3.0), free)
+    _later(world, world.rng.uniform(0.1, 3.0), free)
 
 
 def _kill_worker(world: World, node: SimNode) -> None:

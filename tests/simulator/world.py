@@ -34,6 +34,7 @@ class World(Simulation):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._change_ids = itertools.count()
+        self.healed = 0
         super().__init__(*args, **kwargs)
 
     # -- what is done to it ---------------------------------------------------------------------------
@@ -49,6 +50,7 @@ class World(Simulation):
 
     def heal(self) -> None:
         """End all faults, bring everybody back and start every node that is down."""
+        self.healed += 1
         self.faults = Faults()
         self.network = Network()
         self.clones.clear()
