@@ -2,7 +2,7 @@
 
 The numbers are those of the design's section on the cluster. 1: one coordinator per term. 2: one plan per epoch.
 3: one worker per node. 4: nothing of an older epoch is used. 5: a committed document is not lost.
-6: whatever was asked ends once. To these come: what was promised, voted, stored or made active stands on the
+6: whatever was asked ends once. A node that was evicted is never answered but by a refusal. To these come: what was promised, voted, stored or made active stands on the
 drive before anybody is told, and never goes back.
 """
 
@@ -38,9 +38,9 @@ class Checker:
         self.plans: dict[Epoch, Plan] = {}
         self.committed: dict[Version, ClusterDocument] = {}
         self.committed_epochs: set[Epoch] = set()
-        self.last_committed: Version = (0, 0, 0)
+        self.last_committed: dict[int, Version] = {}
         self.started: dict[str, Epoch] = {}
-        self._acknowledged: dict[SimNode, PersistentState] = {}
+        self.started_alone: dict[str, Epoch] = {}
 
     # -- the drive ------------------------------------------------------------------------------------
 
@@ -57,15 +57,9 @@ class Checker:
                 known = self.plans.setdefault(plan.epoch, plan)
                 self._must(known == plan, node, f"two plans under epoch {plan.epoch}")
 
-    def on_crash(self, node: SimNode) -> None:
-        """A node's daemon ends: all that it has told rests on what is durable now."""
-        self._acknowledged[node] = node.disk
-
     def on_boot(self, node: SimNode, state: PersistentState) -> None:
-        """A daemon starts from ``state``."""
-        before = self._acknowledged.get(node)
-        if before is not None:
-            self._never_back(node, before, state)
+        """A daemon starts from ``state``: all that it ever told rests on what was durable then."""
+        self._never_back(node, node.drive.acknowledged, state)
 
     def _never_back(self, node: SimNode, old: PersistentState, new: PersistentState) -> None:
         self._must(new.ballot >= old.ballot, node, "its ballot fell")
@@ -80,6 +74,7 @@ class Checker:
             self._must(
                 before is None or (after is not None and after >= before), node, f"its {name} went back"
             )
+        self._must(new.local_seq >= old.local_seq, node, "its count of plans for itself went back")
 
     # -- coordinators and documents -------------------------------------------------------------------
 
@@ -103,22 +98,26 @@ class Checker:
 
     def _commit(self, node: SimNode, version: Version, document: ClusterDocument) -> None:
         self._must(document.version == version, node, "it committed what it has not stored")
-        self._must(version > self.last_committed, node, f"{version} after {self.last_committed}")
-        before = self.committed.get(self.last_committed)
-        if before is not None and before.generation == document.generation:
-            self._must_follow(node, before, document)
+        last = self.last_committed.get(document.generation)
+        self._must(last is None or version > last, node, f"{version} was committed after {last}")
+        if last is not None:
+            self._must_follow(node, self.committed[last], document)
         self.committed[version] = document
-        self.last_committed = version
+        self.last_committed[document.generation] = version
         if document.plan is not None and document.plan.epoch is not None:
             self.committed_epochs.add(document.plan.epoch)
 
     def _must_follow(self, node: SimNode, before: ClusterDocument, document: ClusterDocument) -> None:
+        """Within a generation nothing committed is lost; a recovery by force may give up what it never saw."""
         if before.plan is not None and before.plan.epoch is not None:
             epoch = document.plan.epoch if document.plan is not None else None
             self._must(epoch is not None and epoch >= before.plan.epoch, node, "the committed plan was lost")
         names = {member.node_id for member in document.members}
-        lost = {m.node_id for m in before.members} - names
+        denied = set(document.denied_node_ids)
+        lost = {m.node_id for m in before.members} - names - denied
         self._must(not lost, node, f"committed members {lost} were lost")
+        self._must(denied >= set(before.denied_node_ids), node, "a denied node was let in")
+        self._must(not denied & names, node, "a denied node is a member")
 
     # -- what is told ---------------------------------------------------------------------------------
 
@@ -144,6 +143,8 @@ class Checker:
             reply.request_id in node.open_requests, node, f"second reply to request {reply.request_id}"
         )
         message, disk = reply.message, node.disk
+        if disk.document is not None and disk.document.denied_node_ids:
+            self._deny(node, reply)
         if isinstance(message, HeartbeatResponse):
             told = message.document_version
             self._must(told <= disk.document_version, node, f"it tells document {told} before it is durable")
@@ -164,20 +165,41 @@ class Checker:
         elif isinstance(message, CommitResponse) and message.committed:
             self._must(disk.active == message.epoch, node, f"{message.epoch} is not durably active")
 
+    def _deny(self, node: SimNode, reply: fx.Reply) -> None:
+        committed = node.up._replica.committed
+        sender = node.open_requests[reply.request_id]
+        if committed is not None and sender in committed.denied_node_ids:
+            for granted in ("accepted", "granted", "promised", "committed", "heard", "reached"):
+                given = getattr(reply.message, granted, False)
+                self._must(not given, node, f"it has {granted} what {sender} asked, who is denied")
+
     # -- workers and changes --------------------------------------------------------------------------
 
     def on_start_worker(self, node: SimNode, epoch: Epoch) -> None:
         """A worker is about to start."""
         self._must(node.worker is None, node, f"worker of {epoch} beside {node.worker}")
+        if epoch.is_local:
+            self._start_alone(node, epoch)
+            return
         before = self.started.get(node.node_id)
         self._must(before is None or before < epoch, node, f"worker of {epoch} after {before}")
         self._must(epoch in self.committed_epochs, node, f"worker of {epoch}, which is not committed")
         self._must(node.disk.active == epoch, node, f"worker of {epoch}, which is not durably active")
         self.started[node.node_id] = epoch
 
+    def _start_alone(self, node: SimNode, epoch: Epoch) -> None:
+        self._must(epoch.seq == node.disk.local_seq, node, f"worker of {epoch}, which is not durably counted")
+        before = self.started_alone.get(node.node_id)
+        self._must(before is None or before < epoch, node, f"worker of {epoch} after {before}")
+        election = node.up._election
+        is_led = election.coordinator_id and election.hears_coordinator
+        self._must(not is_led, node, f"worker of {epoch} in spite of a coordinator")
+        self.started_alone[node.node_id] = epoch
+
     def on_give_peers(self, node: SimNode, epoch: Epoch | None) -> None:
         """A worker is about to get the key of an epoch."""
-        self._must(node.disk.active == epoch, node, f"peers of {epoch}, which is not active")
+        if epoch is None or not epoch.is_local:
+            self._must(node.disk.active == epoch, node, f"peers of {epoch}, which is not active")
 
     def on_outcome(
         self, node: SimNode, outcome: fx.ChangeAccepted | fx.ChangeDone | fx.ChangeRejected

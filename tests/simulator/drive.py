@@ -39,12 +39,12 @@ class Drive:
     Attributes:
         is_full: Whether every write fails.
         skips: Steps that this drive (or a wrong program) leaves out; to see what they are good for.
-        writes: Replacements begun.
+        acknowledged: What a daemon has last read or completely written: nothing told rests on more.
     """
 
     is_full: bool = False
     skips: frozenset[str] = frozenset()
-    writes: int = 0
+    acknowledged: PersistentState = field(default_factory=PersistentState)
     _file: _File = field(default_factory=lambda: _File(PersistentState()))
     _unsynced: list[_File] = field(default_factory=list)
 
@@ -69,12 +69,14 @@ class Drive:
         state = self.state
         if "sync at start" not in self.skips:
             self._unsynced.clear()
+        self.acknowledged = state
         return state
 
     @state.setter
     def state(self, state: PersistentState) -> None:
         self._file = _File(state)
         self._unsynced = []
+        self.acknowledged = state
 
     def write(self, state: PersistentState, steps: int = len(PROTOCOL)) -> None:
         """Replace the state; the process ends after the first ``steps`` steps.
@@ -82,12 +84,12 @@ class Drive:
         Raises:
             DriveFullError: Nothing has changed.
         """
-        self.writes += 1
         if self.is_full:
             raise DriveFullError
         if steps == len(PROTOCOL) and not self.skips:
             self._file = _File(state)
             self._unsynced.clear()
+            self.acknowledged = state
             return
         new = _File()
         for step in PROTOCOL[:steps]:
@@ -103,6 +105,8 @@ class Drive:
                     self._file = new
                 case "sync folder":
                     self._unsynced.clear()
+        if steps == len(PROTOCOL):
+            self.acknowledged = state
 
     def lose_power(self, rng: random.Random) -> None:
         """Lose what is not on the drive: renames not synchronised may be undone, bytes may be missing."""

@@ -35,7 +35,9 @@ class SimNode:
         slowness: Seconds that each event takes.
         busy_until: When it is through with what came before.
         boots: Daemons started so far; names one life of the node.
-        open_requests: Requests that it has not answered.
+        nonce: The boot nonce of this life.
+        has_left: Whether it has said goodbye in this life.
+        open_requests: Whom it has not answered yet, by request.
         open_changes: Changes of people that it has not ended.
         outcomes: What became of them.
         is_gone: It left for good: it was evicted, left, or lost its identity.
@@ -48,6 +50,8 @@ class SimNode:
         self.drive = Drive()
         self.clock = NodeClock()
         self.boots = 0
+        self.nonce = 0
+        self.has_left = False
         self.machine: ClusterMachine | None = None
         self.worker: Worker | None = None
         self.next_tick: float | None = None

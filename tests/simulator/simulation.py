@@ -96,6 +96,7 @@ class Simulation:
             fx.ChangeAccepted: self._outcome,
             fx.ChangeDone: self._outcome,
             fx.ChangeRejected: self._outcome,
+            fx.LeaveFinished: self._left,
             fx.Announce: self._announce,
         }
         self.nodes = {
@@ -144,11 +145,11 @@ class Simulation:
         node = self._node(node)
         assert node.machine is None
         try:
+            self.checker.on_boot(node, node.drive.state)
             state = node.drive.load()
         except TornStateError:
             self.tale.tell(self.now, node.node_id, "refuses to start: its state file is torn")
             return
-        self.checker.on_boot(node, state)
         node.boots += 1
         node.open_requests = {}
         node.away = None
@@ -156,9 +157,11 @@ class Simulation:
         node.queue.clear()
         rng = seeded(self.rng.getrandbits(32))
         keys = seeded(self.rng.getrandbits(32))
+        node.nonce = self.rng.getrandbits(63)
+        node.has_left = False
         node.machine = ClusterMachine(
             node_id=node.node_id,
-            boot_nonce=self.rng.getrandbits(63),
+            boot_nonce=node.nonce,
             facts=node.facts,
             addresses=(f"{node.node_id}:7000",),
             persistent=state,
@@ -185,7 +188,6 @@ class Simulation:
         node = self._node(node)
         if node.machine is not None:
             self.tale.tell(self.now, node.node_id, "power loss" if power else "crash")
-            self.checker.on_crash(node)
             node.machine = None
             node.worker = None
             node.open_requests = {}
@@ -201,7 +203,7 @@ class Simulation:
             other.node_id,
             (f"{other.node_id}:7000",),
             other.facts,
-            other.up._context.boot_nonce,
+            other.nonce,
             "mdns",
             other.up._context.state.document is not None,
         )
@@ -390,6 +392,9 @@ class Simulation:
         node.outcomes.append(effect)
         if not isinstance(effect, fx.ChangeAccepted):
             node.open_changes.discard(effect.change_id)
+
+    def _left(self, node: SimNode, effect: fx.LeaveFinished) -> None:  # noqa: ARG002  one signature for all
+        node.has_left = True
 
     def _announce(self, node: SimNode, effect: fx.Announce) -> None:
         self.announced.append((self.now, node.node_id, effect))

@@ -74,11 +74,43 @@ class World(Simulation):
         """Ask the coordinator, or a given node, for a change."""
         target = self._node(node) if node is not None else self.coordinator()
         assert target is not None
+        return self.ask(
+            target, lambda change_id: ev.LoadWanted(change_id, wanted) if wanted else ev.UnloadWanted(change_id)
+        )
+
+    def ask(self, node: SimNode | str, make: Callable[[int], ev.Event]) -> int:
+        """Ask a node for any other change: ``make`` gets the change's id and gives the event."""
+        target = self._node(node)
         change_id = next(self._change_ids)
         if target.machine is not None:
             target.open_changes.add(change_id)
-        self.give(target, ev.LoadWanted(change_id, wanted) if wanted else ev.UnloadWanted(change_id))
+        self.give(target, make(change_id))
         return change_id
+
+    def evict(self, node_id: str, by: SimNode | str | None = None) -> int:
+        """Ask the coordinator, or a given node, to evict a node."""
+        target = by if by is not None else self.coordinator()
+        assert target is not None
+        return self.ask(target, lambda change_id: ev.EvictWanted(change_id, node_id))
+
+    def recover(self, node: SimNode | str) -> int:
+        """Force a new generation from this node."""
+        return self.ask(node, ev.RecoverWanted)
+
+    def leave(self, node: SimNode | str) -> None:
+        """Let a node say goodbye and go down."""
+        node = self._node(node)
+        self.give(node, ev.LeaveWanted("goes down"))
+
+    def clone(self, node: SimNode | str) -> SimNode:
+        """Start a copy of a node, drive and all, as another machine under the same identity."""
+        node = self._node(node)
+        twin = SimNode(node.node_id, node.facts, founder=node.founder)
+        twin.drive = node.drive.copy()
+        self.clones[node.node_id] = twin
+        self.tale.tell(self.now, node.node_id, "is cloned")
+        self.boot(twin)
+        return twin
 
     def kill_worker(self, node: SimNode | str) -> None:
         """Let a worker end with an error."""
@@ -103,8 +135,11 @@ class World(Simulation):
     # -- what it is asked -----------------------------------------------------------------------------
 
     def expected(self) -> list[SimNode]:
-        """The nodes that are to be members in the end."""
-        return [node for node in self.nodes.values() if not node.is_gone]
+        """The nodes that are to be members in the end: all but those evicted or without a whole drive."""
+        leader = self.coordinator()
+        document = leader.up._context.state.document if leader is not None else None
+        denied = document.denied_node_ids if document is not None else ()
+        return [n for n in self.nodes.values() if not n.is_gone and n.node_id not in denied]
 
     def coordinator(self) -> SimNode | None:
         """The coordinator of the highest term among the nodes that are up."""

@@ -49,10 +49,12 @@ class Context:
         self.key_source = key_source
         self.now = now
         self.health_score = 0
+        self.is_leaving = False
         self.step_number = 0
         self.inbox: deque[RequestReceived | ResponseReceived] = deque()
         self._effects: list[Effect] = []
         self._own_request_id = 0
+        self._planner_request_id = 0
 
     def begin(self, now: float) -> None:
         """Start a step. Time that seems to go back stands still."""
@@ -67,6 +69,11 @@ class Context:
     def emit(self, effect: "Effect") -> None:
         """Decide an effect."""
         self._effects.append(effect)
+
+    def next_request_id(self) -> int:
+        """Number an ask of the planner; no other of this machine ever has the same number."""
+        self._planner_request_id += 1
+        return self._planner_request_id
 
     def persist(self, **changes: Any) -> None:
         """Change the durable state, ahead of every effect decided after this."""

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 from .admission import JoinBatch, member_of, with_news
 from .changes import OpenChange
+from .effects import ChangeRejected
+from .errors import LocalClusterMisuse
+from .evictions import Evictions
 from .messages import (
     NO_VERSION,
     ClusterDocument,
@@ -16,39 +19,36 @@ from .messages import (
     Epoch,
     HeartbeatRequest,
     HeartbeatResponse,
-    Member,
-    MemberStatus,
     NodeFacts,
     Plan,
     PrepareResponse,
+    ProbeResponse,
     Request,
+    Response,
     SetPeersResponse,
+    TransferLeadershipRequest,
+    TransferLeadershipResponse,
     WantedModel,
     WorkerReport,
 )
 from .planning import PlanMaker
 from .quorum import next_weight_change, outweighs, weights
 from .rollout import Rollout
-from .tracker import MemberTrack, liveness
+from .tracker import GONE, MemberTrack
+from .transfer import Transfer
+from .watch import MemberEpochs, MemberWatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .context import Context
     from .events import CandidateVerified
+    from .flaps import FlapRecord
     from .replica import Replica
     from .view import Liveness, ServingState
 
+
 _RECENT_HELLO_SECONDS = 30.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class MemberEpochs:
-    """What a member told last of its promise and its worker."""
-
-    promised: Epoch | None
-    active: Epoch | None
-    worker: WorkerReport | None
 
 
 class Coordinator:
@@ -63,6 +63,7 @@ class Coordinator:
         candidates: The last Hello of each node, and when it was.
         asked_at: When the votes were asked for that elected this node.
         voters: Those who gave them.
+        flaps: What this node knows of nodes that come and go, in whatever term it saw it.
     """
 
     def __init__(
@@ -72,28 +73,29 @@ class Coordinator:
         candidates: "Mapping[str, tuple[CandidateVerified, float]]",
         asked_at: float,
         voters: frozenset[str],
+        flaps: "FlapRecord",
     ) -> None:
         self._context = context
         self._replica = replica
         self._candidates = candidates
         self._since = context.now
-        self._looked_at = context.now
         self._next_beat = context.now
         self._next_status = context.now
         self._told_status: object = None
         self._joins = JoinBatch(context.settings)
-        self._verdicts: dict[str, Liveness] = {}
-        self._judged: dict[str, Liveness] = {}
-        self._judged_in_step = context.step_number
         self._is_touched = True
         self._plan_seq = 0
-        self.tracks: dict[str, MemberTrack] = {}
+        self._farewells: dict[str, tuple[MemberTrack, float]] = {}
+        self.flaps = flaps
+        self.watch = MemberWatch(context, replica, lambda: self.document, flaps)
         self.changes = OpenChange(context)
+        self.evictions = Evictions(context)
+        self.transfer = Transfer(context, self)
         self.rollout = Rollout(context, self)
         self.planning = PlanMaker(context, self, self.rollout)
         self._follow_members()
-        for node_id in voters & self.tracks.keys():
-            self.tracks[node_id].lease_at = asked_at
+        for node_id in voters & self.watch.tracks.keys():
+            self.watch.tracks[node_id].lease_at = asked_at
         # A version of the own term must be committed before anything else may be: what a quorum stored in an
         # earlier term is not safe by that alone (Ongaro 2014, section 3.6.2).
         self._write(self.document)
@@ -128,74 +130,27 @@ class Coordinator:
         oldest = self._context.now - self._context.settings.lease_seconds
         following = {self._context.node_id}
         for node_id in self._votes:
-            lease_at = self.tracks[node_id].lease_at
+            lease_at = self.watch.tracks[node_id].lease_at
             if lease_at is not None and lease_at >= oldest:
                 following.add(node_id)
         return outweighs(self._votes, following)
 
     def liveness(self, node_id: str) -> "Liveness":
         """The verdict on a member."""
-        if node_id == self._context.node_id:
-            return "alive"
-        if self._judged_in_step != self._context.step_number:
-            self._judged_in_step = self._context.step_number
-            self._judged = {}
-        verdict = self._judged.get(node_id)
-        if verdict is None:
-            verdict = self._judged[node_id] = self._judge(node_id)
-        return verdict
-
-    def _judge(self, node_id: str) -> "Liveness":
-        track = self.tracks.get(node_id)
-        if track is None:
-            return "unknown"
-        return liveness(
-            track,
-            self.facts_of(node_id),
-            self._context.facts,
-            now=self._context.now,
-            health_score=self._context.health_score,
-            settings=self._context.settings,
-        )
+        return self.watch.liveness(node_id)
 
     def facts_of(self, node_id: str) -> NodeFacts | None:
         """What a member told last of its machine."""
-        track = self.tracks.get(node_id)
-        if track is not None and track.status is not None and track.status.facts is not None:
-            return track.status.facts
-        member = self.document.member(node_id)
-        return member.facts if member else None
+        return self.watch.facts_of(node_id)
 
     def epochs_of(self, node_id: str) -> MemberEpochs | None:
         """What a member told last of its promise and its worker; None where it has not told."""
-        if node_id == self._context.node_id:
-            state = self._context.state
-            return MemberEpochs(state.promised, state.active, self._replica.slot.report)
-        track = self.tracks.get(node_id)
-        if track is None or track.status is None:
-            return None
-        return MemberEpochs(track.status.promised, track.status.active, track.status.worker)
+        return self.watch.epochs_of(node_id)
 
     def worker_of(self, node_id: str) -> WorkerReport | None:
         """A member's worker, as last told."""
         epochs = self.epochs_of(node_id)
         return epochs.worker if epochs else None
-
-    def statuses(self) -> tuple[MemberStatus, ...]:
-        """Every member, as it is seen here."""
-        statuses = []
-        for member in self.document.members:
-            track = self.tracks.get(member.node_id)
-            heartbeat_ms = track.heartbeat_ms if track and track.heartbeat_ms is not None else -1.0
-            statuses.append(
-                MemberStatus(
-                    member.node_id,
-                    self.liveness(member.node_id),
-                    heartbeat_ms,
-                    self.worker_of(member.node_id),
-                )
-            )
-        return tuple(statuses)
 
     def load(self, change_id: int, wanted: WantedModel | None) -> None:
         """Take a change of what is wanted; None is to serve nothing."""
@@ -203,24 +158,58 @@ class Coordinator:
         if wanted is not None:
             self.planning.forgive()
 
+    def evict(self, change_id: int, node_id: str) -> None:
+        """Take the wish that a node be gone for good."""
+        if node_id == self._context.node_id and not self.transfer.heirs():
+            message = "this node coordinates and no other voter could take over; start one first"
+            self._context.emit(ChangeRejected(change_id, "LAST_VOTER", message))
+            return
+        self.evictions.begin(change_id, node_id)
+
+    def abandon(self) -> None:
+        """This node is no longer coordinator: tell those who wait for a change."""
+        self.changes.abandon()
+        self.evictions.abandon()
+
     def on_heartbeat_response(self, peer: str, response: HeartbeatResponse, round_trip_ms: float) -> None:
         """Take in how a member is."""
-        track = self.tracks.get(peer)
-        if track is None or not response.accepted:
+        if not response.accepted:
             return
         if (response.generation, response.term) != self._context.state.ballot:
             return  # an answer to a heartbeat of an earlier term, whose rounds were counted anew since
-        before = track.status
-        if track.on_answer(response, round_trip_ms, self._context.now):
-            self._judged.pop(peer, None)
-            is_news = before is None or dataclasses.replace(before, round=response.round) != response
-            if is_news or self._verdicts.get(peer) != "alive":
-                self.touch()
-            if before is not None and before.boot_nonce != response.boot_nonce:
-                self._context.announce("member restarted", node_id=peer)
+        if peer in self._farewells:
+            if response.document_version == self.document.version:
+                del self._farewells[peer]
+        elif peer in self.watch.tracks and self.watch.on_heartbeat_response(peer, response, round_trip_ms):
+            self.touch()
 
-    def on_response(self, peer: str, response: PrepareResponse | CommitResponse | SetPeersResponse) -> None:
-        """Take in an answer about a plan."""
+    def on_leave(self, peer: str, reason: str) -> bool:
+        """A member says goodbye; False where it is none."""
+        self.touch()
+        return self.watch.on_leave(peer, reason)
+
+    def on_any_response(self, peer: str, message: Response, round_trip_ms: float) -> None:
+        """Take in an answer.
+
+        Raises:
+            LocalClusterMisuse: It is none.
+        """
+        match message:
+            case HeartbeatResponse():
+                self.on_heartbeat_response(peer, message, round_trip_ms)
+            case PrepareResponse() | CommitResponse() | SetPeersResponse():
+                self._on_plan_response(peer, message)
+            case ProbeResponse():
+                if message.reached:
+                    self.watch.on_probed(message.target_node_id)
+            case TransferLeadershipResponse():
+                self.transfer.on_response(message)
+            case _:
+                raise LocalClusterMisuse(f"{message!r} is not a response between nodes")
+
+    def _on_plan_response(
+        self, peer: str, response: PrepareResponse | CommitResponse | SetPeersResponse
+    ) -> None:
         self.touch()
         if isinstance(response, PrepareResponse):
             self.planning.on_prepare_response(peer, response)
@@ -228,8 +217,10 @@ class Coordinator:
 
     def on_request_failed(self, peer: str, request: Request) -> None:
         """Take in that a call came to nothing."""
-        track = self.tracks.get(peer)
+        if isinstance(request, TransferLeadershipRequest):
+            self.transfer.on_response(TransferLeadershipResponse())
         if isinstance(request, HeartbeatRequest):
+            track = self.watch.tracks.get(peer)
             if track is not None and request.term == self._context.state.term:
                 track.forget_round(request.round)
             return
@@ -249,8 +240,8 @@ class Coordinator:
         if not self._is_touched and self._context.now < self._next_beat:
             return
         self._is_touched = False
-        self._excuse_silence()
-        self._watch_members()
+        self.watch.excuse_silence()
+        self.watch.look()
         progress = True
         while progress:
             progress = self._commit()
@@ -258,35 +249,27 @@ class Coordinator:
                 self.planning.advance()
                 self.rollout.advance()
                 progress = self._write_next() or progress
+        if self.is_settled:
+            self.transfer.advance(self._reason_to_go())
         if self._context.now >= self._next_beat:
             self._next_beat = self._context.now + self._context.settings.heartbeat_seconds
             self._beat()
 
-    def _excuse_silence(self) -> None:
-        """Do not count time against the members in which this node was too starved to ask them."""
-        heartbeat = self._context.settings.heartbeat_seconds
-        starved = self._context.now - self._looked_at - 2 * heartbeat
-        self._looked_at = self._context.now
-        if starved > 0:
-            for track in self.tracks.values():
-                track.excuse(starved)
-            self._judged = {}
-
-    def _watch_members(self) -> None:
-        """Announce verdicts that changed."""
-        for member in self.document.members:
-            verdict = self.liveness(member.node_id)
-            before = self._verdicts.get(member.node_id, "unknown")
-            if verdict != before:
-                self._verdicts[member.node_id] = verdict
-                self._context.announce(f"member {verdict}", node_id=member.node_id, before=before)
+    def _reason_to_go(self) -> str:
+        """Why another should coordinate; "" where this node may."""
+        own = self.document.member(self._context.node_id)
+        if self._context.is_leaving:
+            return "it goes down"
+        return "it is being evicted" if own is not None and own.evicting else ""
 
     def _commit(self) -> bool:
         """Commit the open version where a quorum has stored it."""
         document = self.document
         if self.is_settled:
             return False
-        holders = {node_id for node_id in self._votes if self.tracks[node_id].stored == document.version}
+        holders = {
+            node_id for node_id in self._votes if self.watch.tracks[node_id].stored == document.version
+        }
         if not outweighs(self._votes, holders | {self._context.node_id}):
             return False
         before = self._replica.committed
@@ -297,19 +280,24 @@ class Coordinator:
                 "plan committed", epoch=str(plan.epoch), nodes=list(plan.node_ids), term=document.term
             )
         self.changes.on_commit(document)
+        self.evictions.on_commit(document)
         self._next_beat = self._context.now
         return True
 
     def _write_next(self) -> bool:
         """Write the next version where anything calls for one."""
+        if self.transfer.is_under_way:
+            return False  # the heir must hold the newest version
         document = self._with_members(self._with_change(self.document))
         plan = self.planning.plan_to_store
         if plan is not None and document.wanted == plan.wanted:
             document = dataclasses.replace(document, plan=plan)
+        document = self.evictions.apply(document, self.next_epoch)
         document = self._with_weights(document)
         if document == self.document:
             if self.changes.is_pending:
                 self.changes.on_commit(document)
+            self.evictions.on_commit(document)
             return False
         self._write(document)
         return True
@@ -317,6 +305,10 @@ class Coordinator:
     def _write(self, document: ClusterDocument) -> None:
         generation, term = self._context.state.ballot
         seq = document.seq + 1 if document.version[:2] == (generation, term) else 1
+        for node_id in {member.node_id for member in self.document.members}:
+            if node_id in document.denied_node_ids:
+                until = self._context.now + self._context.settings.farewell_seconds
+                self._farewells[node_id] = (MemberTrack(since=self._context.now), until)
         self._replica.store(dataclasses.replace(document, generation=generation, term=term, seq=seq))
         self._follow_members()
         self._next_beat = self._context.now
@@ -334,7 +326,8 @@ class Coordinator:
     def _with_members(self, document: ClusterDocument) -> ClusterDocument:
         now = self._context.now
         known = {member.node_id for member in document.members}
-        unknown = [node_id for node_id in self._candidates if node_id not in known]
+        kept_out = known | set(document.denied_node_ids)
+        unknown = [node_id for node_id in self._candidates if node_id not in kept_out]
         plan_runs = document.plan is not None and bool(document.plan.deployments)
         if self._joins.ready(unknown, now, plan_runs=plan_runs):
             joiners = tuple(member_of(self._candidates[node_id][0]) for node_id in unknown)
@@ -345,11 +338,12 @@ class Coordinator:
             node_id: candidate.addresses
             for node_id, (candidate, at) in self._candidates.items()
             if at >= self._since - _RECENT_HELLO_SECONDS
+            and self.watch.is_member(node_id, candidate.boot_nonce)
         }
         addresses[self._context.node_id] = self._context.addresses
         facts = {
             node_id: track.status.facts
-            for node_id, track in self.tracks.items()
+            for node_id, track in self.watch.tracks.items()
             if track.status is not None and track.status.facts is not None
         }
         return with_news(document, addresses, facts)
@@ -361,8 +355,14 @@ class Coordinator:
             document,
             coordinator=self._context.node_id,
             alive={node_id for node_id, verdict in verdicts.items() if verdict in {"alive", "incompatible"}},
-            dead={node_id for node_id, verdict in verdicts.items() if verdict == "dead"},
-            electable={m.node_id for m in document.members if m.facts is None or m.facts.versions == own},
+            dead={node_id for node_id, verdict in verdicts.items() if verdict in GONE},
+            gone={node_id for node_id in verdicts if self.watch.is_lost_for_long(node_id)},
+            electable={
+                m.node_id
+                for m in document.members
+                if (m.facts is None or m.facts.versions == own)
+                and not self.flaps.is_suppressed(m.node_id, self._context.now)
+            },
             max_voters=self._context.settings.max_voters,
         )
         if changed is not document:
@@ -375,12 +375,8 @@ class Coordinator:
 
     def _follow_members(self) -> None:
         """Track exactly the members of the newest version, and count its votes."""
-        now = self._context.now
         self._votes = weights(self.document)
-        self.tracks = {
-            member.node_id: self.tracks.get(member.node_id) or MemberTrack(since=now)
-            for member in self.document.members
-        }
+        self.watch.follow(member.node_id for member in self.document.members)
 
     def _beat(self) -> None:
         """Send a heartbeat to every member, this node included, with the document where it is behind."""
@@ -391,34 +387,36 @@ class Coordinator:
             if context.state.commit_version[:2] == document.version[:2]
             else NO_VERSION
         )
-        statuses = self.statuses()
+        statuses = self.watch.statuses()
         content = (
             self.serving_state,
             self.planning.refusal_json,
-            tuple((status.node_id, status.liveness, status.worker) for status in statuses),
+            tuple((s.node_id, s.liveness, s.worker, s.duplicate_identity) for s in statuses),
         )
         tell = content != self._told_status or context.now >= self._next_status
         if tell:
             self._told_status = content
             self._next_status = context.now + context.settings.status_seconds
-        for member in document.members:
-            track = self.tracks[member.node_id]
+        members = statuses if tell else ()
+        tracks = [
+            (node_id, track) for node_id, (track, until) in self._farewells.items() if context.now < until
+        ]
+        for node_id, track in [*self.watch.tracks.items(), *tracks]:
+            is_current = track.stored == document.version or node_id == context.node_id
+            is_member = node_id in self.watch.tracks
             context.send(
-                member.node_id,
+                node_id,
                 HeartbeatRequest(
                     generation=document.generation,
                     term=document.term,
                     round=track.next_round(context.now),
-                    document=None if track.stored == document.version or self._is_self(member) else document,
+                    document=None if is_current else document,
                     commit_generation=commit[0],
                     commit_term=commit[1],
                     commit_seq=commit[2],
-                    members=statuses if tell else (),
-                    serving_state=self.serving_state if tell else "",
-                    refusal_json=self.planning.refusal_json if tell else "",
+                    members=members if is_member else (),
+                    serving_state=self.serving_state if tell and is_member else "",
+                    refusal_json=self.planning.refusal_json if tell and is_member else "",
                 ),
                 context.settings.rpc_deadline_seconds,
             )
-
-    def _is_self(self, member: Member) -> bool:
-        return member.node_id == self._context.node_id

@@ -7,7 +7,7 @@ sections 3.4 (election), 6.2 (leadership with a quorum's answers only), 9.6 (pre
 
 from typing import TYPE_CHECKING
 
-from .messages import Ballot, RequestVoteRequest, RequestVoteResponse
+from .messages import Ballot, RequestVoteRequest, RequestVoteResponse, TransferLeadershipResponse
 from .quorum import is_quorum, weights
 
 if TYPE_CHECKING:
@@ -103,6 +103,41 @@ class Election:
         """Forget every promise that time gave: the machine has slept."""
         self._heard_at = None
         self.step_down("the machine slept")
+        if self.deadline is not None:
+            self.deadline += self._context.settings.wake_grace_seconds
+
+    def was_away(self) -> None:
+        """Do not take the own absence for the coordinator's: wait anew before campaigning."""
+        if self.role != "coordinator":
+            self.role = "follower" if self._context.state.document else "blank"
+            self._votes = set()
+            self.restart_timer()
+
+    def on_transfer(self, request_id: int, sender: str, ballot: Ballot) -> None:
+        """The coordinator asks this node to take over: campaign at once, without asking beforehand."""
+        context = self._context
+        refused = self.accept_coordinator(sender, ballot) or self._cannot_campaign()
+        if not refused:
+            context.announce("leadership offered", node_id=sender)
+            self._campaign(transfer=True)
+        generation, term = context.state.ballot
+        context.reply(request_id, TransferLeadershipResponse(generation, term, not refused, refused))
+
+    def _cannot_campaign(self) -> str:
+        """Why this node must not become coordinator; "" where it may.
+
+        A document of an older generation names the voters of that generation. They decide nothing in this one:
+        with their votes a second coordinator could overrule what the quorum of the recovery has committed.
+        """
+        state = self._context.state
+        document = state.document
+        if document is None or self._context.node_id not in weights(document):
+            return "it has no vote"
+        if document.generation != state.generation:
+            return f"its document is of generation {document.generation}, not {state.generation}"
+        if self._context.is_leaving:
+            return "it goes down"
+        return ""
 
     def on_vote_request(self, request_id: int, sender: str, request: RequestVoteRequest) -> None:
         """Grant or refuse a vote; a real vote is durable before it is told."""
@@ -118,10 +153,15 @@ class Election:
         told = ballot if granted else context.state.ballot
         context.reply(request_id, RequestVoteResponse(request.pre_vote, granted, told[0], told[1], reason))
 
-    def _refusal(self, sender: str, request: RequestVoteRequest, ballot: Ballot) -> str:
+    def _refusal(  # noqa: PLR0911  one rule, one return
+        self, sender: str, request: RequestVoteRequest, ballot: Ballot
+    ) -> str:
         context = self._context
-        if self.hears_coordinator and sender != self.coordinator_id:
+        is_transfer = request.transfer and not request.pre_vote
+        if self.hears_coordinator and sender != self.coordinator_id and not is_transfer:
             return f"coordinator {self.coordinator_id or context.node_id} is alive"
+        if request.document_generation != request.generation:
+            return f"its document is of generation {request.document_generation}"
         if request.pre_vote:
             if ballot <= context.state.ballot:
                 return f"already in term {context.state.term}"
@@ -161,8 +201,7 @@ class Election:
         if self.coordinator_id:
             self._context.announce("coordinator lost", coordinator_node_id=self.coordinator_id)
             self.coordinator_id = ""
-        document = self._context.state.document
-        if document is not None and self._context.node_id in weights(document):
+        if not self._cannot_campaign():
             self.role = "pre_candidate"
             self._votes = {self._context.node_id}
             self._retry_soon()
@@ -177,16 +216,20 @@ class Election:
 
     def _count_pre_votes(self) -> None:
         document = self._context.state.document
-        if document is None or not is_quorum(document, self._votes):
-            return
+        if document is not None and is_quorum(document, self._votes):
+            self._campaign(transfer=False)
+
+    def _campaign(self, *, transfer: bool) -> None:
+        """Ask for votes in the next term, which is durable before anybody hears of it."""
         generation, term = self._context.state.ballot
+        self.coordinator_id = ""
         self._context.persist(term=term + 1, voted_for=self._context.node_id)
         self.role = "candidate"
         self._votes = {self._context.node_id}
         self._asked_at = self._context.now
         self._retry_soon()
         self._context.announce("election begun", term=term + 1)
-        self._ask_for_votes((generation, term + 1), pre_vote=False)
+        self._ask_for_votes((generation, term + 1), pre_vote=False, transfer=transfer)
         self._count_votes()
 
     def _count_votes(self) -> None:
@@ -205,11 +248,11 @@ class Election:
         )
         self._on_elected(self._asked_at, frozenset(self._votes))
 
-    def _ask_for_votes(self, ballot: Ballot, *, pre_vote: bool) -> None:
+    def _ask_for_votes(self, ballot: Ballot, *, pre_vote: bool, transfer: bool = False) -> None:
         document = self._context.state.document
         if document is None:
             return
-        request = RequestVoteRequest(pre_vote, *ballot, *document.version)
+        request = RequestVoteRequest(pre_vote, *ballot, *document.version, transfer)
         for node_id in weights(document):
             if node_id != self._context.node_id:
                 self._context.send(node_id, request, self._context.settings.rpc_deadline_seconds)

@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING, cast
 
 from .context import Context
 from .coordinator import Coordinator
-from .effects import ChangeRejected
+from .effects import ChangeDone, ChangeRejected
 from .election import Election
 from .errors import LocalClusterMisuse
 from .events import (
     CandidateVerified,
     Event,
+    EvictWanted,
+    LeaveCancelled,
+    LeaveWanted,
     LoadWanted,
     LocalHealth,
     PlanComputed,
     PlanRefused,
     PrepareChecked,
+    RecoverWanted,
     RequestFailed,
     RequestReceived,
     ResponseReceived,
@@ -24,30 +28,39 @@ from .events import (
     WorkerReported,
     WorkerStopped,
 )
+from .flaps import FlapRecord
+from .generations import next_generation, recovered_document
+from .goodbye import Goodbye
 from .messages import (
     CommitRequest,
-    CommitResponse,
+    Epoch,
     HeartbeatRequest,
     HeartbeatResponse,
+    LeaveRequest,
+    LeaveResponse,
     Member,
     PrepareRequest,
-    PrepareResponse,
+    ProbeRequest,
+    ProbeResponse,
     RequestVoteRequest,
     RequestVoteResponse,
     Response,
     SetPeersRequest,
-    SetPeersResponse,
+    TransferLeadershipRequest,
 )
+from .probes import Probes
 from .quorum import founding_document
+from .refusals import refusal_of
 from .replica import Replica
+from .standalone import Standalone
 from .view import ClusterView, Liveness, ServingState
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from .effects import Effect
-    from .messages import NodeFacts, WantedModel, WorkerReport
+    from .messages import MemberStatus, NodeFacts, WorkerReport
     from .settings import ClusterSettings
     from .state import PersistentState
 
@@ -103,6 +116,12 @@ class ClusterMachine:
         self._coordinator: Coordinator | None = None
         self._election = Election(self._context, self._on_elected, self._on_stepped_down)
         self._replica = Replica(self._context, self._election)
+        self._flaps = FlapRecord(settings)
+        self._probes = Probes(self._context)
+        self._goodbye = Goodbye(self._context, self._election)
+        self._standalone = Standalone(self._context, self._election, self._replica)
+        self._recovering: int | None = None
+        self._own_doubles: set[int] = set()
 
     def step(self, event: Event, now: float) -> "list[Effect]":
         """Take one event and return what to do, in order; the only way in.
@@ -115,9 +134,13 @@ class ClusterMachine:
             LocalClusterMisuse: The event is not one that a shell may give.
         """
         context = self._context
+        due = self.next_deadline()
         context.begin(now)
         if self._coordinator is not None and not self._coordinator.has_lease():
             self._election.step_down("no quorum answered within the lease")
+        if due is not None and context.now - due > context.settings.lateness_seconds:
+            self._election.was_away()
+            self._standalone.was_away()
         self._handle(event)
         if self._coordinator is not None and not isinstance(event, Tick | ResponseReceived | RequestFailed):
             self._coordinator.touch()
@@ -133,7 +156,12 @@ class ClusterMachine:
             if self._coordinator is not None:
                 self._coordinator.advance()
             if not context.inbox:
-                return context.take_effects()
+                break
+        self._finish_recovery()
+        coordinator = self._coordinator
+        self._goodbye.advance(can_hand_over=coordinator is not None and bool(coordinator.transfer.heirs()))
+        self._standalone.advance()
+        return context.take_effects()
 
     def next_deadline(self) -> float | None:
         """When `step(Tick(), now)` is due at the latest; None where only an event can change anything."""
@@ -141,19 +169,30 @@ class ClusterMachine:
             return self._coordinator.next_deadline()
         if self._may_found():
             return self._context.now
-        return self._election.deadline
+        deadlines = (self._election.deadline, self._goodbye.deadline, self._standalone.deadline())
+        return min((at for at in deadlines if at is not None), default=None)
 
     @property
     def view(self) -> ClusterView:
         """A picture of the machine as it is now."""
         state = self._context.state
-        liveness, heartbeat_ms, workers = self._members()
+        own = self._context.node_id
+        told = self._told()
+        liveness, heartbeat_ms, workers = self._members(told)
         refusal_json, refusal_reason = self._replica.told_refusal_json, ""
         serving_state = cast("ServingState", self._replica.told_serving_state or "idle")
         if self._coordinator is not None:
             serving_state = self._coordinator.serving_state
             refusal_json = self._coordinator.planning.refusal_json
             refusal_reason = self._coordinator.planning.refusal_reason
+        active, active_plan = state.active, state.active_plan
+        if self._standalone.is_on:
+            serving_state = self._standalone.serving_state
+            refusal_reason, refusal_json = self._standalone.refusal
+            active_plan = self._standalone.plan
+            active = active_plan.epoch if active_plan else None
+        doubles = {n for n, status in told.items() if status.duplicate_identity}
+        tracks = self._coordinator.watch.tracks if self._coordinator is not None else {}
         return ClusterView(
             node_id=self._context.node_id,
             role=self._election.role,
@@ -167,18 +206,33 @@ class ClusterMachine:
             heartbeat_ms=MappingProxyType(heartbeat_ms),
             workers=MappingProxyType(workers),
             promised=state.promised,
-            active=state.active,
-            active_plan=state.active_plan,
+            active=active,
+            active_plan=active_plan,
             serving_state=serving_state,
             refusal_json=refusal_json,
             refusal_reason=refusal_reason,
+            standalone=self._standalone.is_on,
+            is_evicted=self._is_denied(self._context.node_id),
+            not_planned=MappingProxyType(
+                {n: s.not_planned_reason for n, s in told.items() if s.not_planned_reason}
+            ),
+            duplicate_node_ids=tuple(sorted(doubles | ({own} if self._own_doubles else set()))),
+            refused_boot_nonces=MappingProxyType({n: t.refused for n, t in tracks.items() if t.refused}),
         )
 
-    def _members(self) -> "tuple[dict[str, Liveness], dict[str, float], dict[str, WorkerReport]]":
-        own = self._context.node_id
-        told = self._replica.told_members
+    def _told(self) -> "Mapping[str, MemberStatus]":
         if self._coordinator is not None:
-            told = {status.node_id: status for status in self._coordinator.statuses()}
+            return {status.node_id: status for status in self._coordinator.watch.statuses()}
+        return self._replica.told_members
+
+    def _is_denied(self, node_id: str) -> bool:
+        document = self._context.state.document
+        return document is not None and node_id in document.denied_node_ids
+
+    def _members(
+        self, told: "Mapping[str, MemberStatus]"
+    ) -> "tuple[dict[str, Liveness], dict[str, float], dict[str, WorkerReport]]":
+        own = self._context.node_id
         liveness: dict[str, Liveness] = {}
         document = self._context.state.document
         for member in document.members if document else ():
@@ -203,23 +257,33 @@ class ClusterMachine:
             case ResponseReceived():
                 self._on_response(event)
             case RequestFailed():
-                if self._coordinator is not None:
+                if isinstance(event.message, ProbeRequest) and event.message.target_node_id == event.peer:
+                    self._probes.on_outcome(event.peer, reached=False)
+                elif self._coordinator is not None:
                     self._coordinator.on_request_failed(event.peer, event.message)
             case CandidateVerified():
-                if event.node_id != self._context.node_id:
-                    self._candidates[event.node_id] = (event, self._context.now)
+                self._on_candidate(event)
             case PlanComputed():
+                self._standalone.on_computed(event.request_id, event.deployment)
                 if self._coordinator is not None:
                     self._coordinator.planning.on_computed(event.request_id, event.deployment)
             case PlanRefused():
+                self._standalone.on_refused(event.request_id, event.reason, event.refusal_json)
                 if self._coordinator is not None:
                     self._coordinator.planning.on_refused(event.request_id, event.reason, event.refusal_json)
-            case LoadWanted():
-                self._on_change(event.change_id, event.wanted)
-            case UnloadWanted():
-                self._on_change(event.change_id, None)
+            case LoadWanted() | UnloadWanted() | EvictWanted():
+                self._on_change(event)
+            case RecoverWanted():
+                self._recover(event.change_id)
+            case LeaveWanted():
+                self._goodbye.begin(event.reason)
+            case LeaveCancelled():
+                self._goodbye.cancel()
             case PrepareChecked():
-                self._replica.on_prepare_checked(event.epoch, ok=event.ok, reason=event.reason)
+                if event.epoch.is_local:
+                    self._standalone.on_checked(event.epoch, ok=event.ok, reason=event.reason)
+                else:
+                    self._replica.on_prepare_checked(event.epoch, ok=event.ok, reason=event.reason)
             case WorkerReported():
                 self._replica.slot.on_report(event.report)
             case WorkerStopped():
@@ -228,10 +292,16 @@ class ClusterMachine:
                 self._context.health_score = max(0, event.score)
                 if event.slept:
                     self._election.woke_up()
+                    self._standalone.was_away()
             case _:
                 raise LocalClusterMisuse(f"{event!r} is not an event of the cluster core")
 
     def _on_request(self, event: RequestReceived) -> None:
+        is_double = event.request_id >= 0 and event.sender == self._context.node_id
+        if is_double or self._is_denied(event.sender):
+            reason = "another daemon has this identity" if is_double else f"{event.sender} was evicted"
+            self._context.reply(event.request_id, refusal_of(event.message, reason))
+            return
         match event.message:
             case RequestVoteRequest() as request:
                 self._election.on_vote_request(event.request_id, event.sender, request)
@@ -243,30 +313,93 @@ class ClusterMachine:
                 self._replica.on_commit(event.request_id, event.sender, request)
             case SetPeersRequest() as request:
                 self._replica.on_set_peers(event.request_id, event.sender, request)
+            case ProbeRequest() as request:
+                is_led = event.sender == self._election.coordinator_id
+                self._probes.on_request(event.request_id, request, from_coordinator=is_led)
+            case LeaveRequest() as request:
+                heard = self._coordinator is not None and self._coordinator.on_leave(
+                    event.sender, request.reason
+                )
+                self._context.reply(event.request_id, LeaveResponse(*self._context.state.ballot, heard))
+            case TransferLeadershipRequest() as request:
+                self._election.on_transfer(event.request_id, event.sender, (request.generation, request.term))
             case _:
                 raise LocalClusterMisuse(f"{event.message!r} is not a request between nodes")
 
     def _on_response(self, event: ResponseReceived) -> None:
         message: Response = event.message
+        if self._is_denied(event.peer):
+            # Its term is no matter of the cluster any more; only that it has heard of its eviction is.
+            if self._coordinator is not None and isinstance(message, HeartbeatResponse):
+                self._coordinator.on_heartbeat_response(event.peer, message, event.round_trip_ms)
+            return
         if isinstance(message, RequestVoteResponse):
             self._election.on_vote_response(event.peer, message)
             return
         # Whoever leads a term that somebody has left behind must know.
         self._election.observe((message.generation, message.term))
-        coordinator = self._coordinator
-        if coordinator is None:
-            return
-        match message:
-            case HeartbeatResponse():
-                coordinator.on_heartbeat_response(event.peer, message, event.round_trip_ms)
-            case PrepareResponse() | CommitResponse() | SetPeersResponse():
-                coordinator.on_response(event.peer, message)
-            case _:
-                raise LocalClusterMisuse(f"{message!r} is not a response between nodes")
+        if isinstance(message, ProbeResponse) and message.target_node_id == event.peer:
+            self._probes.on_outcome(event.peer, reached=message.reached)
+        elif isinstance(message, LeaveResponse):
+            if message.heard:
+                self._goodbye.on_heard()
+        elif self._coordinator is not None:
+            self._coordinator.on_any_response(event.peer, message, event.round_trip_ms)
 
-    def _on_change(self, change_id: int, wanted: "WantedModel | None") -> None:
+    def _on_candidate(self, candidate: CandidateVerified) -> None:
+        node_id, nonce = candidate.node_id, candidate.boot_nonce
+        if node_id == self._context.node_id:
+            if nonce not in {self._context.boot_nonce, *self._own_doubles}:
+                self._own_doubles.add(nonce)
+                self._context.announce("duplicate identity", node_id=node_id, refused=len(self._own_doubles))
+            return
+        if self._is_denied(node_id):
+            return
         if self._coordinator is not None:
-            self._coordinator.load(change_id, wanted)
+            self._coordinator.watch.meet(node_id, nonce)
+        self._candidates[node_id] = (candidate, self._context.now)
+
+    def _recover(self, change_id: int) -> None:
+        """Begin a new generation with this node as the only voter; it is then elected as any other."""
+        context = self._context
+        document = context.state.document
+        if document is None:
+            self._reject(change_id, "NO_DOCUMENT", "this node has never been a member of a cluster")
+        elif document.member(context.node_id) is None:
+            self._reject(change_id, "EVICTED", "this node is no member of its own document")
+        elif self._election.hears_coordinator:
+            who = self._election.coordinator_id
+            self._reject(change_id, "HAS_QUORUM", f"{who} coordinates with a quorum: nothing is to recover")
+        else:
+            known = max(context.state.generation, document.generation)
+            generation = next_generation(known, context.node_id, context.key_source())
+            context.persist(generation=generation, term=0, voted_for="")
+            self._replica.store(recovered_document(document, context.node_id, generation))
+            context.announce("recovery forced", generation=generation, former_generation=known)
+            self._recovering = change_id
+            self._election.campaign_soon()
+
+    def _finish_recovery(self) -> None:
+        change_id, self._recovering = self._recovering, None
+        if change_id is None:
+            return
+        committed = self._replica.committed
+        if committed is None or committed.generation != self._context.state.generation:
+            self._reject(change_id, "NO_QUORUM", "the recovery was not committed; see the log")
+            return
+        epoch = committed.plan.epoch if committed.plan and committed.plan.epoch else Epoch()
+        self._context.emit(ChangeDone(change_id, epoch))
+
+    def _reject(self, change_id: int, reason: str, message: str) -> None:
+        self._context.emit(ChangeRejected(change_id, reason, message))
+
+    def _on_change(self, event: "LoadWanted | UnloadWanted | EvictWanted") -> None:
+        change_id = event.change_id
+        if self._coordinator is not None:
+            if isinstance(event, EvictWanted):
+                self._coordinator.evict(change_id, event.node_id)
+            else:
+                self._coordinator.load(change_id, event.wanted if isinstance(event, LoadWanted) else None)
         elif self._election.coordinator_id and self._election.hears_coordinator:
             who = self._election.coordinator_id
             self._context.emit(ChangeRejected(change_id, "NOT_COORDINATOR", f"ask the coordinator, {who}"))
@@ -311,9 +444,11 @@ class ClusterMachine:
 
     def _on_elected(self, asked_at: float, voters: frozenset[str]) -> None:
         self._replica.forget_told()
-        self._coordinator = Coordinator(self._context, self._replica, self._candidates, asked_at, voters)
+        self._coordinator = Coordinator(
+            self._context, self._replica, self._candidates, asked_at, voters, self._flaps
+        )
 
     def _on_stepped_down(self, reason: str) -> None:  # noqa: ARG002  the election announces it
         coordinator, self._coordinator = self._coordinator, None
         if coordinator is not None:
-            coordinator.changes.abandon()
+            coordinator.abandon()

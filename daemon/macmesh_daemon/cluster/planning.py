@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from .effects import ComputePlan
+from .flaps import HoldDown
 from .messages import (
     Deployment,
     Member,
@@ -74,7 +75,7 @@ class PlanMaker:
         self._refusal: _Refusal | None = None
         self._excluded_until: dict[str, float] = {}
         self._wish_since: float | None = None
-        self._request_id = 0
+        self._hold_down = HoldDown(context.settings)
 
     @property
     def plan_to_store(self) -> Plan | None:
@@ -108,7 +109,9 @@ class PlanMaker:
         """Forget refusals, exclusions and failures: a person asked anew."""
         self._refusal = None
         self._excluded_until = {}
+        self._hold_down = HoldDown(self._context.settings)
         self._rollout.failures.forgive()
+        self._coordinator.flaps.forgive()
 
     def advance(self) -> None:
         """Begin, go on with or give up a try. Called with a committed document."""
@@ -116,6 +119,7 @@ class PlanMaker:
         attempt = self._attempt
         if attempt is not None and attempt.plan is not None and document.plan == attempt.plan:
             self._attempt = attempt = None
+            self._hold_down.planned(self._context.now)
         wish = self._wish()
         if wish is None or document.wanted is None:
             self._attempt = self._refusal = self._wish_since = None
@@ -201,10 +205,12 @@ class PlanMaker:
         if refusal is not None and refusal.wanted == wanted:
             if means == refusal.means or now - refusal.at < self._context.settings.refusal_retry_seconds:
                 return
+            if not self._hold_down.is_over(now):
+                return
         elif not self._is_everybody_judged():
             return
-        self._request_id += 1
-        self._attempt = _Attempt(self._request_id, wanted, means, now)
+        request_id = self._context.next_request_id()
+        self._attempt = _Attempt(request_id, wanted, means, now)
         self._context.announce(
             "planning",
             reason=wish if isinstance(wish, str) else wish.reason,
@@ -213,7 +219,7 @@ class PlanMaker:
         if not members:
             self._refuse(self._attempt, "NO_ELIGIBLE_NODE", "")
             return
-        self._context.emit(ComputePlan(self._request_id, wanted, members, self._coordinator.document.plan))
+        self._context.emit(ComputePlan(request_id, wanted, members, self._coordinator.document.plan))
 
     def _is_everybody_judged(self) -> bool:
         """Whether each member is known to be there or gone, or was given the time to prove it."""
@@ -234,6 +240,7 @@ class PlanMaker:
             dataclasses.replace(member, facts=self._coordinator.facts_of(member.node_id))
             for member in self._coordinator.document.members
             if self._coordinator.liveness(member.node_id) == "alive"
+            and not self._coordinator.watch.not_planned_reason(member.node_id)
             and now >= self._excluded_until.get(member.node_id, now)
             and not self._rollout.failures.is_quarantined(member.node_id, digest, now)
         )
@@ -249,8 +256,9 @@ class PlanMaker:
             return
         now, settings = self._context.now, self._context.settings
         missing = [node_id for node_id in attempt.plan.node_ids if node_id not in attempt.promised]
-        gone = {n for n in attempt.plan.node_ids if self._coordinator.liveness(n) in {"dead", "incompatible"}}
-        if gone:
+        evicting = {m.node_id for m in self._coordinator.document.members if m.evicting}
+        unfit = {"dead", "left", "incompatible"}
+        if any(n in evicting or self._coordinator.liveness(n) in unfit for n in attempt.plan.node_ids):
             self._attempt = None
         elif not missing:
             attempt.phase = "storing"

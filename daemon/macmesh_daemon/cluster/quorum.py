@@ -56,7 +56,7 @@ def founding_document(founder: Member, others: "Collection[Member]", max_voters:
     )
 
 
-def next_weight_change(  # noqa: PLR0911  one rule, one return
+def next_weight_change(
     document: ClusterDocument,
     *,
     coordinator: str,

@@ -112,6 +112,8 @@ class Replica:
                 self.told_serving_state = request.serving_state
                 self.told_refusal_json = request.refusal_json
         state = self._context.state
+        worker = self.slot.report
+        is_local = worker is not None and worker.epoch is not None and worker.epoch.is_local
         self._context.reply(
             request_id,
             HeartbeatResponse(
@@ -123,10 +125,11 @@ class Replica:
                 document_seq=state.document_version[2],
                 promised=state.promised,
                 active=state.active,
-                worker=self.slot.report,
+                worker=None if is_local else worker,
                 accepted=not refused,
                 boot_nonce=self._context.boot_nonce,
                 facts=self._context.facts,
+                leaving=self._context.is_leaving,
             ),
         )
 
@@ -160,6 +163,10 @@ class Replica:
 
     def _cannot_promise(self, plan: Plan, epoch: Epoch, ballot: Ballot) -> str:
         promised = self._context.state.promised
+        if epoch.is_local:
+            return f"epoch {epoch} is of no cluster"
+        if self._context.is_leaving:
+            return "this node goes down"
         if (epoch.generation, epoch.term) > ballot:
             return f"epoch {epoch} is not of a term up to {ballot[1]}"
         if promised is not None and epoch < promised:
@@ -216,12 +223,16 @@ class Replica:
             elif self.slot.running != request.epoch or report is None or report.state not in _CAN_TAKE_PEERS:
                 refused = f"no worker of epoch {request.epoch} runs here"
             elif self._peers_given is None or not _same_peers(self._peers_given, request):
-                self._peers_given = request
-                self._context.emit(GivePeers(request))
+                self.give_peers(request)
         generation, term = self._context.state.ballot
         self._context.reply(
             request_id, SetPeersResponse(request.epoch, not refused, refused, term, generation)
         )
+
+    def give_peers(self, request: SetPeersRequest) -> None:
+        """Tell the own worker of its peers."""
+        self._peers_given = request
+        self._context.emit(GivePeers(request))
 
 
 def _same_peers(one: SetPeersRequest, other: SetPeersRequest) -> bool:

@@ -22,14 +22,17 @@ from .messages import (
     WorkerReport,
     WorkerState,
 )
+from .tracker import GONE
 
 if TYPE_CHECKING:
     from .context import Context
-    from .coordinator import Coordinator, MemberEpochs
+    from .coordinator import Coordinator
+    from .watch import MemberEpochs
 
 _ENDED = {WorkerState.FAILED, WorkerState.STOPPED}
 _LOADED = {WorkerState.LOADED, WorkerState.READY}
 _NOBODY = ""
+_GONE_WORDS = {"left": "gone: it said goodbye", "cut": "cut off from the coordinator"}
 _BEATS_TO_TELL = 4
 
 
@@ -93,7 +96,7 @@ class Rollout:
         if plan.node_ids and len(reports) == len(plan.node_ids):
             self._connect(plan.epoch, reports)
 
-    def problem(self) -> Problem | None:
+    def problem(self) -> Problem | None:  # noqa: PLR0911  one rule, one return
         """What stands in the way of the committed plan, the worst first; None where nothing does."""
         plan = self._plan()
         if plan is None or plan.epoch is None or not plan.node_ids or plan.epoch != self._epoch:
@@ -101,8 +104,12 @@ class Rollout:
         for node_id in plan.node_ids:
             if self._coordinator.document.member(node_id) is None:
                 return Problem(f"{node_id} is no member any more")
-            if self._coordinator.liveness(node_id) == "dead":
-                return Problem(f"{node_id} is dead")
+            verdict = self._coordinator.liveness(node_id)
+            if verdict in GONE or (verdict == "cut" and not self.is_ready):
+                return Problem(f"{node_id} is {_GONE_WORDS.get(verdict, verdict)}")
+            member = self._coordinator.document.member(node_id)
+            if member is not None and member.evicting:
+                return Problem(f"{node_id} is being evicted")
         for node_id in plan.node_ids:
             known = self._coordinator.epochs_of(node_id)
             found = self._trouble_of(node_id, known, plan.epoch) if known else None
@@ -205,7 +212,7 @@ class Rollout:
     def _call(self, node_id: str, request: Request) -> None:
         """Call a member, unless a call is under way or it would not answer."""
         now = self._context.now
-        if self._busy_until.get(node_id, now) > now or self._coordinator.liveness(node_id) == "dead":
+        if self._busy_until.get(node_id, now) > now or self._coordinator.liveness(node_id) in GONE:
             return
         deadline = self._context.settings.plan_rpc_deadline_seconds
         self._busy_until[node_id] = now + 2 * deadline
@@ -216,7 +223,7 @@ class Rollout:
         if known.active == epoch:
             if known.worker is None or known.worker.epoch != epoch:
                 return Problem(f"the worker of {node_id} is gone: its daemon was started anew")
-            track = self._coordinator.tracks.get(node_id)
+            track = self._coordinator.watch.tracks.get(node_id)
             progress = track.progress if track else None
             is_loading = known.worker.state in {WorkerState.STARTING, WorkerState.LOADING}
             if is_loading and progress is not None and now - progress[2] > settings.load_stall_seconds:

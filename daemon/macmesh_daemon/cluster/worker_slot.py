@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 class WorkerSlot:
     """Makes epochs active: stop the old worker, wait until it is gone, persist, start the new one.
 
+    A local epoch (see `Epoch`) takes the same way, but is never promised nor active: those are the cluster's.
+
     Invariant: a `StartWorker` is emitted only while no worker process of this daemon can exist.
     """
 
@@ -29,6 +31,11 @@ class WorkerSlot:
         """Epoch of the worker process that may exist."""
         return self._running
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether a worker is being stopped, or another is to start when it is gone."""
+        return self._stopping or self._next_plan is not None
+
     def is_activating(self, epoch: Epoch) -> bool:
         """Whether ``epoch`` becomes active as soon as the old worker is gone."""
         return self._next_plan is not None and self._next_plan.epoch == epoch
@@ -43,6 +50,15 @@ class WorkerSlot:
         if self._running is None:
             self._finish()
         elif not self._stopping:
+            self._stopping = True
+            self._context.emit(StopWorker(self._running, self._context.settings.worker_stop_seconds))
+
+    def end_local(self) -> None:
+        """End the plan that this node made for itself only, wherever it is."""
+        planned = self._next_plan.epoch if self._next_plan is not None else None
+        if planned is not None and planned.is_local:
+            self._next_plan = None
+        if self._running is not None and self._running.is_local and not self._stopping:
             self._stopping = True
             self._context.emit(StopWorker(self._running, self._context.settings.worker_stop_seconds))
 
@@ -68,13 +84,14 @@ class WorkerSlot:
         if plan is None or plan.epoch is None:
             return
         mine = plan.stage_of(self._context.node_id)
-        if mine is not None and plan.epoch != state.promised:
-            self._answer_waiting(plan.epoch, f"epoch {state.promised} is promised by now")
-            return
-        if state.promised is None or state.promised < plan.epoch:
-            self._context.persist(promised=plan.epoch, promised_plan=plan)
-        self._context.persist(active=plan.epoch, active_plan=plan)
-        self._context.announce("epoch active", epoch=str(plan.epoch), stages=len(plan.node_ids))
+        if not plan.epoch.is_local:
+            if mine is not None and plan.epoch != state.promised:
+                self._answer_waiting(plan.epoch, f"epoch {state.promised} is promised by now")
+                return
+            if state.promised is None or state.promised < plan.epoch:
+                self._context.persist(promised=plan.epoch, promised_plan=plan)
+            self._context.persist(active=plan.epoch, active_plan=plan)
+            self._context.announce("epoch active", epoch=str(plan.epoch), stages=len(plan.node_ids))
         self.report = None
         if mine is not None:
             deployment, stage = mine

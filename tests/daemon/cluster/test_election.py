@@ -288,7 +288,7 @@ def test_a_stale_answer_to_another_terms_heartbeat_is_no_lease() -> None:
     node.step(ev.ResponseReceived("a", stale, 1.0))
 
     assert node.machine._coordinator is not None
-    assert node.machine._coordinator.tracks["a"].contact_at is None
+    assert node.machine._coordinator.watch.tracks["a"].contact_at is None
 
 
 def test_requests_of_an_evidently_wrong_kind_name_the_misuse() -> None:

@@ -20,9 +20,11 @@ from macmesh_daemon.cluster.settings import ClusterSettings
 M = wanted_model()
 
 
-def hello(node_id: str, *, has_cluster: bool = False, address: str = "") -> ev.CandidateVerified:
+def hello(
+    node_id: str, *, has_cluster: bool = False, address: str = "", nonce: int = 1
+) -> ev.CandidateVerified:
     where = (address or f"{node_id}:7000",)
-    return ev.CandidateVerified(node_id, where, facts_of(node_id), 1, "mdns", has_cluster)
+    return ev.CandidateVerified(node_id, where, facts_of(node_id), nonce, "mdns", has_cluster)
 
 
 def committed(world: World) -> ClusterDocument:
@@ -221,13 +223,13 @@ def test_a_member_that_moved_is_followed_and_mere_order_is_no_news() -> None:
     leader = world.coordinator()
     assert leader is not None
     other = next(n for n in "abc" if n != leader.node_id)
-    world.step(leader, hello(other, address="new:1"))
+    world.step(leader, hello(other, address="new:1", nonce=world.nodes[other].nonce))
     world.run(0.5)
     moved = committed(world).member(other)
     assert moved is not None
     assert moved.addresses == ("new:1",)
     version = committed(world).version
-    world.step(leader, hello(other, address="new:1"))
+    world.step(leader, hello(other, address="new:1", nonce=world.nodes[other].nonce))
     world.run(0.5)
 
     assert committed(world).version == version

@@ -1,0 +1,66 @@
+"""A coordinator that has to go hands its office to another voter, in milliseconds instead of an election.
+
+Source: Ongaro, "Consensus: Bridging Theory and Practice" (2014), section 3.10.
+"""
+
+from typing import TYPE_CHECKING
+
+from .messages import TransferLeadershipRequest, TransferLeadershipResponse
+
+if TYPE_CHECKING:
+    from .context import Context
+    from .coordinator import Coordinator
+
+
+class Transfer:
+    """Asks one voter after the other to take over, while there is a reason to go.
+
+    The one that is asked campaigns in the next term, and its votes depose this coordinator as those of any other
+    would. Nothing is written while it is asked, so that its document stays the newest.
+    """
+
+    def __init__(self, context: "Context", coordinator: "Coordinator") -> None:
+        self._context = context
+        self._coordinator = coordinator
+        self._asked: dict[str, float] = {}
+        self._busy_until: float | None = None
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether somebody was asked to take over and may yet do so."""
+        return self._busy_until is not None and self._context.now < self._busy_until
+
+    def heirs(self) -> list[str]:
+        """Voters that could take over, those not asked yet first."""
+        document = self._coordinator.document
+        watch = self._coordinator.watch
+        able = [
+            member
+            for member in document.members
+            if member.voter
+            and not member.evicting
+            and member.node_id != self._context.node_id
+            and watch.liveness(member.node_id) in {"alive", "incompatible"}
+            and watch.tracks[member.node_id].stored == document.version
+        ]
+        able.sort(key=lambda m: (self._asked.get(m.node_id, 0.0), bool(m.facts and m.facts.portable)))
+        return [member.node_id for member in able]
+
+    def advance(self, reason: str) -> None:
+        """Ask the next voter, where this node has to go. Called with a committed document."""
+        if not reason or self.is_under_way:
+            return
+        heirs = self.heirs()
+        if not heirs:
+            return
+        context = self._context
+        self._asked[heirs[0]] = context.now
+        self._busy_until = context.now + context.settings.election_timeout_min_seconds
+        context.announce("leadership handed over", node_id=heirs[0], reason=reason)
+        request = TransferLeadershipRequest(*context.state.ballot)
+        context.send(heirs[0], request, context.settings.rpc_deadline_seconds)
+
+    def on_response(self, response: TransferLeadershipResponse) -> None:
+        """Take in a refusal: the next may be asked."""
+        if not response.accepted:
+            self._busy_until = None

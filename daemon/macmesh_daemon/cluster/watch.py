@@ -1,0 +1,256 @@
+"""The coordinator's eye on its members: verdicts, second opinions, restarts and doubles."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from .messages import Epoch, HeartbeatResponse, MemberStatus, NodeFacts, ProbeRequest, WorkerReport
+from .tracker import GONE, MemberTrack, liveness, suspect_after_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .context import Context
+    from .flaps import FlapRecord
+    from .messages import ClusterDocument
+    from .replica import Replica
+    from .view import Liveness
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MemberEpochs:
+    """What a member told last of its promise and its worker."""
+
+    promised: Epoch | None
+    active: Epoch | None
+    worker: WorkerReport | None
+
+
+class MemberWatch:
+    """Judges the members for the coordinator of one term.
+
+    Args:
+        context: Shared with the other parts.
+        replica: This node as a member.
+        document: Gives the newest version.
+        flaps: Survives this coordinator.
+    """
+
+    def __init__(
+        self,
+        context: "Context",
+        replica: "Replica",
+        document: "Callable[[], ClusterDocument]",
+        flaps: "FlapRecord",
+    ) -> None:
+        self._context = context
+        self._replica = replica
+        self._document = document
+        self._flaps = flaps
+        self._looked_at = context.now
+        self._verdicts: dict[str, Liveness] = {}
+        self._judged: dict[str, Liveness] = {}
+        self._judged_in_step = context.step_number
+        self._health_score = context.health_score
+        self._next_probes = context.now
+        self.tracks: dict[str, MemberTrack] = {}
+
+    def follow(self, node_ids: "Iterable[str]") -> None:
+        """Track exactly these members."""
+        now = self._context.now
+        self.tracks = {n: self.tracks.get(n) or MemberTrack(since=now) for n in node_ids}
+
+    def liveness(self, node_id: str) -> "Liveness":
+        """The verdict on a member."""
+        if node_id == self._context.node_id:
+            return "left" if self._context.is_leaving else "alive"
+        if self._judged_in_step != self._context.step_number:
+            self._judged_in_step = self._context.step_number
+            self._judged = {}
+            self._health_score = self._context.health_score + int(self._is_everybody_silent())
+        verdict = self._judged.get(node_id)
+        if verdict is None:
+            verdict = self._judged[node_id] = self._judge(node_id)
+        return verdict
+
+    def _judge(self, node_id: str) -> "Liveness":
+        track = self.tracks.get(node_id)
+        if track is None:
+            return "unknown"
+        return liveness(
+            track,
+            self.facts_of(node_id),
+            self._context.facts,
+            now=self._context.now,
+            health_score=self._health_score,
+            settings=self._context.settings,
+        )
+
+    def _is_everybody_silent(self) -> bool:
+        """Whether most of those that were there fell silent together: then the fault may well be here."""
+        silent = present = 0
+        limit = suspect_after_seconds(self._context.settings)
+        for node_id, track in self.tracks.items():
+            is_known = track.contact_at is not None and self._verdicts.get(node_id) not in GONE
+            if node_id != self._context.node_id and is_known:
+                present += 1
+                silent += track.silence_seconds(self._context.now) > limit
+        return present > 1 and 2 * silent > present
+
+    @property
+    def patience_seconds(self) -> float:
+        """Silence of a member before it may be called dead."""
+        return self._context.settings.dead_after_seconds * (1 + self._health_score)
+
+    def is_lost_for_long(self, node_id: str) -> bool:
+        """Whether a member is gone for so long that another may vote in its place."""
+        track = self.tracks.get(node_id)
+        if track is None or track.gone_at is None or self.liveness(node_id) not in GONE:
+            return False
+        return self._context.now - track.gone_at >= self._context.settings.voter_hold_down_seconds
+
+    def facts_of(self, node_id: str) -> NodeFacts | None:
+        """What a member told last of its machine."""
+        track = self.tracks.get(node_id)
+        if track is not None and track.status is not None and track.status.facts is not None:
+            return track.status.facts
+        member = self._document().member(node_id)
+        return member.facts if member else None
+
+    def epochs_of(self, node_id: str) -> MemberEpochs | None:
+        """What a member told last of its promise and its worker; None where it has not told."""
+        if node_id == self._context.node_id:
+            state = self._context.state
+            return MemberEpochs(state.promised, state.active, self._replica.slot.report)
+        track = self.tracks.get(node_id)
+        if track is None or track.status is None:
+            return None
+        return MemberEpochs(track.status.promised, track.status.active, track.status.worker)
+
+    def not_planned_reason(self, node_id: str) -> str:
+        """Why a member is left out of new plans although it may be alive; "" where it is not."""
+        member = self._document().member(node_id)
+        if member is not None and member.evicting:
+            return "it is being evicted"
+        if self._flaps.is_suppressed(node_id, self._context.now):
+            points = self._flaps.points(node_id, self._context.now)
+            return f"it came and went too often ({points:.1f} points); planned again when that has faded"
+        return ""
+
+    def statuses(self) -> tuple[MemberStatus, ...]:
+        """Every member, as it is seen here."""
+        statuses = []
+        for member in self._document().members:
+            track = self.tracks.get(member.node_id)
+            heartbeat_ms = track.heartbeat_ms if track and track.heartbeat_ms is not None else -1.0
+            epochs = self.epochs_of(member.node_id)
+            statuses.append(
+                MemberStatus(
+                    member.node_id,
+                    self.liveness(member.node_id),
+                    heartbeat_ms,
+                    epochs.worker if epochs else None,
+                    duplicate_identity=bool(track and track.refused),
+                    not_planned_reason=self.not_planned_reason(member.node_id),
+                )
+            )
+        return tuple(statuses)
+
+    def meet(self, node_id: str, boot_nonce: int) -> None:
+        """A daemon said hello under a member's identity."""
+        track = self.tracks.get(node_id)
+        if track is not None:
+            track.meet(boot_nonce, self._context.now, suspect_after_seconds(self._context.settings))
+
+    def is_member(self, node_id: str, boot_nonce: int) -> bool:
+        """Whether the daemon with this nonce may be the member, and not a double of it."""
+        track = self.tracks.get(node_id)
+        if track is None or track.session is None:
+            return True
+        patience = suspect_after_seconds(self._context.settings)
+        return boot_nonce == track.session or (
+            boot_nonce not in track.refused and track.silence_seconds(self._context.now) >= patience
+        )
+
+    def on_heartbeat_response(self, peer: str, response: HeartbeatResponse, round_trip_ms: float) -> bool:
+        """Take in how a member is; True where that is news."""
+        track = self.tracks[peer]
+        now = self._context.now
+        session = track.identify(response, now, suspect_after_seconds(self._context.settings))
+        if session == "duplicate":
+            self._context.announce("duplicate identity", node_id=peer, refused=len(track.refused))
+        if response.boot_nonce != track.session:
+            track.forget_round(response.round)
+            return session == "duplicate"
+        before = track.status
+        was_gone = self.liveness(peer) in GONE
+        is_back = not response.leaving and (was_gone or session == "restarted")
+        if not track.on_answer(response, round_trip_ms, now):
+            return False
+        self._judged.pop(peer, None)
+        if is_back and self.liveness(peer) not in GONE:
+            self._flaps.returned(peer, now)
+            if self._flaps.is_suppressed(peer, now):
+                self._context.announce("member flaps", node_id=peer, points=self._flaps.points(peer, now))
+        if session == "restarted":
+            self._context.announce("member restarted", node_id=peer)
+        is_same = before is not None and dataclasses.replace(before, round=response.round) == response
+        return not is_same or self._verdicts.get(peer) != "alive"
+
+    def on_leave(self, peer: str, reason: str) -> bool:
+        """A member says goodbye; False where it is none."""
+        track = self.tracks.get(peer)
+        if track is None:
+            return False
+        if track.left_at is None:
+            track.left_at = self._context.now
+            self._judged.pop(peer, None)
+            self._context.announce("member leaves", node_id=peer, reason=reason)
+        return True
+
+    def on_probed(self, target: str) -> None:
+        """Another member has reached ``target``."""
+        track = self.tracks.get(target)
+        if track is not None:
+            track.reached_at = self._context.now
+            self._judged.pop(target, None)
+
+    def excuse_silence(self) -> None:
+        """Do not count time against the members in which this node was too starved to ask them."""
+        heartbeat = self._context.settings.heartbeat_seconds
+        starved = self._context.now - self._looked_at - 2 * heartbeat
+        self._looked_at = self._context.now
+        if starved > 0:
+            for track in self.tracks.values():
+                track.excuse(starved)
+            self._judged = {}
+
+    def look(self) -> None:
+        """Announce verdicts that changed, and ask others about members that are silent."""
+        now = self._context.now
+        silent = []
+        for member in self._document().members:
+            node_id = member.node_id
+            verdict = self.liveness(node_id)
+            before = self._verdicts.get(node_id, "unknown")
+            if verdict != before:
+                self._verdicts[node_id] = verdict
+                self._context.announce(f"member {verdict}", node_id=node_id, before=before)
+            track = self.tracks.get(node_id)
+            if track is not None:
+                track.gone_at = (track.gone_at or now) if verdict in GONE else None
+            if verdict in {"suspect", "cut"}:
+                silent.append(node_id)
+        if silent and now >= self._next_probes:
+            self._next_probes = now + self._context.settings.probe_seconds
+            for node_id in silent:
+                self._probe(node_id)
+
+    def _probe(self, target: str) -> None:
+        """Ask a few others whether they reach a silent member."""
+        context = self._context
+        helpers = [n for n in self.tracks if n != context.node_id and self.liveness(n) == "alive"]
+        helpers = context.rng.sample(helpers, min(len(helpers), context.settings.probe_helpers))
+        generation, term = context.state.ballot
+        for helper in helpers:
+            deadline = 2 * context.settings.rpc_deadline_seconds
+            context.send(helper, ProbeRequest(generation, term, target), deadline)
