@@ -214,6 +214,35 @@ def _ask_a_follower(world: World, node: SimNode) -> None:
     world.load(wanted_model("m"), node)
 
 
+def _leave(world: World, node: SimNode) -> None:
+    world.leave(node)
+    boots = node.boots
+
+    def go_down() -> None:
+        if node.boots == boots:
+            world.crash(node)
+
+    _later(world, world.rng.uniform(0.1, 1.0), go_down)
+
+
+def _evict(world: World, node: SimNode) -> None:
+    world.evict(node.node_id, world.coordinator() or node)
+
+
+def _recover(world: World, node: SimNode) -> None:
+    world.recover(node)
+
+
+def _tear(world: World, node: SimNode) -> None:
+    """Lose the state of a node that does not vote; it refuses to start, and is dead for good."""
+    document = None if node.drive.is_torn else node.drive.state.document
+    if document is None or any(other.drive.is_torn for other in world.nodes.values()):
+        return
+    if node.node_id not in {member.node_id for member in document.members if member.voter}:
+        world.crash(node)
+        node.drive.tear()
+
+
 DO: dict[str, Callable[[World, SimNode], None]] = {
     "crash": _crash,
     "crash coordinator": _crash_coordinator,
@@ -241,4 +270,8 @@ DO: dict[str, Callable[[World, SimNode], None]] = {
     "load": _load,
     "unload": _unload,
     "ask a follower": _ask_a_follower,
+    "leave": _leave,
+    "evict": _evict,
+    "recover": _recover,
+    "tear": _tear,
 }

@@ -49,6 +49,11 @@ class Drive:
     _unsynced: list[_File] = field(default_factory=list)
 
     @property
+    def is_torn(self) -> bool:
+        """Whether a daemon refuses to start from it."""
+        return self._file.is_torn
+
+    @property
     def state(self) -> PersistentState:
         """What a daemon that starts now would read.
 

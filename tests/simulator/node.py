@@ -36,6 +36,7 @@ class SimNode:
         busy_until: When it is through with what came before.
         boots: Daemons started so far; names one life of the node.
         nonce: The boot nonce of this life.
+        is_leaving: Whether it was asked to go down in this life.
         has_left: Whether it has said goodbye in this life.
         open_requests: Whom it has not answered yet, by request.
         open_changes: Changes of people that it has not ended.
@@ -51,6 +52,7 @@ class SimNode:
         self.clock = NodeClock()
         self.boots = 0
         self.nonce = 0
+        self.is_leaving = False
         self.has_left = False
         self.machine: ClusterMachine | None = None
         self.worker: Worker | None = None

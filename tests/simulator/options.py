@@ -39,9 +39,14 @@ ACTIONS: dict[str, int] = {
     "load": 6,
     "unload": 2,
     "ask a follower": 1,
+    "leave": 2,
+    "evict": 1,
+    "recover": 1,
+    "tear": 1,
 }
 """What can be done to a cluster, with its weight where it is enabled at all."""
 
+_RARE = ("evict", "recover", "tear")
 _ALWAYS = ("boot all", "heal network", "load")
 
 
@@ -57,6 +62,7 @@ class Options:
         expect: `bootstrap_expect`.
         portable: Laptops among them.
         max_voters: As in the settings.
+        standalone_after_seconds: As in the settings.
         seconds: How long faults are injected.
         pause_seconds: Longest time between two of them.
         loss: Of a message, as a probability.
@@ -82,6 +88,7 @@ class Options:
     expect: int = 3
     portable: str = ""
     max_voters: int = 7
+    standalone_after_seconds: float = 15.0
     seconds: float = 10.0
     pause_seconds: float = 1.5
     loss: float = 0.0
@@ -136,6 +143,7 @@ def draw(seed: int, profile: str = "") -> Options:
         expect=rng.choice([1, count - late]),
         portable="".join(n for n in names_of(count) if rng.random() < rng.choice([0.0, 0.0, 0.3])),
         max_voters=rng.choice([7, 7, 3]),
+        standalone_after_seconds=rng.choice([15.0, 2.5]),
         seconds=rng.uniform(4.0, 12.0),
         pause_seconds=rng.choice([0.3, 1.5, 3.0]),
         loss=_maybe(rng, 0.02, 0.2),
@@ -151,7 +159,7 @@ def draw(seed: int, profile: str = "") -> Options:
         worker_crash=_maybe(rng, 0.2),
         worker_hang=_maybe(rng, 0.1),
         planner_refusal=_maybe(rng, 0.2),
-        actions=tuple((n, w) for n, w in ACTIONS.items() if n in _ALWAYS or rng.random() < 0.4),
+        actions=tuple((n, w) for n, w in ACTIONS.items() if n in _ALWAYS or rng.random() < (0.15 if n in _RARE else 0.4)),
     )
     if profile == "elections":
         return dataclasses.replace(

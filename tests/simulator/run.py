@@ -55,7 +55,9 @@ def build(options: Options, *, story_lines: int | None = 400) -> World:
         expect=options.expect,
         facts={name: facts_of(name, portable=True) for name in options.portable if name in names},
         down="".join(names[options.nodes - options.late :]) if options.late else "",
-        settings=ClusterSettings(max_voters=options.max_voters),
+        settings=ClusterSettings(
+            max_voters=options.max_voters, standalone_after_seconds=options.standalone_after_seconds
+        ),
         clock_offsets={name: offsets.uniform(0.0, options.clock_offset_seconds) for name in names},
         story_lines=story_lines,
     )

@@ -158,7 +158,7 @@ class Simulation:
         rng = seeded(self.rng.getrandbits(32))
         keys = seeded(self.rng.getrandbits(32))
         node.nonce = self.rng.getrandbits(63)
-        node.has_left = False
+        node.is_leaving = node.has_left = False
         node.machine = ClusterMachine(
             node_id=node.node_id,
             boot_nonce=node.nonce,

@@ -53,12 +53,16 @@ class World(Simulation):
         self.healed += 1
         self.faults = Faults()
         self.network = Network()
+        for twin in self.clones.values():
+            self.crash(twin)
         self.clones.clear()
         for node in self.nodes.values():
             node.slowness = 0.0
             node.drive.is_full = False
             node.clock.run_at(1.0, self.now)
             self.come_back(node)
+            if node.is_leaving:
+                self.crash(node)
             if node.machine is None and not node.is_gone:
                 self.boot(node)
         self.introduce_all()
@@ -100,6 +104,7 @@ class World(Simulation):
     def leave(self, node: SimNode | str) -> None:
         """Let a node say goodbye and go down."""
         node = self._node(node)
+        node.is_leaving = True
         self.give(node, ev.LeaveWanted("goes down"))
 
     def clone(self, node: SimNode | str) -> SimNode:
@@ -159,8 +164,9 @@ class World(Simulation):
             return False
         document = leader.up._context.state.document
         assert document is not None
-        expected = self.expected()
-        if {m.node_id for m in document.members} != {n.node_id for n in expected}:
+        expected = [node for node in self.expected() if not node.drive.is_torn]
+        torn = {node.node_id for node in self.nodes.values() if node.drive.is_torn}
+        if {m.node_id for m in document.members} - torn != {n.node_id for n in expected}:
             return False
         return all(
             n.machine is not None
@@ -177,7 +183,7 @@ class World(Simulation):
         assert leader is not None
         coordinator = leader.up._coordinator
         assert coordinator is not None
-        return all(coordinator.liveness(node.node_id) == "alive" for node in self.expected())
+        return all(coordinator.liveness(node.node_id) == "alive" for node in self.expected() if not node.drive.is_torn)
 
     def ready(self) -> bool:
         """Whether the nodes agree and the committed plan serves."""
@@ -193,7 +199,7 @@ class World(Simulation):
         leader = self.coordinator()
         if leader is None:
             return ""
-        up = [node.machine for node in self.nodes.values() if node.machine is not None]
+        up = [node.machine for node in self.expected() if node.machine is not None]
         followers = sum(machine._election.coordinator_id == leader.node_id for machine in up)
         return leader.node_id if 2 * followers > len(up) else ""
 

@@ -103,11 +103,12 @@ class Standalone:
             self._end()
             return
         if not self._phase:
-            alone = now - self._alone_since >= self._context.settings.standalone_after_seconds
+            # As in `deadline`, to the last bit: else a step at the deadline would find that it has not come.
+            alone = now >= self._alone_since + self._context.settings.standalone_after_seconds
             if alone and now >= self._not_before and not self._serves_cluster():
                 self._begin()
         elif self._phase == "computing":
-            if now - self._phase_since > self._context.settings.compute_timeout_seconds:
+            if now >= self._phase_since + self._context.settings.compute_timeout_seconds:
                 self._refuse("PLANNER_TIMEOUT", "")
         elif self._phase == "running":
             self._attend()
