@@ -143,7 +143,7 @@ class Checker:
             reply.request_id in node.open_requests, node, f"second reply to request {reply.request_id}"
         )
         message, disk = reply.message, node.disk
-        if disk.document is not None and disk.document.denied_node_ids:
+        if reply.request_id in node.denied_requests:
             self._deny(node, reply)
         if isinstance(message, HeartbeatResponse):
             told = message.document_version
@@ -165,13 +165,17 @@ class Checker:
         elif isinstance(message, CommitResponse) and message.committed:
             self._must(disk.active == message.epoch, node, f"{message.epoch} is not durably active")
 
-    def _deny(self, node: SimNode, reply: fx.Reply) -> None:
+    def on_request(self, node: SimNode, request_id: int, sender: str) -> None:
+        """A request reaches a node: whether its sender is denied is settled by what the node knows now."""
         committed = node.up._replica.committed
-        sender = node.open_requests[reply.request_id]
         if committed is not None and sender in committed.denied_node_ids:
-            for granted in ("accepted", "granted", "promised", "committed", "heard", "reached"):
-                given = getattr(reply.message, granted, False)
-                self._must(not given, node, f"it has {granted} what {sender} asked, who is denied")
+            node.denied_requests.add(request_id)
+
+    def _deny(self, node: SimNode, reply: fx.Reply) -> None:
+        sender = node.open_requests[reply.request_id]
+        for granted in ("accepted", "granted", "promised", "committed", "heard", "reached"):
+            given = getattr(reply.message, granted, False)
+            self._must(not given, node, f"it has {granted} what {sender} asked, who is denied")
 
     # -- workers and changes --------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ class SimNode:
         is_leaving: Whether it was asked to go down in this life.
         has_left: Whether it has said goodbye in this life.
         open_requests: Whom it has not answered yet, by request.
+        denied_requests: Those whose senders it knew to be evicted.
         open_changes: Changes of people that it has not ended.
         outcomes: What became of them.
         is_gone: It left for good: it was evicted, left, or lost its identity.
@@ -62,6 +63,7 @@ class SimNode:
         self.slowness = 0.0
         self.busy_until = 0.0
         self.open_requests: dict[int, str] = {}
+        self.denied_requests: set[int] = set()
         self.open_changes: set[int] = set()
         self.outcomes: list[fx.ChangeAccepted | fx.ChangeDone | fx.ChangeRejected] = []
         self.is_gone = False

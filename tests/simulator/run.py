@@ -106,7 +106,7 @@ def _fail_over(world: World) -> float | None:
     assert document is not None
     world.tale.tell(world.now, "--", "the coordinator is killed")
     world.crash(leader)
-    if not outweighs_half(document, {name for name in world.nodes if name != leader.node_id}):
+    if not outweighs_half(document, {n.node_id for n in world.nodes.values() if n.machine is not None}):
         world.run(2.0)
         if world.coordinator() is not None:
             raise AssertionError("a coordinator without a quorum")

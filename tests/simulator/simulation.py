@@ -349,6 +349,7 @@ class Simulation:
         request_id = next(self._request_ids)
         self._replies[request_id] = call
         target.open_requests[request_id] = call.node.node_id
+        self.checker.on_request(target, request_id, call.node.node_id)
         self.give(target, ev.RequestReceived(request_id, call.node.node_id, call.send.message))
 
     def _reply(self, node: SimNode, effect: fx.Reply) -> None:
