@@ -11,7 +11,7 @@ from .admission import JoinBatch, member_of, with_news
 from .changes import OpenChange
 from .effects import ChangeRejected
 from .errors import LocalClusterMisuse
-from .evictions import Evictions
+from .evictions import Evictions, Farewell
 from .messages import (
     NO_VERSION,
     ClusterDocument,
@@ -19,6 +19,7 @@ from .messages import (
     Epoch,
     HeartbeatRequest,
     HeartbeatResponse,
+    LeaveResponse,
     NodeFacts,
     Plan,
     PrepareResponse,
@@ -85,7 +86,8 @@ class Coordinator:
         self._joins = JoinBatch(context.settings)
         self._is_touched = True
         self._plan_seq = 0
-        self._farewells: dict[str, tuple[MemberTrack, float]] = {}
+        self._farewells: dict[str, Farewell] = {}
+        self._leavers: list[tuple[int, str]] = []
         self.flaps = flaps
         self.watch = MemberWatch(context, replica, lambda: self.document, flaps)
         self.changes = OpenChange(context)
@@ -160,7 +162,7 @@ class Coordinator:
 
     def evict(self, change_id: int, node_id: str) -> None:
         """Take the wish that a node be gone for good."""
-        if node_id == self._context.node_id and not self.transfer.heirs():
+        if node_id == self._context.node_id and not self.transfer.is_possible:
             message = "this node coordinates and no other voter could take over; start one first"
             self._context.emit(ChangeRejected(change_id, "LAST_VOTER", message))
             return
@@ -170,6 +172,8 @@ class Coordinator:
         """This node is no longer coordinator: tell those who wait for a change."""
         self.changes.abandon()
         self.evictions.abandon()
+        for request_id, _ in self._leavers:
+            self._context.reply(request_id, LeaveResponse(*self._context.state.ballot))
 
     def on_heartbeat_response(self, peer: str, response: HeartbeatResponse, round_trip_ms: float) -> None:
         """Take in how a member is."""
@@ -178,15 +182,25 @@ class Coordinator:
         if (response.generation, response.term) != self._context.state.ballot:
             return  # an answer to a heartbeat of an earlier term, whose rounds were counted anew since
         if peer in self._farewells:
-            if response.document_version == self.document.version:
+            if self._farewells[peer].is_heard_by(response):
                 del self._farewells[peer]
         elif peer in self.watch.tracks and self.watch.on_heartbeat_response(peer, response, round_trip_ms):
             self.touch()
 
-    def on_leave(self, peer: str, reason: str) -> bool:
-        """A member says goodbye; False where it is none."""
+    def on_leave(self, request_id: int, peer: str, reason: str) -> None:
+        """A member says goodbye. It is answered when it may go: when the others are a quorum without it."""
         self.touch()
-        return self.watch.on_leave(peer, reason)
+        self.watch.on_leave(peer, reason)
+        self._leavers.append((request_id, peer))
+
+    def _let_go(self) -> None:
+        """Answer those that leave. The extra vote of a tie-breaker moves while it is still there to agree."""
+        for request_id, peer in list(self._leavers):
+            storing = self.watch.answering()
+            heard = self.is_settled and outweighs(self._votes, storing - {peer})
+            if heard or not self.watch.may_answer(peer):
+                self._leavers.remove((request_id, peer))
+                self._context.reply(request_id, LeaveResponse(*self._context.state.ballot, heard))
 
     def on_any_response(self, peer: str, message: Response, round_trip_ms: float) -> None:
         """Take in an answer.
@@ -245,12 +259,13 @@ class Coordinator:
         progress = True
         while progress:
             progress = self._commit()
-            if self.is_settled:
+            if self.is_settled and not self._context.is_leaving:
                 self.planning.advance()
                 self.rollout.advance()
                 progress = self._write_next() or progress
         if self.is_settled:
             self.transfer.advance(self._reason_to_go())
+        self._let_go()
         if self._context.now >= self._next_beat:
             self._next_beat = self._context.now + self._context.settings.heartbeat_seconds
             self._beat()
@@ -308,7 +323,7 @@ class Coordinator:
         for node_id in {member.node_id for member in self.document.members}:
             if node_id in document.denied_node_ids:
                 until = self._context.now + self._context.settings.farewell_seconds
-                self._farewells[node_id] = (MemberTrack(since=self._context.now), until)
+                self._farewells[node_id] = Farewell(MemberTrack(since=self._context.now), until)
         self._replica.store(dataclasses.replace(document, generation=generation, term=term, seq=seq))
         self._follow_members()
         self._next_beat = self._context.now
@@ -356,6 +371,7 @@ class Coordinator:
             coordinator=self._context.node_id,
             alive={node_id for node_id, verdict in verdicts.items() if verdict in {"alive", "incompatible"}},
             dead={node_id for node_id, verdict in verdicts.items() if verdict in GONE},
+            answering=self.watch.answering(),
             gone={node_id for node_id in verdicts if self.watch.is_lost_for_long(node_id)},
             electable={
                 m.node_id
@@ -398,18 +414,22 @@ class Coordinator:
             self._told_status = content
             self._next_status = context.now + context.settings.status_seconds
         members = statuses if tell else ()
-        tracks = [
-            (node_id, track) for node_id, (track, until) in self._farewells.items() if context.now < until
-        ]
-        for node_id, track in [*self.watch.tracks.items(), *tracks]:
+        self._farewells = {
+            n: farewell for n, farewell in self._farewells.items() if context.now < farewell.until
+        }
+        farewells = {node_id: farewell.track for node_id, farewell in self._farewells.items()}
+        for node_id, track in {**farewells, **self.watch.tracks}.items():
             is_current = track.stored == document.version or node_id == context.node_id
             is_member = node_id in self.watch.tracks
+            round_ = track.next_round(context.now)
+            if not is_member and commit == document.version:
+                self._farewells[node_id].note_commit(round_)
             context.send(
                 node_id,
                 HeartbeatRequest(
                     generation=document.generation,
                     term=document.term,
-                    round=track.next_round(context.now),
+                    round=round_,
                     document=None if is_current else document,
                     commit_generation=commit[0],
                     commit_term=commit[1],

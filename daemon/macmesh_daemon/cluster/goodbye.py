@@ -51,7 +51,7 @@ class Goodbye:
         elif coordinator and not is_own and coordinator != self._told:
             self._told = coordinator
             request = LeaveRequest(*self._context.state.ballot, self._reason)
-            self._context.send(coordinator, request, self._context.settings.rpc_deadline_seconds)
+            self._context.send(coordinator, request, self._context.settings.leave_timeout_seconds)
 
     def on_heard(self) -> None:
         """The coordinator has heard. Where it has not, the answer to its next heartbeat tells it."""

@@ -159,7 +159,7 @@ class ClusterMachine:
                 break
         self._finish_recovery()
         coordinator = self._coordinator
-        self._goodbye.advance(can_hand_over=coordinator is not None and bool(coordinator.transfer.heirs()))
+        self._goodbye.advance(can_hand_over=coordinator is not None and coordinator.transfer.is_possible)
         self._standalone.advance()
         return context.take_effects()
 
@@ -296,7 +296,7 @@ class ClusterMachine:
             case _:
                 raise LocalClusterMisuse(f"{event!r} is not an event of the cluster core")
 
-    def _on_request(self, event: RequestReceived) -> None:
+    def _on_request(self, event: RequestReceived) -> None:  # noqa: C901  one arm for each kind
         is_double = event.request_id >= 0 and event.sender == self._context.node_id
         if is_double or self._is_denied(event.sender):
             reason = "another daemon has this identity" if is_double else f"{event.sender} was evicted"
@@ -317,10 +317,10 @@ class ClusterMachine:
                 is_led = event.sender == self._election.coordinator_id
                 self._probes.on_request(event.request_id, request, from_coordinator=is_led)
             case LeaveRequest() as request:
-                heard = self._coordinator is not None and self._coordinator.on_leave(
-                    event.sender, request.reason
-                )
-                self._context.reply(event.request_id, LeaveResponse(*self._context.state.ballot, heard))
+                if self._coordinator is not None:
+                    self._coordinator.on_leave(event.request_id, event.sender, request.reason)
+                else:
+                    self._context.reply(event.request_id, LeaveResponse(*self._context.state.ballot))
             case TransferLeadershipRequest() as request:
                 self._election.on_transfer(event.request_id, event.sender, (request.generation, request.term))
             case _:

@@ -65,6 +65,7 @@ def next_weight_change(
     electable: "Collection[str]",
     max_voters: int,
     gone: "Collection[str] | None" = None,
+    answering: "Collection[str] | None" = None,
 ) -> ClusterDocument:
     """Move the voters one unit of weight towards the goal; gives ``document`` itself where it is reached.
 
@@ -80,12 +81,14 @@ def next_weight_change(
         electable: Members that may become voters, alive or not.
         max_voters: Most voters.
         gone: Members that are gone for so long that they are replaced; ``dead`` where None.
+        answering: Members that store what they are sent, also where they are about to go; ``alive`` where
+            None.
     """
     policy = document.policy or Policy()
-    answering = {coordinator, *alive}
+    storing = {coordinator, *(alive if answering is None else answering)}
 
     def viable(changed: ClusterDocument) -> bool:
-        return is_quorum(changed, answering)
+        return is_quorum(changed, storing)
 
     voters = [member for member in document.members if member.voter]
     if policy.tie_breaker_votes and all(m.node_id != policy.tie_breaker_node_id for m in voters):

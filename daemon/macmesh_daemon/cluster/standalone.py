@@ -86,7 +86,7 @@ class Standalone:
         if not self._phase:
             if self._serves_cluster():
                 return None
-            return max(self._alone_since + self._context.settings.standalone_after_seconds, self._not_before)
+            return self._begin_at
         if self._phase == "computing":
             return self._phase_since + self._context.settings.compute_timeout_seconds
         return None
@@ -103,9 +103,7 @@ class Standalone:
             self._end()
             return
         if not self._phase:
-            # As in `deadline`, to the last bit: else a step at the deadline would find that it has not come.
-            alone = now >= self._alone_since + self._context.settings.standalone_after_seconds
-            if alone and now >= self._not_before and not self._serves_cluster():
+            if now >= self._begin_at and not self._serves_cluster():
                 self._begin()
         elif self._phase == "computing":
             if now >= self._phase_since + self._context.settings.compute_timeout_seconds:
@@ -144,6 +142,11 @@ class Standalone:
         self._is_connected = False
         self._context.announce("standalone", epoch=str(epoch))
         self._replica.slot.activate(plan, None)
+
+    @property
+    def _begin_at(self) -> float:
+        alone_at = self._alone_since + self._context.settings.standalone_after_seconds
+        return max(alone_at, self._not_before)
 
     def _may_begin(self) -> bool:
         """Whether this node is of a cluster that wants something served and may be served without it."""

@@ -81,13 +81,13 @@ class MemberTrack:
             self._rival = (boot_nonce, now)
 
     def identify(  # noqa: PLR0911  one rule, one return
-        self, response: HeartbeatResponse, now: float, patience_seconds: float
+        self, response: HeartbeatResponse, now: float, settings: "ClusterSettings"
     ) -> Session:
         """Say whose answer this is. Only "same" and "restarted" are the member's.
 
         A daemon that was started anew takes its predecessor's place: the old one answers nothing that was sent
-        after the new one appeared. Where it does, there are two, and the one that came later is refused for as
-        long as the first answers.
+        after the new one appeared. Where it does, there are two, and the one that came later is refused until the
+        first has been silent for as long as makes a member dead.
         """
         nonce = response.boot_nonce
         sent_at = self._sent_at.get(response.round)
@@ -103,7 +103,8 @@ class MemberTrack:
             self._rival = None
             self.refused |= {rival[0]}
             return "duplicate"
-        is_silent = self.silence_seconds(now) >= patience_seconds
+        silence = self.silence_seconds(now)
+        is_silent = silence >= suspect_after_seconds(settings)
         if nonce in self._former and not is_silent:
             if sent_at <= self._session_since:
                 return "refused"  # its last words, late
@@ -111,7 +112,7 @@ class MemberTrack:
             self._former -= {nonce}
             self.session, self._session_since, self._rival = nonce, now, None
             return "duplicate"
-        if nonce in self.refused and not is_silent:
+        if nonce in self.refused and silence < settings.dead_after_seconds:
             return "refused"
         rival = self._rival
         if not is_silent and (rival is None or rival[0] != nonce or sent_at <= rival[1]):

@@ -5,7 +5,7 @@ Source: Ongaro, "Consensus: Bridging Theory and Practice" (2014), section 3.10.
 
 from typing import TYPE_CHECKING
 
-from .messages import TransferLeadershipRequest, TransferLeadershipResponse
+from .messages import Member, TransferLeadershipRequest, TransferLeadershipResponse
 
 if TYPE_CHECKING:
     from .context import Context
@@ -30,19 +30,25 @@ class Transfer:
         """Whether somebody was asked to take over and may yet do so."""
         return self._busy_until is not None and self._context.now < self._busy_until
 
-    def heirs(self) -> list[str]:
-        """Voters that could take over, those not asked yet first."""
-        document = self._coordinator.document
-        watch = self._coordinator.watch
-        able = [
+    @property
+    def is_possible(self) -> bool:
+        """Whether there is somebody to hand over to, if perhaps not yet with the newest version."""
+        return bool(self._able())
+
+    def _able(self) -> list[Member]:
+        return [
             member
-            for member in document.members
+            for member in self._coordinator.document.members
             if member.voter
             and not member.evicting
             and member.node_id != self._context.node_id
-            and watch.liveness(member.node_id) in {"alive", "incompatible"}
-            and watch.tracks[member.node_id].stored == document.version
+            and self._coordinator.liveness(member.node_id) in {"alive", "incompatible"}
         ]
+
+    def heirs(self) -> list[str]:
+        """Voters that could take over now, those not asked yet first."""
+        version, tracks = self._coordinator.document.version, self._coordinator.watch.tracks
+        able = [member for member in self._able() if tracks[member.node_id].stored == version]
         able.sort(key=lambda m: (self._asked.get(m.node_id, 0.0), bool(m.facts and m.facts.portable)))
         return [member.node_id for member in able]
 

@@ -96,10 +96,20 @@ class MemberWatch:
                 silent += track.silence_seconds(self._context.now) > limit
         return present > 1 and 2 * silent > present
 
-    @property
-    def patience_seconds(self) -> float:
-        """Silence of a member before it may be called dead."""
-        return self._context.settings.dead_after_seconds * (1 + self._health_score)
+    def answering(self) -> set[str]:
+        """This node and the members that answer it now, also those that are about to go."""
+        limit = suspect_after_seconds(self._context.settings)
+        now = self._context.now
+        found = {
+            n for n, t in self.tracks.items() if t.contact_at is not None and now - t.contact_at <= limit
+        }
+        return {self._context.node_id, *found}
+
+    def may_answer(self, node_id: str) -> bool:
+        """Whether a member is not known to be silent."""
+        track = self.tracks.get(node_id)
+        limit = suspect_after_seconds(self._context.settings)
+        return track is not None and track.silence_seconds(self._context.now) <= limit
 
     def is_lost_for_long(self, node_id: str) -> bool:
         """Whether a member is gone for so long that another may vote in its place."""
@@ -175,7 +185,7 @@ class MemberWatch:
         """Take in how a member is; True where that is news."""
         track = self.tracks[peer]
         now = self._context.now
-        session = track.identify(response, now, suspect_after_seconds(self._context.settings))
+        session = track.identify(response, now, self._context.settings)
         if session == "duplicate":
             self._context.announce("duplicate identity", node_id=peer, refused=len(track.refused))
         if response.boot_nonce != track.session:
@@ -196,16 +206,13 @@ class MemberWatch:
         is_same = before is not None and dataclasses.replace(before, round=response.round) == response
         return not is_same or self._verdicts.get(peer) != "alive"
 
-    def on_leave(self, peer: str, reason: str) -> bool:
-        """A member says goodbye; False where it is none."""
+    def on_leave(self, peer: str, reason: str) -> None:
+        """A member says goodbye."""
         track = self.tracks.get(peer)
-        if track is None:
-            return False
-        if track.left_at is None:
+        if track is not None and track.left_at is None:
             track.left_at = self._context.now
             self._judged.pop(peer, None)
             self._context.announce("member leaves", node_id=peer, reason=reason)
-        return True
 
     def on_probed(self, target: str) -> None:
         """Another member has reached ``target``."""
