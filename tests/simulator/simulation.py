@@ -22,6 +22,7 @@ from .trace import Story
 from .workers import Workers
 
 _NEVER = float("inf")
+_CHANGES = {ev.LoadWanted, ev.UnloadWanted, ev.EvictWanted, ev.RecoverWanted}
 _MOST_EVENTS_AT_ONCE = 20_000
 
 
@@ -267,6 +268,8 @@ class Simulation:
         if machine is None:
             return
         self.steps += 1
+        if type(event) in _CHANGES:
+            node.open_changes.add(event.change_id)  # type: ignore[union-attr]
         if type(event) is not ev.Tick:
             self.tale.tell(self.now, node.node_id, "<-", event)
         effects = machine.step(event, node.clock.local(self.now))

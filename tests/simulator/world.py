@@ -84,11 +84,8 @@ class World(Simulation):
 
     def ask(self, node: SimNode | str, make: Callable[[int], ev.Event]) -> int:
         """Ask a node for any other change: ``make`` gets the change's id and gives the event."""
-        target = self._node(node)
         change_id = next(self._change_ids)
-        if target.machine is not None:
-            target.open_changes.add(change_id)
-        self.give(target, make(change_id))
+        self.give(self._node(node), make(change_id))
         return change_id
 
     def evict(self, node_id: str, by: SimNode | str | None = None) -> int:

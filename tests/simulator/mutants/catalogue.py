@@ -178,8 +178,8 @@ CATALOGUE: tuple[Mutant, ...] = (
     Mutant(
         "a version counts as stored where an older one is",
         "coordinator.py",
-        ".stored == document.version",
-        ".stored is not None",
+        "self.watch.tracks[node_id].stored == document.version\n",
+        "self.watch.tracks[node_id].stored is not None\n",
         _NOT_LOST,
     ),
     Mutant(
@@ -332,8 +332,8 @@ CATALOGUE: tuple[Mutant, ...] = (
     Mutant(
         "a dead member is no problem of its plan",
         "rollout.py",
-        'return Problem(f"{node_id} is dead")',
-        "pass",
+        'if verdict in GONE or (verdict == "cut" and not self.is_ready):',
+        "if False:",
         _LIVENESS,
     ),
     Mutant(
@@ -345,9 +345,9 @@ CATALOGUE: tuple[Mutant, ...] = (
     ),
     Mutant(
         "open changes are forgotten at a step-down",
-        "machine.py",
-        "coordinator.changes.abandon()",
-        "pass",
+        "coordinator.py",
+        "        self.changes.abandon()",
+        "        pass",
         _ENDS_ONCE,
     ),
     Mutant(
