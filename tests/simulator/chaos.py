@@ -215,6 +215,8 @@ def _ask_a_follower(world: World, node: SimNode) -> None:
 
 
 def _leave(world: World, node: SimNode) -> None:
+    if world.rng.random() < 0.5:
+        node = world.coordinator() or node
     world.leave(node)
     boots = node.boots
 
@@ -230,7 +232,8 @@ def _evict(world: World, node: SimNode) -> None:
 
 
 def _recover(world: World, node: SimNode) -> None:
-    world.recover(node)
+    alone = [n for n in world.nodes.values() if n.machine and not n.machine._election.coordinator_id]
+    world.recover(world.rng.choice(alone) if alone else node)
 
 
 def _tear(world: World, node: SimNode) -> None:

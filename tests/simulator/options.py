@@ -41,7 +41,7 @@ ACTIONS: dict[str, int] = {
     "ask a follower": 1,
     "leave": 2,
     "evict": 1,
-    "recover": 1,
+    "recover": 2,
     "tear": 1,
 }
 """What can be done to a cluster, with its weight where it is enabled at all."""
@@ -159,7 +159,7 @@ def draw(seed: int, profile: str = "") -> Options:
         worker_crash=_maybe(rng, 0.2),
         worker_hang=_maybe(rng, 0.1),
         planner_refusal=_maybe(rng, 0.2),
-        actions=tuple((n, w) for n, w in ACTIONS.items() if n in _ALWAYS or rng.random() < (0.15 if n in _RARE else 0.4)),
+        actions=tuple((n, w) for n, w in ACTIONS.items() if n in _ALWAYS or rng.random() < (0.2 if n in _RARE else 0.4)),
     )
     if profile == "elections":
         return dataclasses.replace(

@@ -152,7 +152,7 @@ def test_a_restart_counts_though_it_was_too_short_to_be_called_dead() -> None:
 
 
 def bridge(world: World, one: str, other: str) -> None:
-    world.faults.cut = {(one, other), (other, one)}
+    world.network.cut = {(one, other), (other, one)}
 
 
 def test_who_is_cut_from_the_coordinator_only_is_not_dead_and_its_plan_serves_on() -> None:
@@ -188,7 +188,7 @@ def test_who_is_cut_off_is_in_no_new_plan_and_planned_again_when_the_link_is_bac
     plan = leader.up.view.document.plan  # type: ignore[union-attr]
     assert plan is not None
     assert set(plan.node_ids) == {leader.node_id, *others[1:]}
-    world.faults.cut = set()
+    world.network.cut = set()
     world.run_until(lambda: leader.up.view.liveness[others[0]] == "alive", 2)
 
 

@@ -16,11 +16,7 @@ from .catalogue import Mutant
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "daemon" / "macmesh_daemon"
-DIRECTED = (
-    "tests/daemon/cluster",
-    "tests/simulator/tests/test_scenarios.py",
-    "tests/simulator/tests/test_directed.py",
-)
+DIRECTED = ("tests/daemon/cluster", "tests/simulator/tests/test_scenarios.py")
 """The tests that see what the simulator does not."""
 
 

@@ -1,52 +1,63 @@
 """Seeded chaos: no invariant breaks, and after it the cluster always comes to serve what is wanted."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from daemon.cluster.chaos import chaos
-from daemon.cluster.checker import Checker, InvariantBrokenError
-from daemon.cluster.sim import World
-from daemon.cluster.sim_parts import wanted_model
-from macmesh_daemon.cluster.messages import Ballot, Epoch
+from macmesh_daemon.cluster.messages import Epoch
 from macmesh_daemon.cluster.state import PersistentState
+from simulator.chaos import DO
+from simulator.checker import Checker, InvariantBrokenError
+from simulator.many import run_many
+from simulator.options import ACTIONS, Options, draw
+from simulator.run import RunFailedError, build, run
+from simulator.world import World
 
-SEEDS = 200
-BATCH = 20
-
-
-def live_through(seed: int) -> World:
-    """Chaos, then healing, then one more wish; raises where safety or liveness is lost."""
-    world = World(seed, 1 + seed % 5, expect=1 if seed % 3 == 0 else None)
-    try:
-        chaos(world, 10)
-        world.heal()
-        world.run_until(world.agreed, 30)
-        world.insist(wanted_model("final"), 60)
-        world.run_until(world.ready, 60)
-        open_requests = {n.node_id: n.open_requests for n in world.nodes.values() if n.open_requests}
-        assert not open_requests, f"never answered: {open_requests}"
-    except AssertionError as error:
-        raise AssertionError(f"seed {seed}: {error}\n{world.story}") from error
-    return world
+SEEDS = 240
+BATCH = 40
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BATCH))
 def test_chaos_breaks_no_invariant_and_passes(first: int) -> None:
-    for seed in range(first, first + BATCH):
-        live_through(seed)
+    summary = run_many(range(first, first + BATCH))
+
+    assert not summary.failures, "\n".join(summary.failures)
+    assert len(summary.outcomes) == BATCH
 
 
 def test_a_seed_replays_exactly() -> None:
-    one, two = live_through(7), live_through(7)
+    one, two = build(draw(7)), build(draw(7))
 
-    assert one.now == two.now
-    assert one.steps == two.steps
+    assert run(draw(7), world=one) == run(draw(7), world=two)
     assert one.story == two.story
+
+
+@pytest.mark.process
+def test_a_seed_replays_exactly_in_another_process_with_another_hash_seed() -> None:
+    def story(hash_seed: str) -> str:
+        folder = Path(__file__).parents[2]
+        command = [sys.executable, "-m", "simulator", "--seed", "4", "--trace", "--full"]
+        environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=30, check=True
+        )
+        return done.stdout
+
+    assert story("1") == story("2")
 
 
 def test_the_chaos_is_one() -> None:
     """The faults do happen: otherwise the invariants were never in danger."""
-    worlds = [live_through(seed) for seed in range(300, 316)]
-    happened = {a.event for world in worlds for _, _, a in world.announced}
+    happened = set()
+    done = set()
+    for seed in range(300, 340):
+        world = build(draw(seed), story_lines=None)
+        run(draw(seed), world=world)
+        happened |= {a.event for _, _, a in world.announced}
+        done |= {what for _, node_id, what, _ in world.tale.lines if node_id == "--"}
 
     assert happened >= {
         "coordinator elected",
@@ -58,8 +69,35 @@ def test_the_chaos_is_one() -> None:
         "plan ready",
         "prepare refused",
         "worker ended",
+        "standalone",
+        "node evicted",
+        "recovery forced",
+        "leadership handed over",
     }
-    assert sum(len(world.checker.coordinators) for world in worlds) > len(worlds)
+    assert done >= set(ACTIONS) - {"tear"}
+
+
+def test_every_action_that_can_be_drawn_can_be_done() -> None:
+    assert set(ACTIONS) == set(DO)
+
+
+def test_options_are_all_there_to_replay_a_run_and_an_unknown_one_is_refused() -> None:
+    options = draw(11)
+
+    assert Options.from_json(options.to_json()) == options
+    assert Options.from_json('{"loss": 0.5}', options).loss == 0.5
+    with pytest.raises(ValueError, match="unknown options: los"):
+        Options.from_json('{"los": 0.5}', options)
+
+
+def test_a_run_that_fails_says_how_to_replay_it() -> None:
+    world = build(draw(3))
+    world.checker.on_send = lambda node, call: world.checker._must(False, node, "broken")  # type: ignore[method-assign]  # noqa: FBT003
+    with pytest.raises(RunFailedError) as failed:
+        run(draw(3), world=world)
+
+    assert "seed 3: InvariantBrokenError" in str(failed.value)
+    assert draw(3).to_json() in str(failed.value)
 
 
 def test_the_checker_sees_a_second_vote_a_lost_promise_and_a_second_worker() -> None:
@@ -83,8 +121,7 @@ def test_the_checker_sees_a_second_coordinator() -> None:
     world.start()
     leader = world.coordinator()
     assert leader is not None
-    ballot: Ballot = leader.up._context.state.ballot
-    world.checker.coordinators[ballot] = "another"
+    world.checker.coordinators[leader.up._context.state.ballot] = "another"
 
     with pytest.raises(InvariantBrokenError, match="second coordinator"):
         world.run(1)
