@@ -70,7 +70,7 @@ def test_the_chaos_is_one() -> None:
         "prepare refused",
         "worker ended",
         "standalone",
-        "node evicted",
+        "eviction begun",
         "recovery forced",
         "leadership handed over",
     }
