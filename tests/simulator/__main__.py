@@ -20,11 +20,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--profile", default="", help="swarm or elections; drawn where not given")
     parser.add_argument("--max-failures", type=int, default=3, help="stop after so many")
+    parser.add_argument("--limit-seconds", type=float, default=float("inf"), help="stop after so long")
     args = parser.parse_args(arguments)
     if args.seed is not None:
         return _one(args)
     seeds = range(args.first, args.first + args.seeds)
-    summary = run_many(seeds, jobs=args.jobs, profile=args.profile, max_failures=args.max_failures)
+    summary = run_many(
+        seeds,
+        jobs=args.jobs,
+        profile=args.profile,
+        max_failures=args.max_failures,
+        limit_seconds=args.limit_seconds,
+    )
     for failure in summary.failures:
         print(failure)
     for line in summary.lines():

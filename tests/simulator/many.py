@@ -63,23 +63,34 @@ def _run_with_profile(job: tuple[int, str]) -> Outcome | str:
     return run_seed(*job)
 
 
-def run_many(seeds: range, *, jobs: int = 1, profile: str = "", max_failures: int = 3) -> Summary:
-    """Run seeds, on ``jobs`` processes; stops early at the ``max_failures``-th failure."""
+def run_many(
+    seeds: range,
+    *,
+    jobs: int = 1,
+    profile: str = "",
+    max_failures: int = 3,
+    limit_seconds: float = float("inf"),
+) -> Summary:
+    """Run seeds, on ``jobs`` processes; stops early at the ``max_failures``-th failure or at the limit."""
     summary = Summary()
     begin = time.perf_counter()
     work = ((seed, profile) for seed in seeds)
     if jobs == 1:
-        _collect(summary, map(_run_with_profile, work), max_failures)
+        _collect(summary, map(_run_with_profile, work), max_failures, begin + limit_seconds)
     else:
         with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-            _collect(summary, pool.imap_unordered(_run_with_profile, work, _CHUNK), max_failures)
+            _collect(summary, pool.imap_unordered(_run_with_profile, work, _CHUNK), max_failures, begin + limit_seconds)
             pool.terminate()
     summary.seconds = time.perf_counter() - begin
     return summary
 
 
-def _collect(summary: Summary, results: Iterator[Outcome | str], max_failures: int) -> None:
+def _collect(
+    summary: Summary, results: Iterator[Outcome | str], max_failures: int, end: float
+) -> None:
     for result in results:
+        if time.perf_counter() > end:
+            return
         if isinstance(result, str):
             summary.failures.append(result)
             if len(summary.failures) >= max_failures:

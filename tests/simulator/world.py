@@ -184,12 +184,12 @@ class World(Simulation):
 
     def ready(self) -> bool:
         """Whether the nodes agree and the committed plan serves."""
+        leader = self.coordinator()
+        if leader is None or leader.up._coordinator is None or not leader.up._coordinator.rollout.is_ready:
+            return False  # the cheap question first
         if not self.agreed():
             return False
-        leader = self.coordinator()
-        assert leader is not None
-        coordinator = leader.up._coordinator
-        return coordinator is not None and coordinator.serving_state == "ready"
+        return leader.up._coordinator.serving_state == "ready"
 
     def known_by_majority(self) -> str:
         """The coordinator that more than half of the nodes that are up follow, itself included; "" where none is."""

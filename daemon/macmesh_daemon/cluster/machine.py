@@ -330,6 +330,7 @@ class ClusterMachine:
         message: Response = event.message
         if self._is_denied(event.peer):
             # Its term is no matter of the cluster any more; only that it has heard of its eviction is.
+            self._probes.on_outcome(event.peer, reached=False)
             if self._coordinator is not None and isinstance(message, HeartbeatResponse):
                 self._coordinator.on_heartbeat_response(event.peer, message, event.round_trip_ms)
             return

@@ -31,6 +31,10 @@ _REASONS = {
     "NO_PLAN": Reason.INTERNAL,
     "INVALID_PLAN": Reason.INTERNAL,
     "NO_ELIGIBLE_NODE": Reason.DOES_NOT_FIT,
+    "LAST_VOTER": Reason.NO_QUORUM,
+    "HAS_QUORUM": Reason.INVALID_ARGUMENT,
+    "NO_DOCUMENT": Reason.NOT_A_MEMBER,
+    "EVICTED": Reason.NOT_A_MEMBER,
 }
 
 #: What of a refusal travels as metadata; the whole is in the status.

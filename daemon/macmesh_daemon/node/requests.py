@@ -148,8 +148,7 @@ class RequestDesk:
             call.cancel()
 
     def _served(self, model_id: str) -> _Served:
-        view = self._node.driver.view
-        plan = view.document.plan if view.document else None
+        plan = self._node.driver.view.plan
         if plan is None or plan.epoch is None or not plan.deployments:
             raise CallError(
                 Reason.NO_MODEL_LOADED, "the cluster serves no model; load one with `daemonctl load MODEL`"

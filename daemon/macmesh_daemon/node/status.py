@@ -56,6 +56,9 @@ def build_status(
     )
 
 
+_LIVENESS = {"cut": "cut off from the coordinator, though others reach it", "left": "gone: it said goodbye"}
+
+
 def health_of(view: ClusterView) -> tuple[str, ...]:
     """What the cluster's state gives a person to know or do, worst first."""
     lines: list[str] = []
@@ -63,6 +66,10 @@ def health_of(view: ClusterView) -> tuple[str, ...]:
         lines.append(
             "this node belongs to no cluster document yet: waiting for the founder or for enough nodes"
         )
+    elif view.is_evicted:
+        lines.append("this node was evicted from the cluster; it takes part in nothing any more")
+    elif view.standalone:
+        lines.append("no quorum: this node plans for itself only, until a coordinator is back")
     elif not view.coordinator_node_id:
         lines.append("no coordinator: an election is under way, or too few voters can be reached")
     elif not view.has_quorum:
@@ -70,8 +77,19 @@ def health_of(view: ClusterView) -> tuple[str, ...]:
     members = view.document.members if view.document else ()
     names = {m.node_id: m.facts.hostname for m in members if m.facts}
     for peer, liveness in sorted(view.liveness.items()):
-        if liveness in {"dead", "suspect", "incompatible"}:
-            lines.append(f"node {peer[:8]} ({names.get(peer, 'unknown')}) is {liveness}")
+        if liveness in {"dead", "suspect", "cut", "left", "incompatible"}:
+            lines.append(
+                f"node {peer[:8]} ({names.get(peer, 'unknown')}) is {_LIVENESS.get(liveness, liveness)}"
+            )
+    lines.extend(
+        f"DUPLICATE_ID: a second daemon has the identity of node {peer[:8]} ({names.get(peer, 'unknown')}); "
+        "it is refused: stop it, and give a copied machine a data folder of its own"
+        for peer in view.duplicate_node_ids
+    )
+    lines.extend(
+        f"node {peer[:8]} ({names.get(peer, 'unknown')}) is left out of new plans: {reason}"
+        for peer, reason in sorted(view.not_planned.items())
+    )
     if view.refusal_json:
         lines.append(f"the wanted model is not served as asked: {refusal_message(view.refusal_json)}")
     return tuple(lines)
@@ -84,7 +102,7 @@ def refusal_message(refusal_json: str) -> str:
 
 
 def _deployment(view: ClusterView) -> Deployment | None:
-    plan = view.document.plan if view.document else None
+    plan = view.plan
     return plan.deployments[0] if plan and plan.deployments else None
 
 

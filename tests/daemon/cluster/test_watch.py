@@ -7,10 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+<<<<<<< HEAD
 from simulator.world import World
 from simulator.node import SimNode
 from simulator.parts import facts_of, split, wanted_model
 from simulator.solo import Solo, beat, kinds, only, stored, vote
+=======
+from simulator.world import World
+from simulator.parts import SimNode, facts_of, split, wanted_model
+from simulator.solo import Solo, beat, document, kinds, only, stored, vote
+>>>>>>> partd-d1
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.errors import LocalClusterSettingsInvalid
@@ -219,6 +225,17 @@ def test_only_the_coordinator_sends_a_node_to_look_for_another() -> None:
     node.ask("a", ProbeRequest(1, 1, "c"))
     (reply,) = only(node.step(ev.RequestFailed("c", sent.message, "deadline")), fx.Reply)
     assert reply.message == ProbeResponse(1, 1, "c", reached=False)
+
+
+def test_a_probe_of_a_node_that_is_evicted_meanwhile_is_answered() -> None:
+    node = Solo(stored())
+    node.answer("a", beat(1))
+    node.ask("a", ProbeRequest(1, 1, "c"))
+    denying = dataclasses.replace(document("ab", seq=2), denied_node_ids=("c",))
+    node.answer("a", beat(1, denying))
+    effects = node.step(ev.ResponseReceived("c", ProbeResponse(1, 1, "c", reached=True), 1.0))
+
+    assert [r.message for r in only(effects, fx.Reply)] == [ProbeResponse(1, 1, "c", reached=False)]
 
 
 # -- doubles --------------------------------------------------------------------------------------------
