@@ -7,16 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-<<<<<<< HEAD
 from simulator.world import World
 from simulator.node import SimNode
 from simulator.parts import facts_of, split, wanted_model
-from simulator.solo import Solo, beat, kinds, only, stored, vote
-=======
-from simulator.world import World
-from simulator.parts import SimNode, facts_of, split, wanted_model
 from simulator.solo import Solo, beat, document, kinds, only, stored, vote
->>>>>>> partd-d1
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.errors import LocalClusterSettingsInvalid
