@@ -6,6 +6,7 @@ import sys
 from .many import run_many
 from .options import Options, draw
 from .run import RunFailedError, build, run
+from .world import World
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +57,7 @@ def _one(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_trace(world, args: argparse.Namespace) -> None:
+def _print_trace(world: World, args: argparse.Namespace) -> None:
     if args.trace:
         print(world.story if args.full else "\n".join(world.tale.readable()))
 

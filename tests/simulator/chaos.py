@@ -124,8 +124,10 @@ def _flap_link(world: World, node: SimNode) -> None:
         for i in range(world.rng.randrange(1, 6)):
             at = i * world.rng.uniform(0.3, 1.5)
             _later(world, at, lambda: world.network.cut_between(node.node_id, other))
-            _later(world, 
-                at + world.rng.uniform(0.1, 1.2), lambda: world.network.mend_between(node.node_id, other)
+            _later(
+                world,
+                at + world.rng.uniform(0.1, 1.2),
+                lambda: world.network.mend_between(node.node_id, other),
             )
 
 

@@ -1,9 +1,9 @@
 """The invariants of a simulated cluster, over everything that has ever happened in it.
 
 The numbers are those of the design's section on the cluster. 1: one coordinator per term. 2: one plan per epoch.
-3: one worker per node. 4: nothing of an older epoch is used. 5: a committed document is not lost.
-6: whatever was asked ends once. A node that was evicted is never answered but by a refusal. To these come: what was promised, voted, stored or made active stands on the
-drive before anybody is told, and never goes back.
+3: one worker per node. 4: nothing of an older epoch is used. 5: a committed document is not lost. 6: whatever was
+asked ends once. A node that was evicted is never answered but by a refusal. To these come: what was promised,
+voted, stored or made active stands on the drive before anybody is told, and never goes back.
 """
 
 from macmesh_daemon.cluster import effects as fx

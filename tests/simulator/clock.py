@@ -1,6 +1,5 @@
 """A node's own clock."""
 
-
 _ROUNDING_SECONDS = 1e-6
 
 

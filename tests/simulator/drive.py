@@ -65,6 +65,12 @@ class Drive:
         state = self._file.cached or self._file.state
         return PersistentState() if state is None else state
 
+    @state.setter
+    def state(self, state: PersistentState) -> None:
+        self._file = _File(state)
+        self._unsynced = []
+        self.acknowledged = state
+
     def load(self) -> PersistentState:
         """Read the state as a starting daemon does: what it has read, no power loss takes away any more.
 
@@ -76,12 +82,6 @@ class Drive:
             self._unsynced.clear()
         self.acknowledged = state
         return state
-
-    @state.setter
-    def state(self, state: PersistentState) -> None:
-        self._file = _File(state)
-        self._unsynced = []
-        self.acknowledged = state
 
     def write(self, state: PersistentState, steps: int = len(PROTOCOL)) -> None:
         """Replace the state; the process ends after the first ``steps`` steps.

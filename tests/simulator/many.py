@@ -31,7 +31,9 @@ class Summary:
             f"{events / self.seconds:,.0f} events/s, {steps / self.seconds:,.0f} steps/s"
         )
         yield f"elections won: {sum(o.terms for o in self.outcomes):,}"
-        yield "after healing, until all agree:          " + distribution([o.heal_seconds for o in self.outcomes])
+        yield "after healing, until all agree:          " + distribution(
+            [o.heal_seconds for o in self.outcomes]
+        )
         for low, high in ((2, 2), (3, 3), (4, 5), (6, 8)):
             seconds = [
                 o.failover_seconds
@@ -79,15 +81,18 @@ def run_many(
         _collect(summary, map(_run_with_profile, work), max_failures, begin + limit_seconds)
     else:
         with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-            _collect(summary, pool.imap_unordered(_run_with_profile, work, _CHUNK), max_failures, begin + limit_seconds)
+            _collect(
+                summary,
+                pool.imap_unordered(_run_with_profile, work, _CHUNK),
+                max_failures,
+                begin + limit_seconds,
+            )
             pool.terminate()
     summary.seconds = time.perf_counter() - begin
     return summary
 
 
-def _collect(
-    summary: Summary, results: Iterator[Outcome | str], max_failures: int, end: float
-) -> None:
+def _collect(summary: Summary, results: Iterator[Outcome | str], max_failures: int, end: float) -> None:
     for result in results:
         if time.perf_counter() > end:
             return

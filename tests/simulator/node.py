@@ -2,16 +2,18 @@
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from macmesh_daemon.cluster import effects as fx
-from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.machine import ClusterMachine
 from macmesh_daemon.cluster.messages import Epoch, NodeFacts, WorkerState
 from macmesh_daemon.cluster.state import PersistentState
 
 from .clock import NodeClock
 from .drive import Drive
+
+if TYPE_CHECKING:
+    from macmesh_daemon.cluster import effects as fx
+    from macmesh_daemon.cluster import events as ev
 
 
 @dataclass

@@ -159,7 +159,9 @@ def draw(seed: int, profile: str = "") -> Options:
         worker_crash=_maybe(rng, 0.2),
         worker_hang=_maybe(rng, 0.1),
         planner_refusal=_maybe(rng, 0.2),
-        actions=tuple((n, w) for n, w in ACTIONS.items() if n in _ALWAYS or rng.random() < (0.2 if n in _RARE else 0.4)),
+        actions=tuple(
+            (n, w) for n, w in ACTIONS.items() if n in _ALWAYS or rng.random() < (0.2 if n in _RARE else 0.4)
+        ),
     )
     if profile == "elections":
         return dataclasses.replace(
@@ -171,7 +173,13 @@ def draw(seed: int, profile: str = "") -> Options:
             pause_seconds=0.4,
             tail=0.5,
             tail_seconds=rng.choice([0.5, 1.5, 3.0]),
-            actions=(("reboot storm", 6), ("fast reboot", 4), ("crash coordinator", 4), ("boot all", 3), ("load", 2)),
+            actions=(
+                ("reboot storm", 6),
+                ("fast reboot", 4),
+                ("crash coordinator", 4),
+                ("boot all", 3),
+                ("load", 2),
+            ),
         )
     return swarm
 

@@ -32,7 +32,7 @@ def line_of(line: Line) -> str:
     return f"{at:9.4f} {node_id} {what}" + (f" {_brief(value)}" if value is not None else "")
 
 
-def _brief(value: object) -> str:
+def _brief(value: object) -> str:  # noqa: PLR0911  one shape, one return
     match value:
         case ev.RequestReceived():
             return f"request {value.request_id} of {value.sender}: {value.message}"

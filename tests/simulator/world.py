@@ -79,7 +79,8 @@ class World(Simulation):
         target = self._node(node) if node is not None else self.coordinator()
         assert target is not None
         return self.ask(
-            target, lambda change_id: ev.LoadWanted(change_id, wanted) if wanted else ev.UnloadWanted(change_id)
+            target,
+            lambda change_id: ev.LoadWanted(change_id, wanted) if wanted else ev.UnloadWanted(change_id),
         )
 
     def ask(self, node: SimNode | str, make: Callable[[int], ev.Event]) -> int:
@@ -180,7 +181,11 @@ class World(Simulation):
         assert leader is not None
         coordinator = leader.up._coordinator
         assert coordinator is not None
-        return all(coordinator.liveness(node.node_id) == "alive" for node in self.expected() if not node.drive.is_torn)
+        return all(
+            coordinator.liveness(node.node_id) == "alive"
+            for node in self.expected()
+            if not node.drive.is_torn
+        )
 
     def ready(self) -> bool:
         """Whether the nodes agree and the committed plan serves."""
@@ -250,6 +255,8 @@ class World(Simulation):
         """
         for node in self.nodes.values():
             if node.open_requests:
-                raise InvariantBrokenError(f"{node.node_id} never answered requests {set(node.open_requests)}")
+                raise InvariantBrokenError(
+                    f"{node.node_id} never answered requests {set(node.open_requests)}"
+                )
             if node.open_changes:
                 raise InvariantBrokenError(f"{node.node_id} never ended changes {node.open_changes}")

@@ -6,9 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.world import World
-from simulator.parts import wanted_model
-from simulator.solo import Solo, beat, document, kinds, only, stored, vote
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.generations import next_generation, recovery_count
@@ -22,6 +19,9 @@ from macmesh_daemon.cluster.messages import (
 )
 from macmesh_daemon.cluster.quorum import weights
 from macmesh_daemon.cluster.state import PersistentState
+from simulator.parts import wanted_model
+from simulator.solo import Solo, beat, document, kinds, only, stored, vote
+from simulator.world import World
 
 M = wanted_model()
 

@@ -7,10 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.world import World
-from simulator.node import SimNode
-from simulator.parts import facts_of, split, wanted_model
-from simulator.solo import Solo, beat, document, kinds, only, stored, vote
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.errors import LocalClusterSettingsInvalid
@@ -25,6 +21,10 @@ from macmesh_daemon.cluster.messages import (
 from macmesh_daemon.cluster.quorum import weights
 from macmesh_daemon.cluster.settings import ClusterSettings
 from macmesh_daemon.cluster.tracker import MemberTrack
+from simulator.node import SimNode
+from simulator.parts import facts_of, split, wanted_model
+from simulator.solo import Solo, beat, document, kinds, only, stored, vote
+from simulator.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -129,8 +129,8 @@ CATALOGUE: tuple[Mutant, ...] = (
     Mutant(
         "a vote request of an old term is granted",
         "election.py",
-        "            if ballot < context.state.ballot:\n                return f\"already",
-        "            if ballot < (0, 0):\n                return f\"already",
+        '            if ballot < context.state.ballot:\n                return f"already',
+        '            if ballot < (0, 0):\n                return f"already',
         _ONE_COORDINATOR,
     ),
     Mutant(
@@ -143,8 +143,8 @@ CATALOGUE: tuple[Mutant, ...] = (
     Mutant(
         "a coordinator of an old term is followed",
         "election.py",
-        "        if ballot < context.state.ballot:\n            return f\"term",
-        "        if ballot < (0, 0):\n            return f\"term",
+        '        if ballot < context.state.ballot:\n            return f"term',
+        '        if ballot < (0, 0):\n            return f"term',
         _ONE_COORDINATOR + "; " + _ONE_PLAN,
     ),
     Mutant(

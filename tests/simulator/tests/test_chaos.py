@@ -92,11 +92,12 @@ def test_options_are_all_there_to_replay_a_run_and_an_unknown_one_is_refused() -
 
 def test_a_run_that_fails_says_how_to_replay_it() -> None:
     world = build(draw(3))
-    world.checker.on_send = lambda node, call: world.checker._must(False, node, "broken")  # type: ignore[method-assign]  # noqa: FBT003
+    leaders = world.checker.coordinators
+    leaders.update({(1, term): "nobody" for term in range(1, 100)})
     with pytest.raises(RunFailedError) as failed:
         run(draw(3), world=world)
 
-    assert "seed 3: InvariantBrokenError" in str(failed.value)
+    assert "seed 3: InvariantBrokenError: a: second coordinator" in str(failed.value)
     assert draw(3).to_json() in str(failed.value)
 
 
