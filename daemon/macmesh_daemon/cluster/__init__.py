@@ -8,10 +8,17 @@ Parts, from the bottom up::
 
     messages, events, effects, state, settings, view, errors     plain data
     quorum      who votes with how much weight, and how that changes safely
+    generations what a recovery by force begins
     context     durable state, time and effects of a step; a node calls itself through it
     election    role, term and vote                              every node
     worker_slot, replica    documents, promises, the own worker  every node, also the coordinator
-    tracker, admission, changes, failures                        what a coordinator counts and remembers
+    standalone  a plan of this node alone, while nobody leads    every node
+    recovery    a new generation, by force                       every node
+    goodbye, probes, refusals   leaving, second opinions, and what the evicted are told    every node
+    tracker, admission, changes, failures, flaps                 what a coordinator counts and remembers
+    watch       verdicts on members, restarts and doubles        the coordinator
+    evictions, transfer     removing a node, handing the office over    the coordinator
+    heartbeats  what every member is told, and the evicted       the coordinator
     planning    from "a plan is wanted" to a plan in the document    the coordinator
     rollout     from the document to a plan that serves              the coordinator
     coordinator heartbeats, the document, members                    one instance per term led here
@@ -23,6 +30,7 @@ Roles (`view.Role`); every change of term is durable before anything that follow
     follower       heartbeats                       pre_candidate, on silence, where it votes
     pre_candidate  pre-votes, changes nothing       candidate on a quorum; asks again after a while
     candidate      votes in a new, durable term     coordinator on a quorum; pre_candidate after a while
+    follower       the coordinator's wish to go     candidate at once, without pre-votes (TransferLeadership)
     coordinator    answers within the lease         follower, where no quorum answers or a higher term is seen
     any but blank  -                                follower, on a higher term, or on a heartbeat of its own
 
@@ -49,6 +57,9 @@ An epoch at a member (`replica`, `worker_slot`); ``active <= promised``, both du
     PREPARE e   refused below ``promised``; else the shell checks, then ``promised = e``; what runs serves on
     COMMIT e    refused unless ``e == promised``; the old worker is stopped, then ``active = e``, then a start
     a committed document whose plan e leaves this node out: its worker stops and is gone, ``active = e``
+
+A node whose document is of an older generation than its ballot neither campaigns nor is voted for. A local epoch
+(`messages.Epoch`) goes through the worker slot alone: it is never promised, active, stored or told.
 
 Safety rests on terms, votes, promises and quorums alone. Time only decides when something is tried.
 """

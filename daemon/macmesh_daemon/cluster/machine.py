@@ -1,11 +1,10 @@
 """The cluster core behind one door."""
 
-from types import MappingProxyType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from .context import Context
 from .coordinator import Coordinator
-from .effects import ChangeDone, ChangeRejected
+from .effects import ChangeRejected
 from .election import Election
 from .errors import LocalClusterMisuse
 from .events import (
@@ -29,11 +28,9 @@ from .events import (
     WorkerStopped,
 )
 from .flaps import FlapRecord
-from .generations import next_generation, recovered_document
 from .goodbye import Goodbye
 from .messages import (
     CommitRequest,
-    Epoch,
     HeartbeatRequest,
     HeartbeatResponse,
     LeaveRequest,
@@ -48,21 +45,23 @@ from .messages import (
     SetPeersRequest,
     TransferLeadershipRequest,
 )
+from .picture import picture_of
 from .probes import Probes
 from .quorum import founding_document
+from .recovery import Recovery
 from .refusals import refusal_of
 from .replica import Replica
 from .standalone import Standalone
-from .view import ClusterView, Liveness, ServingState
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from .effects import Effect
-    from .messages import MemberStatus, NodeFacts, WorkerReport
+    from .messages import NodeFacts
     from .settings import ClusterSettings
     from .state import PersistentState
+    from .view import ClusterView
 
 
 class ClusterMachine:
@@ -120,7 +119,7 @@ class ClusterMachine:
         self._probes = Probes(self._context)
         self._goodbye = Goodbye(self._context, self._election)
         self._standalone = Standalone(self._context, self._election, self._replica)
-        self._recovering: int | None = None
+        self._recovery = Recovery(self._context, self._election, self._replica)
         self._own_doubles: set[int] = set()
 
     def step(self, event: Event, now: float) -> "list[Effect]":
@@ -157,7 +156,7 @@ class ClusterMachine:
                 self._coordinator.advance()
             if not context.inbox:
                 break
-        self._finish_recovery()
+        self._recovery.finish()
         coordinator = self._coordinator
         self._goodbye.advance(can_hand_over=coordinator is not None and coordinator.transfer.is_possible)
         self._standalone.advance()
@@ -173,78 +172,20 @@ class ClusterMachine:
         return min((at for at in deadlines if at is not None), default=None)
 
     @property
-    def view(self) -> ClusterView:
+    def view(self) -> "ClusterView":
         """A picture of the machine as it is now."""
-        state = self._context.state
-        own = self._context.node_id
-        told = self._told()
-        liveness, heartbeat_ms, workers = self._members(told)
-        refusal_json, refusal_reason = self._replica.told_refusal_json, ""
-        serving_state = cast("ServingState", self._replica.told_serving_state or "idle")
-        if self._coordinator is not None:
-            serving_state = self._coordinator.serving_state
-            refusal_json = self._coordinator.planning.refusal_json
-            refusal_reason = self._coordinator.planning.refusal_reason
-        active, active_plan = state.active, state.active_plan
-        if self._standalone.is_on:
-            serving_state = self._standalone.serving_state
-            refusal_reason, refusal_json = self._standalone.refusal
-            active_plan = self._standalone.plan
-            active = active_plan.epoch if active_plan else None
-        doubles = {n for n, status in told.items() if status.duplicate_identity}
-        tracks = self._coordinator.watch.tracks if self._coordinator is not None else {}
-        return ClusterView(
-            node_id=self._context.node_id,
-            role=self._election.role,
-            generation=state.generation,
-            term=state.term,
-            coordinator_node_id=self._election.coordinator_id,
-            has_quorum=bool(self._election.coordinator_id) and self._election.hears_coordinator,
-            document=self._replica.committed,
-            stored_document=state.document,
-            liveness=MappingProxyType(liveness),
-            heartbeat_ms=MappingProxyType(heartbeat_ms),
-            workers=MappingProxyType(workers),
-            promised=state.promised,
-            active=active,
-            active_plan=active_plan,
-            serving_state=serving_state,
-            refusal_json=refusal_json,
-            refusal_reason=refusal_reason,
-            standalone=self._standalone.is_on,
-            is_evicted=self._is_denied(self._context.node_id),
-            not_planned=MappingProxyType(
-                {n: s.not_planned_reason for n, s in told.items() if s.not_planned_reason}
-            ),
-            duplicate_node_ids=tuple(sorted(doubles | ({own} if self._own_doubles else set()))),
-            refused_boot_nonces=MappingProxyType({n: t.refused for n, t in tracks.items() if t.refused}),
+        return picture_of(
+            self._context,
+            self._election,
+            self._replica,
+            self._standalone,
+            self._coordinator,
+            has_double=bool(self._own_doubles),
         )
-
-    def _told(self) -> "Mapping[str, MemberStatus]":
-        if self._coordinator is not None:
-            return {status.node_id: status for status in self._coordinator.watch.statuses()}
-        return self._replica.told_members
 
     def _is_denied(self, node_id: str) -> bool:
         document = self._context.state.document
         return document is not None and node_id in document.denied_node_ids
-
-    def _members(
-        self, told: "Mapping[str, MemberStatus]"
-    ) -> "tuple[dict[str, Liveness], dict[str, float], dict[str, WorkerReport]]":
-        own = self._context.node_id
-        liveness: dict[str, Liveness] = {}
-        document = self._context.state.document
-        for member in document.members if document else ():
-            status = told.get(member.node_id) if self._election.hears_coordinator else None
-            liveness[member.node_id] = cast("Liveness", status.liveness) if status else "unknown"
-        if document is not None and document.member(own) is not None:
-            liveness[own] = "incompatible" if liveness[own] == "incompatible" else "alive"
-        heartbeat_ms = {n: s.heartbeat_ms for n, s in told.items() if s.heartbeat_ms >= 0}
-        workers = {n: s.worker for n, s in told.items() if s.worker is not None}
-        if self._replica.slot.report is not None:
-            workers[own] = self._replica.slot.report
-        return liveness, heartbeat_ms, workers
 
     def _handle(self, event: Event) -> None:  # noqa: C901, PLR0912  one arm for each kind of event
         match event:
@@ -274,7 +215,7 @@ class ClusterMachine:
             case LoadWanted() | UnloadWanted() | EvictWanted():
                 self._on_change(event)
             case RecoverWanted():
-                self._recover(event.change_id)
+                self._recovery.begin(event.change_id)
             case LeaveWanted():
                 self._goodbye.begin(event.reason)
             case LeaveCancelled():
@@ -359,40 +300,6 @@ class ClusterMachine:
         if self._coordinator is not None:
             self._coordinator.watch.meet(node_id, nonce)
         self._candidates[node_id] = (candidate, self._context.now)
-
-    def _recover(self, change_id: int) -> None:
-        """Begin a new generation with this node as the only voter; it is then elected as any other."""
-        context = self._context
-        document = context.state.document
-        if document is None:
-            self._reject(change_id, "NO_DOCUMENT", "this node has never been a member of a cluster")
-        elif document.member(context.node_id) is None:
-            self._reject(change_id, "EVICTED", "this node is no member of its own document")
-        elif self._election.hears_coordinator:
-            who = self._election.coordinator_id
-            self._reject(change_id, "HAS_QUORUM", f"{who} coordinates with a quorum: nothing is to recover")
-        else:
-            known = max(context.state.generation, document.generation)
-            generation = next_generation(known, context.node_id, context.key_source())
-            context.persist(generation=generation, term=0, voted_for="")
-            self._replica.store(recovered_document(document, context.node_id, generation))
-            context.announce("recovery forced", generation=generation, former_generation=known)
-            self._recovering = change_id
-            self._election.campaign_soon()
-
-    def _finish_recovery(self) -> None:
-        change_id, self._recovering = self._recovering, None
-        if change_id is None:
-            return
-        committed = self._replica.committed
-        if committed is None or committed.generation != self._context.state.generation:
-            self._reject(change_id, "NO_QUORUM", "the recovery was not committed; see the log")
-            return
-        epoch = committed.plan.epoch if committed.plan and committed.plan.epoch else Epoch()
-        self._context.emit(ChangeDone(change_id, epoch))
-
-    def _reject(self, change_id: int, reason: str, message: str) -> None:
-        self._context.emit(ChangeRejected(change_id, reason, message))
 
     def _on_change(self, event: "LoadWanted | UnloadWanted | EvictWanted") -> None:
         change_id = event.change_id

@@ -13,10 +13,16 @@ LAPTOP = NodeFacts(portable=True)
 
 
 def doc(
-    voters: str, others: str = "", *, tie: str = "", votes: int = 0, laptops: str = ""
+    voters: str, others: str = "", *, tie: str = "", votes: int = 0, laptops: str = "", evicting: str = ""
 ) -> ClusterDocument:
     members = tuple(
-        Member(n, facts=LAPTOP if n in laptops else NodeFacts(), voter=n in voters) for n in voters + others
+        Member(
+            n,
+            facts=LAPTOP if n in laptops else NodeFacts(),
+            voter=n in voters,
+            evicting=n in evicting,
+        )
+        for n in voters + others
     )
     return ClusterDocument(1, 1, 1, members, policy=Policy(tie, votes))
 
@@ -89,6 +95,103 @@ def test_a_dead_voter_is_replaced_where_somebody_can_take_over() -> None:
 
 def test_a_dead_tie_breaker_hands_on_its_extra_vote() -> None:
     assert weights(settle(doc("abcd", tie="b", votes=1), dead="b")) == {"a": 2, "b": 1, "c": 1, "d": 1}
+
+
+def path(document: ClusterDocument, *, dead: str = "") -> list[dict[str, int]]:
+    """The votes of every version on the way to the goal."""
+    votes = [weights(document)]
+    while (changed := change(document, dead=dead)) is not document:
+        document = changed
+        if weights(document) != votes[-1]:
+            votes.append(weights(document))
+    return votes
+
+
+def test_an_evicted_voter_goes_at_once_where_the_others_are_a_quorum() -> None:
+    assert path(doc("abc", evicting="c")) == [
+        {"a": 1, "b": 1, "c": 1},
+        {"a": 1, "b": 1},
+        {"a": 2, "b": 1},
+    ]
+
+
+def test_with_another_voter_dead_the_coordinator_gets_the_extra_vote_first() -> None:
+    assert path(doc("abc", evicting="b", tie="a"), dead="c") == [
+        {"a": 1, "b": 1, "c": 1},
+        {"a": 2, "b": 1, "c": 1},
+        {"a": 2, "c": 1},
+    ]
+
+
+def test_with_half_of_the_voters_dead_one_of_those_goes_before_the_evicted_one() -> None:
+    assert path(doc("abcd", evicting="b", tie="a", votes=1), dead="cd") == [
+        {"a": 2, "b": 1, "c": 1, "d": 1},
+        {"a": 2, "b": 1, "d": 1},
+        {"a": 2, "d": 1},
+    ]
+
+
+def test_an_evicted_tie_breaker_loses_the_extra_vote_before_its_own() -> None:
+    assert path(doc("abcd", evicting="b", tie="b", votes=1)) == [
+        {"a": 1, "b": 2, "c": 1, "d": 1},
+        {"a": 1, "b": 1, "c": 1, "d": 1},
+        {"a": 1, "c": 1, "d": 1},
+    ]
+
+
+def test_no_step_is_taken_that_those_who_answer_could_not_commit() -> None:
+    stuck = doc("abcde", evicting="b")
+
+    assert change(stuck, dead="cde") is stuck
+    assert change(doc("ab", "c", tie="a"), dead="bc").members == doc("ab", "c").members
+
+
+def test_a_voter_that_is_gone_for_a_moment_is_not_replaced() -> None:
+    document = doc("abcdefg", "h", tie="a")
+    kept = next_weight_change(
+        document,
+        coordinator="a",
+        alive=set("abdefgh"),
+        dead={"c"},
+        gone=set(),
+        electable=set("abcdefgh"),
+        max_voters=7,
+    )
+
+    assert kept is document
+
+
+def test_who_is_being_evicted_is_made_no_voter_and_inherits_nothing() -> None:
+    assert voters(settle(doc("a", "bc", evicting="b"))) == "ac"
+    assert weights(settle(doc("a", "b", evicting="b"))) == {"a": 1}
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_evictions_keep_quorums_meeting_commit_and_end(data: st.DataObject) -> None:
+    names = "abcdef"[: data.draw(st.integers(2, 6))]
+    voting = "a" + "".join(n for n in names[1:] if data.draw(st.booleans()))
+    others = "".join(n for n in names if n not in voting)
+    tie = data.draw(st.sampled_from(voting))
+    votes = int(len(voting) % 2 == 0)
+    evicting = "".join(n for n in names[1:] if data.draw(st.integers(0, 2)) == 0)
+    dead = "".join(n for n in names[1:] if data.draw(st.integers(0, 2)) == 0)
+    document = doc(voting, others, tie=tie, votes=votes, evicting=evicting)
+    alive = set(names) - set(dead)
+    had_quorum = is_quorum(document, alive)
+    for _ in range(60):
+        changed = change(document, dead=dead)
+        if changed is document:
+            break
+        before, after = weights(document), weights(changed)
+        assert sum(abs(before.get(n, 0) - after.get(n, 0)) for n in names) == 1 or before == after
+        assert all(q & r for q in quorums(document, names) for r in quorums(changed, names))
+        assert is_quorum(changed, alive), "it could never be committed"
+        document = changed
+    else:
+        raise AssertionError("the voters never settle")
+    if had_quorum:
+        assert not set(evicting) & set(voters(document)), "an evicted node keeps its vote"
 
 
 @settings(max_examples=150)

@@ -224,6 +224,15 @@ def test_a_peer_cannot_have_a_local_epoch_promised_or_connected(sender: str) -> 
     assert not only(node.ask(sender, SetPeersRequest(2, epoch, (), bytes(32), 1)), fx.GivePeers)
 
 
+def test_a_local_epoch_is_promised_not_even_by_a_node_that_has_promised_nothing() -> None:
+    node = Solo(PersistentState(generation=1, term=1, document=document()))
+    plan = Plan(local_epoch("a", 9), (split(M, ["b"]),), M)
+    effects = node.ask("a", PrepareRequest(1, plan, 1))
+
+    assert kinds(effects) == ["Reply"]
+    assert node.state.promised is None
+
+
 def test_both_sides_of_a_cut_serve_and_share_no_node_and_meet_again() -> None:
     world = World(5, 5)
     world.start(M)

@@ -293,6 +293,16 @@ def test_late_words_of_the_predecessor_prove_nothing() -> None:
     assert not track.refused
 
 
+def test_an_answer_to_what_was_asked_before_the_newer_came_proves_nothing() -> None:
+    track = MemberTrack(since=0.0)
+    answer(track, 1, 0.0)
+    before = track.next_round(0.25)
+    track.meet(2, 0.3, 0.875)
+    assert track.identify(HeartbeatResponse(round=before, boot_nonce=1), 0.35, SETTINGS) == "same"
+    after = track.next_round(0.5)
+    assert track.identify(HeartbeatResponse(round=after, boot_nonce=1), 0.55, SETTINGS) == "duplicate"
+
+
 def test_a_clone_that_says_hello_is_refused_and_told_of_and_moves_nothing() -> None:
     world = World(3, 3)
     world.start(M)
