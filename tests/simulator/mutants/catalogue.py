@@ -408,7 +408,7 @@ CATALOGUE: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a recovered term is not persisted",
-        "machine.py",
+        "recovery.py",
         '            context.persist(generation=generation, term=0, voted_for="")\n',
         "",
         "a recovery fences everything before it",

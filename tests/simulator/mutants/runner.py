@@ -29,6 +29,7 @@ _FIRST = {
     "evictions.py": "test_evict.py",
     "standalone.py": "test_standalone.py",
     "generations.py": "test_recovery.py",
+    "recovery.py": "test_recovery.py",
 }
 """Where a break of a file shows soonest; the others follow."""
 
