@@ -74,6 +74,7 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         chaos(world, options)
         world.tale.tell(world.now, "--", "everything heals")
         world.heal()
+        _replace_lost_quorum(world)
         healed = world.run_until(world.agreed, AGREE_SECONDS)
         world.insist(wanted_model("final"), READY_SECONDS)
         world.run_until(world.ready, READY_SECONDS)
@@ -96,6 +97,17 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         failover,
         len(world.checker.coordinators),
     )
+
+
+def _replace_lost_quorum(world: World) -> None:
+    """Do as an operator does where those that lost their state were needed: recover by force from the newest."""
+    torn = {node.node_id for node in world.nodes.values() if node.drive.is_torn}
+    alive = [node for node in world.nodes.values() if node.node_id not in torn and not node.is_gone]
+    newest = max(alive, key=lambda node: node.drive.state.document_version, default=None)
+    document = newest.drive.state.document if newest is not None else None
+    if torn and newest is not None and document is not None:
+        if not outweighs_half(document, {node.node_id for node in alive}):
+            world.recover(newest)
 
 
 def _fail_over(world: World) -> float | None:
