@@ -105,9 +105,10 @@ def _replace_lost_quorum(world: World) -> None:
     alive = [node for node in world.nodes.values() if node.node_id not in torn and not node.is_gone]
     newest = max(alive, key=lambda node: node.drive.state.document_version, default=None)
     document = newest.drive.state.document if newest is not None else None
-    if torn and newest is not None and document is not None:
-        if not outweighs_half(document, {node.node_id for node in alive}):
-            world.recover(newest)
+    if not torn or newest is None or document is None:
+        return
+    if not outweighs_half(document, {node.node_id for node in alive}):
+        world.recover(newest)
 
 
 def _fail_over(world: World) -> float | None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,14 @@ def test_the_chaos_is_one() -> None:
     """The faults do happen: otherwise the invariants were never in danger."""
     happened = set()
     done = set()
-    for seed in range(300, 340):
-        world = build(draw(seed), story_lines=None)
-        run(draw(seed), world=world)
+    actions = tuple(item for item in ACTIONS.items() if item[0] != "tear")
+    for seed in range(12):
+        options = Options(
+            seed, "all", 4, 0, 4, seconds=20.0, pause_seconds=0.8, nack=0.2, worker_crash=0.2, actions=actions
+        )
+        options = replace(options, standalone_after_seconds=2.5)
+        world = build(options, story_lines=None)
+        run(options, world=world)
         happened |= {a.event for _, _, a in world.announced}
         done |= {what for _, node_id, what, _ in world.tale.lines if node_id == "--"}
 
