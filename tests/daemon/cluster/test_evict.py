@@ -73,9 +73,10 @@ def names_of(count: int, *, leader: bool) -> tuple[World, str, str]:
 def test_an_evicted_member_leaves_plan_voters_and_members_and_knows(count: int) -> None:
     world, leader, target = names_of(count, leader=False)
     evict(world, target)
-    world.run_until(lambda: is_out(world, target), 15)
+    world.run_until(lambda: is_out(world, target), 5)
     world.run(2)
 
+    assert not world.announcements("plan ended for an eviction"), "there was one without it"
     assert outcomes(world, leader) == ["ChangeAccepted", "ChangeDone"]
     assert led(world).plan is not None
     assert set(led(world).plan.node_ids) == set(world.nodes) - {target}  # type: ignore[union-attr]
@@ -155,7 +156,7 @@ def assert_one_unit_a_version(world: World) -> None:
         assert sum(abs(before.get(n, 0) - after.get(n, 0)) for n in {*before, *after}) <= 1
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("count", [2, 3, 4])
 @pytest.mark.parametrize("which", ["tie-breaker", "coordinator", "other"])
 def test_where_no_plan_holds_it_back_the_vote_still_goes_before_the_member(count: int, which: str) -> None:
     world = World(11, count)

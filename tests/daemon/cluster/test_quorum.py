@@ -131,6 +131,13 @@ def test_with_half_of_the_voters_dead_one_of_those_goes_before_the_evicted_one()
     ]
 
 
+def test_where_all_others_are_evicted_the_dead_ones_go_first() -> None:
+    votes = path(doc("abef", evicting="bef", tie="b", votes=1), dead="ef")
+
+    assert votes[1] == {"a": 1, "b": 2, "f": 1}
+    assert votes[-1] == {"a": 1}
+
+
 def test_an_evicted_tie_breaker_loses_the_extra_vote_before_its_own() -> None:
     assert path(doc("abcd", evicting="b", tie="b", votes=1)) == [
         {"a": 1, "b": 2, "c": 1, "d": 1},

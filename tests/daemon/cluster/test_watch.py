@@ -109,7 +109,7 @@ def test_a_flapping_node_is_in_no_plan_after_its_penalty_whatever_else_makes_a_n
     flapper = others[-1]
     world.load(M)
     suppressed_at: float | None = None
-    for _ in range(12):
+    for _ in range(7):
         world.run(30)
         if suppressed_at is None and flapper in leader.up.view.not_planned:
             suppressed_at = world.now
