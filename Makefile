@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 PROTOS := $(wildcard proto/macmesh/v1/*.proto)
 NATIVE := rdma/CMakeLists.txt $(wildcard rdma/native/*/*.h rdma/native/*/*.cpp)
 
-.PHONY: help setup demo test lint types imports proto proto-check unit native sanitize format lock clean
+.PHONY: help setup demo sim mutants test lint types imports proto proto-check unit native sanitize format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,16 @@ $(STAMP): requirements/dev.lock requirements/bootstrap.lock pyproject.toml rdma/
 
 demo: setup ## three daemons on this machine find each other, plan, load and generate
 	$(BIN)/daemonctl demo
+
+SEEDS ?= 2000
+FIRST ?= 0
+JOBS ?= 2
+
+sim: setup ## the cluster core under seeded faults: SEEDS=2000 FIRST=0 JOBS=2
+	PYTHONPATH=tests $(BIN)/python -m simulator --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)
+
+mutants: setup ## single-line breaks of the cluster core, each of which must be caught
+	PYTHONPATH=tests $(BIN)/python -m simulator.mutants --jobs $(JOBS)
 
 test: setup lint types imports proto-check native unit demo ## everything CI checks
 

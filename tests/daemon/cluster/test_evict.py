@@ -5,9 +5,6 @@ import itertools
 
 import pytest
 
-from daemon.cluster.sim import World
-from daemon.cluster.sim_parts import split, wanted_model
-from daemon.cluster.solo import Solo, beat, document, kinds, only, stored, vote
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.messages import (
@@ -29,6 +26,9 @@ from macmesh_daemon.cluster.messages import (
     TransferLeadershipResponse,
 )
 from macmesh_daemon.cluster.quorum import is_quorum, weights
+from simulator.parts import split, wanted_model
+from simulator.solo import Solo, beat, document, kinds, only, stored, vote
+from simulator.world import World
 
 M = wanted_model()
 

@@ -5,9 +5,9 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.cluster.sim_parts import facts_of
 from macmesh_daemon.cluster.messages import ClusterDocument, Member, NodeFacts, Policy
 from macmesh_daemon.cluster.quorum import founding_document, is_quorum, next_weight_change, weights
+from simulator.parts import facts_of
 
 LAPTOP = NodeFacts(portable=True)
 

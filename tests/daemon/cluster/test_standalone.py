@@ -6,9 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.cluster.sim import World
-from daemon.cluster.sim_parts import split, wanted_model
-from daemon.cluster.solo import Solo, beat, document, kinds, only
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.messages import (
@@ -26,6 +23,9 @@ from macmesh_daemon.cluster.messages import (
 from macmesh_daemon.cluster.settings import ClusterSettings
 from macmesh_daemon.cluster.standalone import local_epoch
 from macmesh_daemon.cluster.state import PersistentState
+from simulator.parts import split, wanted_model
+from simulator.solo import Solo, beat, document, kinds, only
+from simulator.world import World
 
 M = wanted_model()
 AFTER = ClusterSettings().standalone_after_seconds

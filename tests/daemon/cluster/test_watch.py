@@ -7,9 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.cluster.sim import World
-from daemon.cluster.sim_parts import SimNode, facts_of, split, wanted_model
-from daemon.cluster.solo import Solo, beat, document, kinds, only, stored, vote
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.errors import LocalClusterSettingsInvalid
@@ -24,6 +21,10 @@ from macmesh_daemon.cluster.messages import (
 from macmesh_daemon.cluster.quorum import weights
 from macmesh_daemon.cluster.settings import ClusterSettings
 from macmesh_daemon.cluster.tracker import MemberTrack
+from simulator.node import SimNode
+from simulator.parts import facts_of, split, wanted_model
+from simulator.solo import Solo, beat, document, kinds, only, stored, vote
+from simulator.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,7 +152,7 @@ def test_a_restart_counts_though_it_was_too_short_to_be_called_dead() -> None:
 
 
 def bridge(world: World, one: str, other: str) -> None:
-    world.faults.cut = {(one, other), (other, one)}
+    world.network.cut = {(one, other), (other, one)}
 
 
 def test_who_is_cut_from_the_coordinator_only_is_not_dead_and_its_plan_serves_on() -> None:
@@ -187,7 +188,7 @@ def test_who_is_cut_off_is_in_no_new_plan_and_planned_again_when_the_link_is_bac
     plan = leader.up.view.document.plan  # type: ignore[union-attr]
     assert plan is not None
     assert set(plan.node_ids) == {leader.node_id, *others[1:]}
-    world.faults.cut = set()
+    world.network.cut = set()
     world.run_until(lambda: leader.up.view.liveness[others[0]] == "alive", 2)
 
 

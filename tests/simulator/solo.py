@@ -3,7 +3,6 @@
 import random
 from typing import TypeVar
 
-from daemon.cluster.sim_parts import facts_of
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.machine import ClusterMachine
@@ -18,6 +17,7 @@ from macmesh_daemon.cluster.messages import (
 )
 from macmesh_daemon.cluster.settings import ClusterSettings
 from macmesh_daemon.cluster.state import PersistentState
+from simulator.parts import facts_of
 
 E = TypeVar("E")
 
