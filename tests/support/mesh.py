@@ -17,6 +17,8 @@ from macmesh import AsyncClient, ClusterEvent
 from macmesh_daemon.config import Config
 from macmesh_daemon.demo.nodes import free_ports
 from macmesh_daemon.demo.sizing import demo_link_settings
+from macmesh_daemon.eventlog.checks import check
+from macmesh_daemon.eventlog.reader import FOLDER_NAME, read_logs
 from macmesh_daemon.identity import init_cluster, load_credentials, provision_node
 from macmesh_daemon.models import resolve
 from macmesh_daemon.models.demo import demo_model_folder
@@ -25,11 +27,12 @@ from macmesh_daemon.node.runtime import run_node
 from macmesh_daemon.supervisor.testing import FakeWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from macmesh.v1.cluster_pb2 import GetStatusResponse
     from macmesh.v1.peer_pb2 import WorkerReport
+    from macmesh_daemon.eventlog.checks import Verdict
     from macmesh_placement import ModelProfile
 
 LOOPBACK = "127.0.0.1"
@@ -130,6 +133,18 @@ async def until(
     raise AssertionError(f"never {what}; last status: {last}")
 
 
+def check_logs(folders: Sequence[Path]) -> Verdict:
+    """Check the invariants over the nodes' event logs.
+
+    Raises:
+        AssertionError: One is broken.
+    """
+    verdict = check(read_logs(folder for folder in folders if (folder / FOLDER_NAME).exists()))
+    assert not verdict.violations, "\n".join(map(str, verdict.violations))
+    assert not verdict.gaps, verdict.gaps
+    return verdict
+
+
 class Mesh:
     """Some nodes of one cluster that find each other by static seeds."""
 
@@ -171,6 +186,8 @@ class Mesh:
     ) -> None:
         for node in self.nodes:
             await node.end()
+        if error is None:
+            await asyncio.to_thread(check_logs, [node.config.data_dir for node in self.nodes])
 
     async def until(
         self, node: MeshNode, condition: Callable[[GetStatusResponse], bool], what: str

@@ -19,7 +19,7 @@ class CandidateVerified:
         addresses: host:port, those that answered first.
         facts: Its machine, as it told.
         boot_nonce: As it told.
-        discovery: How it was found: "mdns", "static" or "peer".
+        discovery: How it was found: "mdns", "static" or "peer"; "self" where this node itself has moved.
         has_cluster: Whether it belongs to a document with members already.
     """
 

@@ -294,6 +294,8 @@ class ClusterMachine:
             if nonce not in {self._context.boot_nonce, *self._own_doubles}:
                 self._own_doubles.add(nonce)
                 self._context.announce("duplicate identity", node_id=node_id, refused=len(self._own_doubles))
+            elif nonce == self._context.boot_nonce and candidate.discovery == "self":
+                self._context.addresses = candidate.addresses
             return
         if self._is_denied(node_id):
             return

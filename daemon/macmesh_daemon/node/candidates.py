@@ -23,7 +23,7 @@ from macmesh_daemon.node.codec import from_proto
 from macmesh_daemon.node.tls import probe_node_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from macmesh.v1 import peer_pb2
     from macmesh_daemon.clock import Clock
@@ -104,6 +104,20 @@ class CandidateDialer:
         self._dialling.update(due)
         self._tasks.create_task(self._dial(candidate, due, pool), name=f"dial {due[0]}")
 
+    def greet_again(self, node_ids: Iterable[str]) -> None:
+        """Say Hello to these nodes now, and try every address again: this node moved, or was away."""
+        for record in self._records.values():
+            record.not_before, record.backoff_seconds = 0.0, BACKOFF_SECONDS
+        for node_id in node_ids:
+            if not self._is_denied(node_id):
+                self._tasks.create_task(self._greet_known(node_id), name=f"greet {node_id[:8]}")
+
+    async def _greet_known(self, node_id: str) -> None:
+        try:
+            await self._greet(node_id, self._peers.addresses(node_id), "peer")
+        except grpc.aio.AioRpcError as error:
+            _log.info("node not greeted", peer=node_id, error=_brief(error))
+
     def remembered(self) -> int:
         """How many addresses are remembered."""
         return len(self._records)
@@ -179,10 +193,12 @@ class CandidateDialer:
         if stub is None:
             return
         response = await stub.Hello(self._hello(source), timeout=DIAL_DEADLINE_SECONDS, wait_for_ready=True)
+        if self._peers.is_news(node_id, response.boot_nonce, response.addresses):
+            self._peers.learn(node_id, (*addresses, *response.addresses))
         self._notify(
             CandidateVerified(
                 node_id=node_id,
-                addresses=addresses,
+                addresses=self._peers.addresses(node_id),
                 facts=from_proto(response.facts),
                 boot_nonce=response.boot_nonce,
                 discovery=source,

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from typing import TYPE_CHECKING, Any
-
-import grpc
+from typing import TYPE_CHECKING, Any, Protocol
 
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
-from macmesh_daemon.cluster import messages as msg
 from macmesh_daemon.logs import get_logger
 from macmesh_daemon.node.bulletin import Bulletin
-from macmesh_daemon.node.codec import from_proto, to_proto
+from macmesh_daemon.node.errors import RemoteCallFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,25 +19,37 @@ if TYPE_CHECKING:
     from macmesh_daemon.clock import Clock
     from macmesh_daemon.cluster.machine import ClusterMachine
     from macmesh_daemon.cluster.view import ClusterView
+    from macmesh_daemon.eventlog.writer import EventLog
     from macmesh_daemon.node.bulletin import BulletinBoard
-    from macmesh_daemon.node.changes import ChangeDesk
-    from macmesh_daemon.node.peers import PeerPool
-    from macmesh_daemon.node.planning import Planning
+    from macmesh_daemon.node.recorder import Recorder
     from macmesh_daemon.node.stage_host import StageHost
     from macmesh_daemon.node.storage import StateStore
+    from macmesh_daemon.node.transport import Transport
 
 _log = get_logger(part="cluster")
 
-_METHODS: dict[type[Any], str] = {
-    msg.RequestVoteRequest: "RequestVote",
-    msg.HeartbeatRequest: "Heartbeat",
-    msg.PrepareRequest: "Prepare",
-    msg.CommitRequest: "Commit",
-    msg.SetPeersRequest: "SetPeers",
-    msg.ProbeRequest: "Probe",
-    msg.LeaveRequest: "Leave",
-    msg.TransferLeadershipRequest: "TransferLeadership",
-}
+#: The core answers at once, except a COMMIT that waits for the old worker to end.
+ANSWER_DEADLINE_SECONDS = 10.0
+
+
+class Planner(Protocol):
+    """What the driver needs of `Planning`: both tell the core how it went."""
+
+    async def compute(self, effect: fx.ComputePlan) -> None:
+        """Compute a plan; ends in `PlanComputed` or `PlanRefused`."""
+        ...
+
+    async def check_prepare(self, effect: fx.CheckPrepare) -> None:
+        """Check this node's part of a plan; ends in `PrepareChecked`."""
+        ...
+
+
+class ChangeResolver(Protocol):
+    """What the driver needs of `ChangeDesk`."""
+
+    def resolve(self, effect: fx.ChangeAccepted | fx.ChangeDone | fx.ChangeRejected) -> None:
+        """Take the core's decision on a change."""
+        ...
 
 
 class CoreDriver:
@@ -52,40 +61,52 @@ class CoreDriver:
         machine: ClusterMachine,
         store: StateStore,
         clock: Clock,
-        peers: PeerPool,
+        transport: Transport,
+        recorder: Recorder,
+        event_log: EventLog,
         board: BulletinBoard,
         tasks: asyncio.TaskGroup,
+        wall_seconds: Callable[[], float] = time.time,
     ) -> None:
         self._machine = machine
         self._store = store
         self._clock = clock
-        self._peers = peers
+        self._transport = transport
+        self._recorder = recorder
+        self._event_log = event_log
         self._board = board
         self._tasks = tasks
+        self._wall_seconds = wall_seconds
         self._queue: asyncio.Queue[ev.Event] = asyncio.Queue()
         self._requests = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._waiting: dict[int, tuple[str, asyncio.Future[Any]]] = {}
         self._changed = asyncio.Event()
         #: Set once the goodbye of a `LeaveWanted` has been said.
         self.left = asyncio.Event()
         self.view: ClusterView = machine.view
         # Set by the runtime before run(): these need the driver, and the driver needs them.
         self.stage_host: StageHost
-        self.planning: Planning
-        self.changes: ChangeDesk
+        self.planning: Planner
+        self.changes: ChangeResolver
+        transport.serve(self.answer)
 
     def notify(self, event: ev.Event) -> None:
         """Queue an event for the core."""
         self._queue.put_nowait(event)
 
-    async def ask(self, sender: str, message: Any) -> Any:
-        """Give the core a peer's request and wait for its reply; the caller sets the deadline."""
+    async def answer(self, sender: str, message: Any) -> Any:
+        """Give the core a peer's request and wait for its reply.
+
+        Raises:
+            TimeoutError: The core was silent for `ANSWER_DEADLINE_SECONDS`.
+        """
         request_id = next(self._requests)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting[request_id] = future
+        self._waiting[request_id] = (sender, future)
         try:
             self.notify(ev.RequestReceived(request_id=request_id, sender=sender, message=message))
-            return await future
+            async with asyncio.timeout(ANSWER_DEADLINE_SECONDS):
+                return await future
         finally:
             self._waiting.pop(request_id, None)
 
@@ -107,9 +128,13 @@ class CoreDriver:
         """Drive the core until cancelled."""
         while True:
             event = await self._next_event()
-            for effect in self._machine.step(event, self._clock.now()):
+            effects = self._machine.step(event, self._clock.now())
+            view = self._machine.view
+            self._recorder.elected(view)
+            for effect in effects:
                 await self._carry_out(effect)
-            self.view = self._machine.view
+            self.view = view
+            self._recorder.settled(view)
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
 
@@ -127,11 +152,15 @@ class CoreDriver:
         match effect:
             case fx.Persist():
                 await asyncio.to_thread(self._store.save, effect.state)
+                self._recorder.persisted(effect.state)
+                # No later effect starts before the log has it: what others learn of it is in evidence here.
+                await asyncio.to_thread(self._event_log.flush)
             case fx.Send():
                 self._tasks.create_task(self._send(effect), name=f"send to {effect.peer[:8]}")
             case fx.Reply():
-                future = self._waiting.get(effect.request_id)
+                sender, future = self._waiting.get(effect.request_id, ("", None))
                 if future is not None and not future.done():
+                    self._recorder.answered(effect.message, sender)
                     future.set_result(effect.message)
             case fx.ComputePlan():
                 self._tasks.create_task(self.planning.compute(effect), name="compute plan")
@@ -155,25 +184,18 @@ class CoreDriver:
     def _announce(self, effect: fx.Announce) -> None:
         facts = dict(effect.facts)
         _log.info(effect.event, **{"term": self._machine.view.term, **facts})
-        self._board.post(Bulletin(time.time(), effect.event, facts))  # wall time: for people only
+        self._recorder.announced(effect.event, facts)
+        self._board.post(Bulletin(self._wall_seconds(), effect.event, facts))  # for people only
 
     async def _send(self, effect: fx.Send) -> None:
-        stub = self._peers.stub(effect.peer)
-        if stub is None:
-            self.notify(ev.RequestFailed(peer=effect.peer, message=effect.message, reason="no address known"))
-            return
-        method = getattr(stub, _METHODS[type(effect.message)])
         sent = self._clock.now()
         try:
-            response = await method(to_proto(effect.message), timeout=effect.deadline_seconds)
-        except grpc.aio.AioRpcError as error:
-            reason = f"{error.code().name}: {error.details()}"
-            self.notify(ev.RequestFailed(peer=effect.peer, message=effect.message, reason=reason))
+            response = await self._transport.call(effect.peer, effect.message, effect.deadline_seconds)
+        except RemoteCallFailed as error:
+            self.notify(ev.RequestFailed(peer=effect.peer, message=effect.message, reason=str(error)))
             return
         self.notify(
             ev.ResponseReceived(
-                peer=effect.peer,
-                message=from_proto(response),
-                round_trip_ms=(self._clock.now() - sent) * 1000,
+                peer=effect.peer, message=response, round_trip_ms=(self._clock.now() - sent) * 1000
             )
         )

@@ -7,7 +7,8 @@
     ├── LocalValueNotEncodable (also a ValueError)     a value that has no protobuf form
     ├── LocalStateCorrupt                              the state file is torn, damaged or of another version
     ├── LocalStateNotWritable (also an OSError)        the state could not be made durable
-    └── LocalPortBusy                                  the port or socket cannot be listened on
+    ├── LocalPortBusy                                  the port or socket cannot be listened on
+    └── RemoteCallFailed                               a peer gave no answer, in time or at all
 """
 
 from typing import TYPE_CHECKING
@@ -67,3 +68,7 @@ class LocalPortBusy(NodeError):  # noqa: N818  same
             "(0 takes a free port) or socket_path"
         )
         self.address = address
+
+
+class RemoteCallFailed(NodeError):  # noqa: N818  same
+    """A peer gave no answer: not within the deadline, or it cannot be reached, or it refused."""

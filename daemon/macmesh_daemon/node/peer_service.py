@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from macmesh_daemon.cluster.events import CandidateVerified
 from macmesh_daemon.identity import RemoteUntrustedError
 from macmesh_daemon.node.call_errors import CallError, abort
 from macmesh_daemon.node.codec import from_proto, to_proto
+from macmesh_daemon.node.errors import RemoteCallFailed
 from macmesh_daemon.node.tls import caller_node_id
 
 if TYPE_CHECKING:
@@ -20,59 +20,25 @@ if TYPE_CHECKING:
     import grpc
 
     from macmesh_daemon.node.runtime import Node
+    from macmesh_daemon.node.transport import Transport
 
-#: The core answers at once, except a COMMIT that waits for the old worker to end.
-ANSWER_DEADLINE_SECONDS = 10.0
 PROTOCOL_VERSION = 1
 
 
-class PeerService(peer_pb2_grpc.PeerServiceServicer):
-    """Hands every core message to the core and answers with its reply."""
+class CorePeerService(peer_pb2_grpc.PeerServiceServicer):
+    """The receiving side of a `GrpcTransport`: hands the core's messages to it and answers with the reply."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
 
     async def _ask_core(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         sender = await _caller(context)
         try:
-            async with asyncio.timeout(ANSWER_DEADLINE_SECONDS):
-                reply = await self._node.driver.ask(sender, from_proto(request))
+            return to_proto(await self._transport.handle(sender, from_proto(request)))
         except TimeoutError:
-            await abort(
-                context,
-                CallError(Reason.INTERNAL, "the node did not answer in time"),
-            )
-        return to_proto(reply)
-
-    async def Hello(
-        self, request: peer_pb2.HelloRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> peer_pb2.HelloResponse:
-        """Introduce this node; the caller, proved by its certificate, becomes a verified candidate."""
-        sender = await _caller(context)
-        if request.protocol_version != PROTOCOL_VERSION:
-            await abort(
-                context,
-                CallError(
-                    Reason.INVALID_ARGUMENT,
-                    f"this node speaks protocol {PROTOCOL_VERSION}, the caller {request.protocol_version}; "
-                    "run the same version of macmesh on every node",
-                ),
-            )
-        addresses = tuple(request.addresses)
-        if self._node.peers.is_new_start(sender, request.boot_nonce):
-            # What a node says of its own addresses is good until this node has dialled it and knows better.
-            self._node.peers.learn(sender, addresses)
-        self._node.driver.notify(
-            CandidateVerified(
-                node_id=sender,
-                addresses=self._node.peers.addresses(sender) or addresses,
-                facts=from_proto(request.facts),
-                boot_nonce=request.boot_nonce,
-                discovery=request.discovery,
-                has_cluster=request.has_cluster,
-            )
-        )
-        return self._node.hello_response()
+            await abort(context, CallError(Reason.INTERNAL, "the node did not answer in time"))
+        except RemoteCallFailed as error:
+            await abort(context, CallError(Reason.NOT_READY, str(error)))
 
     async def RequestVote(
         self, request: peer_pb2.RequestVoteRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -129,6 +95,44 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         """The coordinator's wish that this node takes over."""
         response: peer_pb2.TransferLeadershipResponse = await self._ask_core(request, context)
         return response
+
+
+class PeerService(CorePeerService):
+    """All that a node answers other nodes."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node.transport)
+        self._node = node
+
+    async def Hello(
+        self, request: peer_pb2.HelloRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.HelloResponse:
+        """Introduce this node; the caller, proved by its certificate, becomes a verified candidate."""
+        sender = await _caller(context)
+        if request.protocol_version != PROTOCOL_VERSION:
+            await abort(
+                context,
+                CallError(
+                    Reason.INVALID_ARGUMENT,
+                    f"this node speaks protocol {PROTOCOL_VERSION}, the caller {request.protocol_version}; "
+                    "run the same version of macmesh on every node",
+                ),
+            )
+        addresses = tuple(request.addresses)
+        if self._node.peers.is_news(sender, request.boot_nonce, addresses):
+            # What a node says of its own addresses is good until this node has dialled it and knows better.
+            self._node.peers.learn(sender, addresses)
+        self._node.driver.notify(
+            CandidateVerified(
+                node_id=sender,
+                addresses=self._node.peers.addresses(sender) or addresses,
+                facts=from_proto(request.facts),
+                boot_nonce=request.boot_nonce,
+                discovery=request.discovery,
+                has_cluster=request.has_cluster,
+            )
+        )
+        return self._node.hello_response()
 
     async def ProfileModel(
         self, request: peer_pb2.ProfileModelRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -7,18 +7,22 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import grpc
+
 from macmesh.v1 import peer_pb2_grpc
 from macmesh_daemon.node.tls import open_channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    import grpc
-
     from macmesh.v1.peer_pb2_grpc import PeerServiceAsyncStub
     from macmesh_daemon.identity import NodeCredentials
     from macmesh_daemon.node.live_credentials import LiveCredentials
 
+#: Addresses kept of one peer, the newest first.
+MAX_ADDRESSES = 8
+#: Calls on a connection that is given up get this long to end.
+RETIREMENT_GRACE_SECONDS = 1.0
 #: Calls that run while certificates are renewed may take this much longer to end.
 RENEWAL_GRACE_SECONDS = 86400.0
 
@@ -62,21 +66,32 @@ class PeerPool:
         self._credentials = credentials
         self._addresses: dict[str, tuple[str, ...]] = {}
         self._links: dict[str, _Link] = {}
-        self._boot_nonces: dict[str, int] = {}
+        self._told: dict[str, tuple[int, frozenset[str]]] = {}
         self._retired: list[grpc.aio.Channel] = []
         self._outlived: list[grpc.aio.Channel] = []
+        self._has_retired = asyncio.Event()
 
     def learn(self, node_id: str, addresses: Iterable[str]) -> None:
-        """Use these addresses for the peer from now on; an empty list changes nothing."""
-        known = tuple(addresses)
-        if known:
-            self._addresses[node_id] = known
+        """Try these addresses of the peer first from now on, and older ones behind them.
 
-    def is_new_start(self, node_id: str, boot_nonce: int) -> bool:
-        """Whether the peer was not met since it started; from now on it was."""
-        known = self._boot_nonces.get(node_id)
-        self._boot_nonces[node_id] = boot_nonce
-        return known != boot_nonce
+        An address that is not named any more may be good again tomorrow, so it is kept as a last resort. News
+        never costs a connection that works.
+        """
+        merged = tuple(dict.fromkeys((*addresses, *self.addresses(node_id))))[:MAX_ADDRESSES]
+        if merged:
+            self._addresses[node_id] = merged
+
+    def is_news(self, node_id: str, boot_nonce: int, addresses: Iterable[str]) -> bool:
+        """Whether the peer says something else of itself than the last time: it started anew, or it moved."""
+        told = (boot_nonce, frozenset(addresses))
+        before, self._told[node_id] = self._told.get(node_id), told
+        return before != told
+
+    def redial(self) -> None:
+        """Connect anew to everybody at the next call: after a sleep, every connection may be dead unnoticed."""
+        links, self._links = self._links, {}
+        for link in links.values():
+            self._retire(link.channel)
 
     def addresses(self, node_id: str) -> tuple[str, ...]:
         """The addresses in use; empty where none is known."""
@@ -97,8 +112,8 @@ class PeerPool:
     def _link(self, node_id: str, addresses: tuple[str, ...]) -> _Link:
         link = self._links.get(node_id)
         credentials = self._credentials.current
-        if link is not None and link.addresses != addresses:
-            self._retired.append(link.channel)
+        if link is not None and link.addresses != addresses and not _works(link.channel):
+            self._retire(link.channel)
         elif link is not None and link.credentials is not credentials:
             self._outlived.append(link.channel)
         elif link is not None:
@@ -116,11 +131,18 @@ class PeerPool:
         await asyncio.gather(*(channel.close(grace=RENEWAL_GRACE_SECONDS) for channel in outlived))
         self._outlived = [channel for channel in self._outlived if channel not in outlived]
 
-    async def close_retired(self) -> None:
-        """Close the channels that a change of address replaced."""
-        retired, self._retired = self._retired, []
-        for channel in retired:
-            await channel.close(grace=1.0)
+    def _retire(self, channel: grpc.aio.Channel) -> None:
+        self._retired.append(channel)
+        self._has_retired.set()
+
+    async def tidy(self) -> None:
+        """Close the channels that others replaced, until cancelled."""
+        while True:
+            await self._has_retired.wait()
+            self._has_retired.clear()
+            retired = list(self._retired)
+            await asyncio.gather(*(channel.close(grace=RETIREMENT_GRACE_SECONDS) for channel in retired))
+            self._retired = [channel for channel in self._retired if channel not in retired]
 
     async def close(self) -> None:
         """Close every channel."""
@@ -131,3 +153,7 @@ class PeerPool:
             await channel.close(grace=None)
         self._retired.clear()
         self._outlived.clear()
+
+
+def _works(channel: grpc.aio.Channel) -> bool:
+    return channel.get_state() is grpc.ChannelConnectivity.READY

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from macmesh_daemon.cluster.messages import Deployment, Epoch, ModelRef
+    from macmesh_daemon.node.recorder import RequestTrail
     from macmesh_daemon.node.runtime import Node
 
 #: A seed travels as an unsigned 64-bit number; 32 bits are plenty and easy to type again.
@@ -67,9 +68,13 @@ class RequestDesk:
             CallError: the request is wrong, nothing is served, or the plan was lost.
         """
         accepted_at = self._node.clock.now()
-        served = self._served(request.model_id)
-        tokenizer = await self._tokenizer(served.model)
-        run, stop_ids = await asyncio.to_thread(_prepare, request, served, tokenizer)
+        try:
+            served = self._served(request.model_id)
+            tokenizer = await self._tokenizer(served.model)
+            run, stop_ids = await asyncio.to_thread(_prepare, request, served, tokenizer)
+        except CallError as error:
+            self._node.recorder.refused(error.reason.value)
+            raise
         log = TokenLog(
             request_id=run.request_id,
             prompt_token_ids=tuple(run.prompt_token_ids),
@@ -78,16 +83,31 @@ class RequestDesk:
             accepted_at=accepted_at,
         )
         self._logs[log.request_id] = log
+        trail = self._node.recorder.request(
+            run.request_id, served.epoch, prompt_tokens=len(log.prompt_token_ids), max_tokens=run.max_tokens
+        )
         try:
             assembler = TextAssembler(tokenizer, stops=tuple(request.stop), end_ids=stop_ids)
-            async with aclosing(self._deliver(run, served, log, assembler)) as responses:
+            async with aclosing(self._deliver(run, served, log, assembler, trail)) as responses:
                 async for response in responses:
                     yield response
+        except CallError as error:
+            trail.failed(error.reason.value)
+            raise
+        except Exception as error:
+            trail.failed(type(error).__name__)
+            raise
         finally:
+            trail.cancelled()
             del self._logs[log.request_id]
 
     async def _deliver(
-        self, run: peer_pb2.RunRequestRequest, served: _Served, log: TokenLog, assembler: TextAssembler
+        self,
+        run: peer_pb2.RunRequestRequest,
+        served: _Served,
+        log: TokenLog,
+        assembler: TextAssembler,
+        trail: RequestTrail,
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         index = 0
         facts = inference_pb2.RequestFacts(
@@ -106,6 +126,10 @@ class RequestDesk:
                 )
                 if piece.finish_reason:
                     response.usage.CopyFrom(_usage(log))
+                # On the record before it goes out: afterwards the client may be gone, and this with it.
+                trail.delivered(token.index, len(piece.token_ids))
+                if piece.finish_reason:
+                    trail.finished(inference_pb2.FinishReason.Name(piece.finish_reason))
                 if piece.worth_sending or index == 0:
                     yield response
                     index += 1

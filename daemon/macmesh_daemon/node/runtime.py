@@ -7,18 +7,20 @@ import contextlib
 import random
 import secrets
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from macmesh.v1 import peer_pb2
 from macmesh_daemon.api.access_service import AccessService
 from macmesh_daemon.api.cluster_service import ClusterService
 from macmesh_daemon.api.inference_service import InferenceService
-from macmesh_daemon.clock import ClockReading, Interruption, SystemClock, detect_interruption
-from macmesh_daemon.cluster.events import CandidateVerified, LocalHealth
+from macmesh_daemon.clock import Interruption, SystemClock
+from macmesh_daemon.cluster.events import CandidateVerified, LeaveWanted, LocalHealth
 from macmesh_daemon.cluster.machine import ClusterMachine
 from macmesh_daemon.cluster.messages import NodeFacts
 from macmesh_daemon.cluster.settings import ClusterSettings
-from macmesh_daemon.discovery import join_address
+from macmesh_daemon.eventlog.reader import FOLDER_NAME as EVENTS_FOLDER
+from macmesh_daemon.eventlog.writer import EventLog
 from macmesh_daemon.files import FolderLock
 from macmesh_daemon.hostinfo import collect_facts
 from macmesh_daemon.identity import begin_start, load_or_create_identity
@@ -28,22 +30,26 @@ from macmesh_daemon.node.candidates import CandidateDialer
 from macmesh_daemon.node.changes import ChangeDesk
 from macmesh_daemon.node.codec import to_proto
 from macmesh_daemon.node.driver import CoreDriver
+from macmesh_daemon.node.interruptions import watch_interruptions
 from macmesh_daemon.node.listening import Doors, lanes_host
 from macmesh_daemon.node.live_credentials import LiveCredentials
+from macmesh_daemon.node.own_addresses import OwnAddresses
 from macmesh_daemon.node.peer_service import PROTOCOL_VERSION, PeerService
 from macmesh_daemon.node.peers import PeerPool
 from macmesh_daemon.node.planning import Planning
+from macmesh_daemon.node.recorder import Recorder
 from macmesh_daemon.node.requests import RequestDesk
 from macmesh_daemon.node.sources import Sources, own_hosts
 from macmesh_daemon.node.stage_host import StageHost
 from macmesh_daemon.node.storage import StateStore
 from macmesh_daemon.node.sync_keeper import SyncKeeper, sync_platform
+from macmesh_daemon.node.transport import GrpcTransport
 from macmesh_daemon.node.trust import Denied, Trust
 from macmesh_daemon.node.trust_service import TrustService
 from macmesh_daemon.node.waiting import wait_for_membership
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from macmesh_daemon.config import Config
     from macmesh_daemon.identity import Start
@@ -51,10 +57,12 @@ if TYPE_CHECKING:
 
 _log = get_logger(part="node")
 
-#: How often the node looks whether it slept or starved; the heartbeat's own period.
-HEALTH_INTERVAL_SECONDS = 0.25
 #: Stopping in order takes at most this; then the process ends anyway. Below launchd's ExitTimeOut.
 STOP_DEADLINE_SECONDS = 10.0
+
+
+#: The goodbye is one round trip; where nobody answers, the others find out by themselves.
+LEAVE_DEADLINE_SECONDS = 2.0
 
 
 class _StopRequested(Exception):  # noqa: N818  ends the task group, not an error
@@ -75,7 +83,9 @@ class Node:
         worker_factory: WorkerFactory,
         tasks: asyncio.TaskGroup,
         store: StateStore,
+        event_log: EventLog,
         hosts: tuple[str, ...],
+        read_hosts: Callable[[], Awaitable[tuple[str, ...]]] | None = None,
     ) -> None:
         self.config = config
         self.node_id = credentials.current.node_id
@@ -83,6 +93,7 @@ class Node:
         self.clock = SystemClock()
         self.board = BulletinBoard()
         self.peers = PeerPool(credentials)
+        self.transport = GrpcTransport(self.peers)
         denied = Denied()
         self.doors = Doors(config, credentials, is_denied=denied)
         self._start = start
@@ -90,13 +101,22 @@ class Node:
         self._host_health = health
         self._tasks = tasks
         self._store = store
-        self._addresses = tuple(join_address(host, self.doors.port) for host in hosts)
+        self._event_log = event_log
+        self.addresses = OwnAddresses(
+            hosts,
+            self.doors.port,
+            read=read_hosts or partial(own_hosts, config),
+            clock=self.clock,
+            changed=self._moved,
+        )
+        persistent = store.load()
+        self.recorder = Recorder(event_log, persistent, boot_nonce=start.boot_nonce)
         machine = ClusterMachine(
             node_id=self.node_id,
             boot_nonce=start.boot_nonce,
             facts=facts,
-            addresses=self._addresses,
-            persistent=store.load(),
+            addresses=self.addresses.current,
+            persistent=persistent,
             settings=cluster_settings(config),
             rng=random.Random(start.boot_nonce),  # noqa: S311  election jitter, no secret
             key_source=lambda: secrets.token_bytes(32),
@@ -108,7 +128,9 @@ class Node:
             machine=machine,
             store=store,
             clock=self.clock,
-            peers=self.peers,
+            transport=self.transport,
+            recorder=self.recorder,
+            event_log=event_log,
             board=self.board,
             tasks=tasks,
         )
@@ -128,11 +150,12 @@ class Node:
             factory=worker_factory,
             credentials=credentials,
             resolve_path=self.planning.resolve_path,
-            bind_host=lanes_host(hosts),
+            bind_host=lambda: lanes_host(self.addresses.hosts),
             host_id=facts.host_id,
             step_deadline_seconds=config.step_deadline_seconds,
             sync=self._sync,
             notify=self.driver.notify,
+            recorder=self.recorder,
             tasks=tasks,
         )
         self.driver.stage_host = self.stage_host
@@ -165,7 +188,7 @@ class Node:
             sources=self._sources,
             gate=self.doors.gate,
             denied=denied,
-            addresses=self._addresses,
+            addresses=lambda: self.addresses.current,
             told_evicted=lambda: self._dialer.told_evicted,
             clock=self.clock,
         )
@@ -185,15 +208,25 @@ class Node:
         await self.doors.open()
         _log.info(
             "node started",
-            addresses=self._addresses,
+            addresses=self.addresses.current,
             socket=str(self.config.resolved_socket_path()),
             incarnation=self._start.incarnation,
         )
+        self._tasks.create_task(self._event_log.run(), name="event log")
         self._tasks.create_task(self.driver.run(), name="cluster core")
-        self._tasks.create_task(self._watch_health(), name="own health")
+        self._tasks.create_task(watch_interruptions(self.clock, self._looked), name="own health")
         self._tasks.create_task(self._sync.prepare(self.config.sync_mode), name="sync self-test")
+        self._tasks.create_task(self.addresses.run(), name="own addresses")
+        self._tasks.create_task(self.peers.tidy(), name="retired channels")
         self.trust.start(self._tasks)
         self._looking = self._sources.start(self._dialer.offer, self._tasks)
+
+    async def leave(self, reason: str) -> None:
+        """Tell the cluster that this node goes, so that it need not find out; waits a moment to be heard."""
+        self.driver.notify(LeaveWanted(reason))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_DEADLINE_SECONDS):
+                await self.driver.left.wait()
 
     async def close(self) -> None:
         """Stop in order: no new calls, no worker, no announcements, no channels."""
@@ -223,7 +256,7 @@ class Node:
             protocol_version=PROTOCOL_VERSION,
             incarnation=self._start.incarnation,
             boot_nonce=self._start.boot_nonce,
-            addresses=self._addresses,
+            addresses=self.addresses.current,
             facts=to_proto(self._facts),
             coordinator_node_id=view.coordinator_node_id,
             has_cluster=view.stored_document is not None,
@@ -235,7 +268,7 @@ class Node:
             cluster=self.cluster_prefix,
             incarnation=self._start.incarnation,
             boot_nonce=self._start.boot_nonce,
-            addresses=self._addresses,
+            addresses=self.addresses.current,
             facts=to_proto(self._facts),
             discovery=discovery,
             has_cluster=self.driver.view.stored_document is not None,
@@ -246,21 +279,35 @@ class Node:
         members = document.members if document else ()
         return [(m.node_id, m.addresses) for m in members if m.node_id != self.node_id and m.addresses]
 
-    async def _watch_health(self) -> None:
-        previous = ClockReading.take(self.clock)
-        while True:
-            await self.clock.sleep(HEALTH_INTERVAL_SECONDS)
-            await self.peers.close_retired()
-            current = ClockReading.take(self.clock)
-            found = detect_interruption(previous, current, interval_seconds=HEALTH_INTERVAL_SECONDS)
-            previous = current
-            if found is not None:
-                _log.warning("node was interrupted", kind=found.value)
-                self._sources.refresh()
-            self._sources.set_lonely(not self.driver.view.coordinator_node_id)
-            self.driver.notify(
-                LocalHealth(score=0 if found is None else 1, slept=found is Interruption.SLEPT)
+    def _moved(self) -> None:
+        """This machine has other addresses: tell the core, the network and every node that is known."""
+        self.driver.notify(
+            CandidateVerified(
+                node_id=self.node_id,
+                addresses=self.addresses.current,
+                facts=self._facts,
+                boot_nonce=self._start.boot_nonce,
+                discovery="self",
+                has_cluster=self.driver.view.stored_document is not None,
             )
+        )
+        self._sources.refresh()
+        self._greet_everybody()
+
+    def _greet_everybody(self) -> None:
+        self._dialer.greet_again([node_id for node_id, _ in self._known_members()])
+
+    def _looked(self, found: Interruption | None) -> None:
+        """Four times a second: what the node's own watch saw."""
+        if found is not None:
+            _log.warning("node was interrupted", kind=found.value)
+            self.addresses.refresh()
+            self._sources.refresh()
+        if found is Interruption.SLEPT:
+            self.peers.redial()
+            self._greet_everybody()
+        self._sources.set_lonely(not self.driver.view.coordinator_node_id)
+        self.driver.notify(LocalHealth(score=0 if found is None else 1, slept=found is Interruption.SLEPT))
 
 
 def cluster_settings(config: Config) -> ClusterSettings:
@@ -283,11 +330,20 @@ async def run_node(
     worker_factory: WorkerFactory,
     on_identity: Callable[[str], None] = lambda _node_id: None,
     on_ready: Callable[[], None] = lambda: None,
+    read_hosts: Callable[[], Awaitable[tuple[str, ...]]] | None = None,
 ) -> None:
     """Run a node until `stop` is set; `on_ready` is called once both doors are open.
 
     `on_identity` is called with the node id as soon as it is known. A machine that belongs to no cluster, or
     whose certificate ended, waits: it answers `status` with what to do, and goes on once it has joined.
+
+    Args:
+        config: Its configuration.
+        stop: Ends it.
+        worker_factory: Makes its workers.
+        on_identity: See above.
+        on_ready: See above.
+        read_hosts: Reads the machine's addresses; replaced in tests.
 
     Raises:
         LocalFolderInUseError: another daemon uses the data folder.
@@ -305,8 +361,14 @@ async def run_node(
             return
         start = await asyncio.to_thread(begin_start, config.data_dir)
         host = await collect_facts(config)
-        hosts = await own_hosts(config)
+        hosts = await (read_hosts() if read_hosts is not None else own_hosts(config))
         facts = NodeFacts(**asdict(host.facts))
+        event_log = EventLog(
+            config.data_dir / EVENTS_FOLDER,
+            node_id=identity.node_id,
+            incarnation=start.incarnation,
+            clock=SystemClock(),
+        )
         try:
             async with asyncio.TaskGroup() as tasks:
                 node = Node(
@@ -318,16 +380,22 @@ async def run_node(
                     worker_factory=worker_factory,
                     tasks=tasks,
                     store=StateStore(config.data_dir),
+                    event_log=event_log,
                     hosts=hosts,
+                    read_hosts=read_hosts,
                 )
                 try:
                     await node.serve()
                     on_ready()
                     await stop.wait()
+                    await node.leave("the daemon stops")
                 finally:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(STOP_DEADLINE_SECONDS):
                             await node.close()
                 raise _StopRequested  # noqa: TRY301  it ends the task group from inside
         except* _StopRequested:
+            node.recorder.ended()
             _log.info("node stopped")
+        finally:
+            await asyncio.to_thread(event_log.close)

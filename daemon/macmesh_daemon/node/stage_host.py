@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from macmesh_daemon.node.live_credentials import LiveCredentials
+    from macmesh_daemon.node.recorder import Recorder
     from macmesh_daemon.node.sync_keeper import SyncKeeper
     from macmesh_daemon.supervisor.interface import Worker, WorkerFactory
 
@@ -64,11 +65,12 @@ class StageHost:
         factory: WorkerFactory,
         credentials: LiveCredentials,
         resolve_path: Callable[[str, str, str], Path],
-        bind_host: str,
+        bind_host: Callable[[], str],
         host_id: str,
         step_deadline_seconds: float,
         sync: SyncKeeper,
         notify: Callable[[events.Event], None],
+        recorder: Recorder,
         tasks: asyncio.TaskGroup,
     ) -> None:
         self._factory = factory
@@ -79,6 +81,7 @@ class StageHost:
         self._step_deadline_seconds = step_deadline_seconds
         self._sync = sync
         self._notify = notify
+        self._recorder = recorder
         self._tasks = tasks
         self._hosted: _Hosted | None = None
 
@@ -86,6 +89,7 @@ class StageHost:
         """Start a worker process for a stage; its reports reach the core as WorkerReported."""
         hosted = _Hosted(self._factory(), epoch, stage_index)
         self._hosted = hosted
+        self._recorder.worker_started(epoch, stage_index)
         self._tasks.create_task(self._run(hosted, deployment), name=f"worker of stage {stage_index}")
 
     def stop(self, epoch: Epoch, deadline_seconds: float) -> None:
@@ -121,7 +125,9 @@ class StageHost:
         hosted = self._serving(request)
         queue: asyncio.Queue[peer_pb2.RunRequestResponse | CallError | None] = asyncio.Queue()
         hosted.requests[request.request_id] = queue
+        self._recorder.run_started(request.request_id, hosted.epoch)
         ended = False
+        how = "cancelled"
         try:
             await self._send(hosted, lane_pb2.WorkerCommand(submit=lane_pb2.SubmitRequest(request=request)))
             while not ended:
@@ -134,17 +140,20 @@ class StageHost:
                     yield peer_pb2.RunRequestResponse()
                     continue
                 if item is None:
+                    how = "failed"
                     raise CallError(
                         Reason.WORKER_FAILED,
                         "the head worker ended while it served the request; try again once the plan is ready",
                     )
                 if isinstance(item, CallError):
-                    ended = True
+                    ended, how = True, "failed"
                     raise item
-                ended = item.finish_reason != 0
+                if item.finish_reason != 0:
+                    ended, how = True, "finished"
                 yield item
         finally:
             hosted.requests.pop(request.request_id, None)
+            self._recorder.run_ended(request.request_id, how)
             if not ended and self._hosted is hosted:
                 cancel = lane_pb2.CancelRequest(request_id=request.request_id)
                 self._tasks.create_task(
@@ -183,6 +192,7 @@ class StageHost:
         try:
             start = await self._start_message(hosted, deployment)
             await hosted.worker.start(start)
+            self._recorder.worker_runs(hosted.epoch, hosted.stage_index, hosted.worker.pid)
             async for event in hosted.worker.events():
                 self._take(hosted, event)
         except Exception as error:  # noqa: BLE001  whatever ends a worker must reach the core as a report
@@ -194,19 +204,22 @@ class StageHost:
                 queue.put_nowait(None)
             with contextlib.suppress(Exception):
                 await hosted.worker.stop(STOP_DEADLINE_SECONDS)
+            self._recorder.worker_stopped(hosted.epoch)
         if failure:
             _log.error("worker could not be run", epoch=str(hosted.epoch), error=failure)
-            self._notify(
-                events.WorkerReported(
-                    report=WorkerReport(
-                        epoch=hosted.epoch,
-                        stage_index=hosted.stage_index,
-                        state=WorkerState.FAILED,
-                        error=failure,
-                    )
+            self._tell(
+                WorkerReport(
+                    epoch=hosted.epoch,
+                    stage_index=hosted.stage_index,
+                    state=WorkerState.FAILED,
+                    error=failure,
                 )
             )
         self._notify(events.WorkerStopped(epoch=hosted.epoch))
+
+    def _tell(self, report: WorkerReport) -> None:
+        self._recorder.worker_reported(report)
+        self._notify(events.WorkerReported(report=report))
 
     async def _start_message(self, hosted: _Hosted, deployment: Deployment) -> lane_pb2.StartStage:
         model = deployment.model or ModelRef()
@@ -217,7 +230,7 @@ class StageHost:
             deployment=to_proto(deployment),
             stage_index=hosted.stage_index,
             model_path=str(path),
-            bind_host=self._bind_host,
+            bind_host=self._bind_host(),
             host_id=self._host_id,
             ca_pem=self._credentials.current.ca_pem,
             certificate_pem=self._credentials.current.cert_pem,
@@ -234,7 +247,7 @@ class StageHost:
                 hosted.ready = report.state is WorkerState.READY
                 if report.hung and report.sync_mode == "fast":
                     self._tasks.create_task(self._sync.note_hang(report.error), name="note hang")
-                self._notify(events.WorkerReported(report=report))
+                self._tell(report)
             case "progress":
                 self._deliver(hosted, event.progress.request_id, event.progress.response)
             case "failed":

@@ -79,7 +79,7 @@ class Trust:
         sources: Sources,
         gate: Gate,
         denied: Denied,
-        addresses: tuple[str, ...],
+        addresses: Callable[[], tuple[str, ...]],
         told_evicted: Callable[[], bool],
         clock: Clock,
         wall_seconds: Callable[[], float] = time.time,
@@ -134,7 +134,7 @@ class Trust:
 
     def known_nodes(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """This node and the other members with their addresses."""
-        yield self._node_id, self._own_addresses
+        yield self._node_id, self._own_addresses()
         document = self._driver.view.stored_document
         for member in document.members if document else ():
             if member.node_id != self._node_id:
@@ -147,7 +147,7 @@ class Trust:
                 port = await self.door.opened()
         except TimeoutError:
             return []
-        hosts = (split_address(address)[0] for address in self._own_addresses)
+        hosts = (split_address(address)[0] for address in self._own_addresses())
         return [join_address(host, port) for host in hosts]
 
     async def _cut_off(self) -> None:

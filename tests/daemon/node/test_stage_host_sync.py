@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 
 from macmesh.v1 import lane_pb2, peer_pb2
+from macmesh_daemon.clock import SystemClock
 from macmesh_daemon.cluster import events
 from macmesh_daemon.cluster.messages import Deployment, Epoch
+from macmesh_daemon.cluster.state import PersistentState
+from macmesh_daemon.eventlog.writer import EventLog
 from macmesh_daemon.identity import NodeCredentials
+from macmesh_daemon.node.live_credentials import LiveCredentials
+from macmesh_daemon.node.recorder import Recorder
 from macmesh_daemon.node.stage_host import StageHost
 from macmesh_daemon.node.sync_keeper import SyncKeeper
 from macmesh_daemon.supervisor.testing import FakeWorker
@@ -71,15 +76,18 @@ async def test_only_a_hang_while_fast_is_in_force_puts_it_into_quarantine(
         key_path=tmp_path,
         cert_path=tmp_path,
     )
+    log = EventLog(tmp_path, node_id="n", incarnation=1, clock=SystemClock())
+    recorder = Recorder(log, PersistentState(), boot_nonce=1)
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         host = StageHost(
             factory=lambda: worker,
-            credentials=credentials,
+            credentials=LiveCredentials(credentials),
             resolve_path=lambda _id, _path, _digest: tmp_path,
-            bind_host="127.0.0.1",
+            bind_host=lambda: "127.0.0.1",
             step_deadline_seconds=1.0,
             host_id="",
             sync=sync,
+            recorder=recorder,
             notify=notify,
             tasks=tasks,
         )
