@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from macmesh_rdma.sync.sync_mode import SyncPlatform
+from macmesh_rdma.sync.mode import SyncPlatform
 
 from macmesh_daemon.clock import Interruption
 from macmesh_daemon.cluster import effects as fx
