@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 PROTOS := $(wildcard proto/macmesh/v1/*.proto)
 NATIVE := rdma/CMakeLists.txt $(wildcard rdma/native/*/*.h rdma/native/*/*.cpp)
 
-.PHONY: help setup demo test lint types imports proto proto-check unit format lock clean
+.PHONY: help setup demo sim mutants test lint types imports proto proto-check unit native sanitize format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,7 +25,17 @@ $(STAMP): requirements/dev.lock requirements/bootstrap.lock pyproject.toml rdma/
 demo: setup ## three daemons on this machine find each other, plan, load and generate
 	$(BIN)/daemonctl demo
 
-test: setup lint types imports proto-check unit demo ## everything CI checks
+SEEDS ?= 2000
+FIRST ?= 0
+JOBS ?= 2
+
+sim: setup ## the cluster core under seeded faults: SEEDS=2000 FIRST=0 JOBS=2
+	PYTHONPATH=tests $(BIN)/python -m simulator --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)
+
+mutants: setup ## single-line breaks of the cluster core, each of which must be caught
+	PYTHONPATH=tests $(BIN)/python -m simulator.mutants --jobs $(JOBS)
+
+test: setup lint types imports proto-check native unit demo ## everything CI checks
 
 lint: setup
 	$(BIN)/ruff check .
@@ -45,6 +55,19 @@ proto-check: setup
 
 unit: setup ## unit and process tests
 	$(BIN)/python -m pytest
+
+native: setup ## the native tests of the transport
+	$(call native_tests,native,)
+
+sanitize: setup ## the same under the address and the thread sanitizer
+	$(call native_tests,address,-DMACMESH_SANITIZER=address)
+	$(call native_tests,thread,-DMACMESH_SANITIZER=thread)
+
+define native_tests
+$(BIN)/cmake -S rdma -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DMACMESH_TESTS=ON $(2) >/dev/null
+$(BIN)/cmake --build build/$(1) >build/$(1)/build.log || { cat build/$(1)/build.log; exit 1; }
+$(BIN)/ctest --test-dir build/$(1) --output-on-failure --progress
+endef
 
 format: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

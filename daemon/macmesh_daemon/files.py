@@ -81,11 +81,20 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    make_durable(path.parent)
+
+
+def make_durable(path: Path) -> None:
+    """Wait until what is to be read at ``path``, a file or a folder's entries, is on the drive.
+
+    Raises:
+        OSError: It is not there, or cannot be synchronised.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        _sync(folder)
+        _sync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

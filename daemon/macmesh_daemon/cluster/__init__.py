@@ -18,6 +18,7 @@ Parts, from the bottom up::
     tracker, admission, changes, failures, flaps                 what a coordinator counts and remembers
     watch       verdicts on members, restarts and doubles        the coordinator
     evictions, transfer     removing a node, handing the office over    the coordinator
+    heartbeats  what every member is told, and the evicted       the coordinator
     planning    from "a plan is wanted" to a plan in the document    the coordinator
     rollout     from the document to a plan that serves              the coordinator
     coordinator heartbeats, the document, members                    one instance per term led here

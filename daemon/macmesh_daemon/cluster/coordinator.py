@@ -11,9 +11,9 @@ from .admission import JoinBatch, member_of, with_news
 from .changes import OpenChange
 from .effects import ChangeRejected
 from .errors import LocalClusterMisuse
-from .evictions import Evictions, Farewell
+from .evictions import Evictions
+from .heartbeats import Heartbeats
 from .messages import (
-    NO_VERSION,
     ClusterDocument,
     CommitResponse,
     Epoch,
@@ -35,7 +35,7 @@ from .messages import (
 from .planning import PlanMaker
 from .quorum import next_weight_change, outweighs, weights
 from .rollout import Rollout
-from .tracker import GONE, MemberTrack
+from .tracker import GONE
 from .transfer import Transfer
 from .watch import MemberEpochs, MemberWatch
 
@@ -81,18 +81,16 @@ class Coordinator:
         self._candidates = candidates
         self._since = context.now
         self._next_beat = context.now
-        self._next_status = context.now
-        self._told_status: object = None
         self._joins = JoinBatch(context.settings)
         self._is_touched = True
         self._plan_seq = 0
-        self._farewells: dict[str, Farewell] = {}
         self._leavers: list[tuple[int, str]] = []
         self.flaps = flaps
         self.watch = MemberWatch(context, replica, lambda: self.document, flaps)
         self.changes = OpenChange(context)
         self.evictions = Evictions(context)
         self.transfer = Transfer(context, self)
+        self._heartbeats = Heartbeats(context, self)
         self.rollout = Rollout(context, self)
         self.planning = PlanMaker(context, self, self.rollout)
         self._follow_members()
@@ -181,10 +179,9 @@ class Coordinator:
             return
         if (response.generation, response.term) != self._context.state.ballot:
             return  # an answer to a heartbeat of an earlier term, whose rounds were counted anew since
-        if peer in self._farewells:
-            if self._farewells[peer].is_heard_by(response):
-                del self._farewells[peer]
-        elif peer in self.watch.tracks and self.watch.on_heartbeat_response(peer, response, round_trip_ms):
+        if self._heartbeats.is_farewell(peer, response):
+            return
+        if peer in self.watch.tracks and self.watch.on_heartbeat_response(peer, response, round_trip_ms):
             self.touch()
 
     def on_leave(self, request_id: int, peer: str, reason: str) -> None:
@@ -268,7 +265,7 @@ class Coordinator:
         self._let_go()
         if self._context.now >= self._next_beat:
             self._next_beat = self._context.now + self._context.settings.heartbeat_seconds
-            self._beat()
+            self._heartbeats.send()
 
     def _reason_to_go(self) -> str:
         """Why another should coordinate; "" where this node may."""
@@ -322,8 +319,7 @@ class Coordinator:
         seq = document.seq + 1 if document.version[:2] == (generation, term) else 1
         for node_id in {member.node_id for member in self.document.members}:
             if node_id in document.denied_node_ids:
-                until = self._context.now + self._context.settings.farewell_seconds
-                self._farewells[node_id] = Farewell(MemberTrack(since=self._context.now), until)
+                self._heartbeats.bid_farewell(node_id)
         self._replica.store(dataclasses.replace(document, generation=generation, term=term, seq=seq))
         self._follow_members()
         self._next_beat = self._context.now
@@ -393,50 +389,3 @@ class Coordinator:
         """Track exactly the members of the newest version, and count its votes."""
         self._votes = weights(self.document)
         self.watch.follow(member.node_id for member in self.document.members)
-
-    def _beat(self) -> None:
-        """Send a heartbeat to every member, this node included, with the document where it is behind."""
-        context = self._context
-        document = self.document
-        commit = (
-            context.state.commit_version
-            if context.state.commit_version[:2] == document.version[:2]
-            else NO_VERSION
-        )
-        statuses = self.watch.statuses()
-        content = (
-            self.serving_state,
-            self.planning.refusal_json,
-            tuple((s.node_id, s.liveness, s.worker, s.duplicate_identity) for s in statuses),
-        )
-        tell = content != self._told_status or context.now >= self._next_status
-        if tell:
-            self._told_status = content
-            self._next_status = context.now + context.settings.status_seconds
-        members = statuses if tell else ()
-        self._farewells = {
-            n: farewell for n, farewell in self._farewells.items() if context.now < farewell.until
-        }
-        farewells = {node_id: farewell.track for node_id, farewell in self._farewells.items()}
-        for node_id, track in {**farewells, **self.watch.tracks}.items():
-            is_current = track.stored == document.version or node_id == context.node_id
-            is_member = node_id in self.watch.tracks
-            round_ = track.next_round(context.now)
-            if not is_member and commit == document.version:
-                self._farewells[node_id].note_commit(round_)
-            context.send(
-                node_id,
-                HeartbeatRequest(
-                    generation=document.generation,
-                    term=document.term,
-                    round=round_,
-                    document=None if is_current else document,
-                    commit_generation=commit[0],
-                    commit_term=commit[1],
-                    commit_seq=commit[2],
-                    members=members if is_member else (),
-                    serving_state=self.serving_state if tell and is_member else "",
-                    refusal_json=self.planning.refusal_json if tell and is_member else "",
-                ),
-                context.settings.rpc_deadline_seconds,
-            )

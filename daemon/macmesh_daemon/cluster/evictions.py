@@ -9,41 +9,17 @@ The mark `Member.evicting` is in the document, so the next coordinator goes on w
 A coordinator that is to go hands its office over once the mark is committed; its successor does the rest.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .effects import ChangeAccepted, ChangeDone, ChangeRejected
-from .messages import Epoch, HeartbeatResponse, Plan
-from .tracker import MemberTrack
+from .messages import Epoch, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .context import Context
     from .messages import ClusterDocument
-
-
-@dataclass(slots=True)
-class Farewell:
-    """Telling an evicted node that it is: by heartbeats that bring the document, and that it is committed.
-
-    Attributes:
-        track: Numbers the heartbeats.
-        until: When to give up.
-    """
-
-    track: MemberTrack
-    until: float
-    _commit_round: int | None = None
-
-    def note_commit(self, number: int) -> None:
-        """This heartbeat says that the eviction is committed."""
-        if self._commit_round is None:
-            self._commit_round = number
-
-    def is_heard_by(self, response: HeartbeatResponse) -> bool:
-        """Whether the node knows."""
-        return self._commit_round is not None and response.round >= self._commit_round
 
 
 class Evictions:

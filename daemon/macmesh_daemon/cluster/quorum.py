@@ -93,9 +93,9 @@ def next_weight_change(
     voters = [member for member in document.members if member.voter]
     if policy.tie_breaker_votes and all(m.node_id != policy.tie_breaker_node_id for m in voters):
         return _set_tie_breaker(document, policy.tie_breaker_node_id, 0)
-    evicted = next((m.node_id for m in voters if m.evicting and m.node_id != coordinator), None)
-    if evicted is not None:
-        steps = _eviction_steps(document, voters, evicted, coordinator, dead)
+    evicted = [m.node_id for m in voters if m.evicting and m.node_id != coordinator]
+    if evicted:
+        steps = (step for n in evicted for step in _eviction_steps(document, voters, n, coordinator, dead))
         return next((step for step in steps if viable(step)), document)
     bench = [
         m
@@ -156,8 +156,8 @@ def _eviction_steps(
     policy = document.policy or Policy()
     if policy.tie_breaker_votes and policy.tie_breaker_node_id == evicted:
         yield _set_tie_breaker(document, evicted, 0)
-        return
-    yield _set_voter(document, evicted, voter=False)
+    else:
+        yield _set_voter(document, evicted, voter=False)
     if not policy.tie_breaker_votes:
         yield _set_tie_breaker(document, coordinator, 1)
     for member in voters:

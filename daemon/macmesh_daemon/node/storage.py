@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from macmesh.v1 import state_pb2
 from macmesh_daemon.cluster.state import PersistentState
-from macmesh_daemon.files import write_durably
+from macmesh_daemon.files import make_durable, write_durably
 
 from .codec import from_proto, to_proto
 from .errors import LocalStateCorrupt, LocalStateNotWritable
@@ -40,11 +40,15 @@ class StateStore:
     def load(self) -> PersistentState:
         """Read the state; a node that never stored any has `PersistentState()`.
 
+        What it gives survives a power loss: a daemon that was killed right after it had renamed the file left
+        the new state to be read, but perhaps not yet on the drive, and the next one acts on what it reads.
+
         Raises:
             LocalStateCorrupt: The file is torn, damaged or not ours.
         """
         try:
             content = self._path.read_bytes()
+            make_durable(self._path.parent)
         except FileNotFoundError:
             return PersistentState()
         except OSError as error:

@@ -1,6 +1,7 @@
 #include "core/exchange.h"
 
 #include <poll.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -86,7 +87,12 @@ Exchange::Outcome Exchange::run(Deadline deadline) {
       idle_since = now;
     }
     if (now - idle_since < spin) {
-      cpu_pause();
+      // As `Spinner`: the peer may be waiting for just this processor.
+      if (now - idle_since < std::chrono::microseconds(1)) {
+        cpu_pause();
+      } else {
+        ::sched_yield();
+      }
       continue;
     }
     // After a wait whatever woke it, one more round before the next: the spin is for answers that come at once.

@@ -2,7 +2,6 @@
 
 import pytest
 
-from daemon.cluster.solo import Solo, beat, document, kinds, only, stored, vote
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.messages import (
@@ -16,6 +15,7 @@ from macmesh_daemon.cluster.messages import (
 )
 from macmesh_daemon.cluster.state import PersistentState
 from macmesh_daemon.cluster.tracker import MemberTrack
+from simulator.solo import Solo, beat, document, kinds, only, stored, vote
 
 
 def granted(response: object) -> bool:

@@ -6,9 +6,6 @@ import statistics
 
 import pytest
 
-from daemon.cluster.sim import World
-from daemon.cluster.sim_parts import facts_of, wanted_model
-from daemon.cluster.solo import Solo, kinds, only
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.admission import JoinBatch
@@ -16,6 +13,9 @@ from macmesh_daemon.cluster.errors import LocalClusterMisuse, LocalClusterSettin
 from macmesh_daemon.cluster.messages import ClusterDocument, RequestVoteRequest
 from macmesh_daemon.cluster.quorum import weights
 from macmesh_daemon.cluster.settings import ClusterSettings
+from simulator.parts import facts_of, wanted_model
+from simulator.solo import Solo, kinds, only
+from simulator.world import World
 
 M = wanted_model()
 

@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import pytest
 
-from daemon.cluster.sim import World
-from daemon.cluster.sim_parts import split, wanted_model
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.messages import (
@@ -17,6 +15,8 @@ from macmesh_daemon.cluster.messages import (
     WorkerReport,
     WorkerState,
 )
+from simulator.parts import split, wanted_model
+from simulator.world import World
 
 M = wanted_model()
 Planner = Callable[[fx.ComputePlan], Deployment | None]
@@ -532,7 +532,7 @@ def test_a_second_key_never_parts_workers_that_connect() -> None:
 
 def test_a_planner_that_names_a_stranger_or_one_node_twice_is_refused() -> None:
     for names in ("az", "aa"):
-        world = World(1, 2, compute=lambda ask, names=names: split(ask.wanted, list(names)))  # type: ignore[misc]
+        world = World(1, 2, compute=lambda ask, names=names: split(ask.wanted, list(names)))
         world.start()
         change_id = world.load(M)
         world.run(2)

@@ -5,9 +5,9 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.cluster.sim_parts import facts_of
 from macmesh_daemon.cluster.messages import ClusterDocument, Member, NodeFacts, Policy
 from macmesh_daemon.cluster.quorum import founding_document, is_quorum, next_weight_change, weights
+from simulator.parts import facts_of
 
 LAPTOP = NodeFacts(portable=True)
 
@@ -131,6 +131,13 @@ def test_with_half_of_the_voters_dead_one_of_those_goes_before_the_evicted_one()
     ]
 
 
+def test_where_all_others_are_evicted_the_dead_ones_go_first() -> None:
+    votes = path(doc("abef", evicting="bef", tie="b", votes=1), dead="ef")
+
+    assert votes[1] == {"a": 1, "b": 2, "f": 1}
+    assert votes[-1] == {"a": 1}
+
+
 def test_an_evicted_tie_breaker_loses_the_extra_vote_before_its_own() -> None:
     assert path(doc("abcd", evicting="b", tie="b", votes=1)) == [
         {"a": 1, "b": 2, "c": 1, "d": 1},
@@ -166,7 +173,7 @@ def test_who_is_being_evicted_is_made_no_voter_and_inherits_nothing() -> None:
     assert weights(settle(doc("a", "b", evicting="b"))) == {"a": 1}
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_evictions_keep_quorums_meeting_commit_and_end(data: st.DataObject) -> None:
     names = "abcdef"[: data.draw(st.integers(2, 6))]

@@ -1,7 +1,5 @@
 """A member promises, commits and runs one worker at a time."""
 
-from daemon.cluster.sim_parts import split, wanted_model
-from daemon.cluster.solo import Solo, beat, document, kinds, only, stored
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.messages import (
@@ -20,6 +18,8 @@ from macmesh_daemon.cluster.messages import (
     WorkerReport,
     WorkerState,
 )
+from simulator.parts import split, wanted_model
+from simulator.solo import Solo, beat, document, kinds, only, stored
 
 WANTED = wanted_model()
 

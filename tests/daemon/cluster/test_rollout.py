@@ -2,8 +2,6 @@
 
 import dataclasses
 
-from daemon.cluster.sim_parts import facts_of, split, wanted_model
-from daemon.cluster.solo import Solo, document, only
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.messages import (
@@ -19,6 +17,8 @@ from macmesh_daemon.cluster.messages import (
     WorkerState,
 )
 from macmesh_daemon.cluster.state import PersistentState
+from simulator.parts import facts_of, split, wanted_model
+from simulator.solo import Solo, document, only
 
 WANTED = wanted_model()
 PLAN = Plan(Epoch(1, 1, 1), (split(WANTED, ["a", "c"]),), WANTED)

@@ -6,9 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.cluster.sim import World
-from daemon.cluster.sim_parts import split, wanted_model
-from daemon.cluster.solo import Solo, beat, document, kinds, only
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.messages import (
@@ -26,6 +23,9 @@ from macmesh_daemon.cluster.messages import (
 from macmesh_daemon.cluster.settings import ClusterSettings
 from macmesh_daemon.cluster.standalone import local_epoch
 from macmesh_daemon.cluster.state import PersistentState
+from simulator.parts import split, wanted_model
+from simulator.solo import Solo, beat, document, kinds, only
+from simulator.world import World
 
 M = wanted_model()
 AFTER = ClusterSettings().standalone_after_seconds
@@ -222,6 +222,15 @@ def test_a_peer_cannot_have_a_local_epoch_promised_or_connected(sender: str) -> 
     assert isinstance(answer, PrepareResponse)
     assert not answer.promised
     assert not only(node.ask(sender, SetPeersRequest(2, epoch, (), bytes(32), 1)), fx.GivePeers)
+
+
+def test_a_local_epoch_is_promised_not_even_by_a_node_that_has_promised_nothing() -> None:
+    node = Solo(PersistentState(generation=1, term=1, document=document()))
+    plan = Plan(local_epoch("a", 9), (split(M, ["b"]),), M)
+    effects = node.ask("a", PrepareRequest(1, plan, 1))
+
+    assert kinds(effects) == ["Reply"]
+    assert node.state.promised is None
 
 
 def test_both_sides_of_a_cut_serve_and_share_no_node_and_meet_again() -> None:

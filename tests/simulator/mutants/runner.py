@@ -1,0 +1,125 @@
+"""Breaks the core in a copy, one mutant at a time, and waits for somebody to notice."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .catalogue import Mutant
+
+ROOT = Path(__file__).parents[3]
+PACKAGE = ROOT / "daemon" / "macmesh_daemon"
+DIRECTED = ("tests/daemon/cluster", "tests/simulator/tests/test_scenarios.py")
+"""The tests that see what the simulator does not."""
+_FIRST = {
+    "election.py": "test_election.py",
+    "quorum.py": "test_quorum.py",
+    "coordinator.py": "test_election.py",
+    "replica.py": "test_replica.py",
+    "worker_slot.py": "test_replica.py",
+    "planning.py": "test_plans.py",
+    "rollout.py": "test_rollout.py",
+    "evictions.py": "test_evict.py",
+    "standalone.py": "test_standalone.py",
+    "generations.py": "test_recovery.py",
+    "recovery.py": "test_recovery.py",
+}
+"""Where a break of a file shows soonest; the others follow."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Who caught a mutant: a seed of the simulator, a test, or nobody (both empty)."""
+
+    mutant: Mutant
+    seed: str
+    test: str
+    seconds: float
+
+    @property
+    def is_caught(self) -> bool:
+        """Whether anybody did."""
+        return bool(self.seed or self.test)
+
+
+def broken_text(mutant: Mutant) -> str:
+    """The file with the break.
+
+    Raises:
+        ValueError: The old text is not there exactly once: the core has changed, and the mutant must, too.
+    """
+    text = (PACKAGE / "cluster" / mutant.file).read_text()
+    count = text.count(mutant.old)
+    if count != 1:
+        raise ValueError(f"{mutant.name}: its text occurs {count} times in {mutant.file}, not once")
+    return text.replace(mutant.old, mutant.new)
+
+
+def try_mutant(
+    mutant: Mutant, *, simulate_seconds: float, limit_seconds: float, both: bool = False
+) -> Verdict:
+    """Run simulator and tests over a broken copy.
+
+    Args:
+        mutant: The break.
+        simulate_seconds: How long the simulator looks for it.
+        limit_seconds: After this long the trial counts as caught: a core that hangs is broken.
+        both: Whether the tests run although the simulator caught it.
+    """
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="macmesh-mutant-") as folder:
+        copy = Path(folder) / "macmesh_daemon"
+        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        (copy / "cluster" / mutant.file).write_text(broken_text(mutant))
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([folder, str(ROOT / "tests")]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        trial = [
+            sys.executable,
+            "-m",
+            "simulator.mutants.trial",
+            folder,
+            str(simulate_seconds),
+            str(int(both)),
+        ]
+        try:
+            done = subprocess.run(
+                [*trial, *DIRECTED],
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=limit_seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return Verdict(
+                mutant, "", f"still running after {limit_seconds:g} s", time.perf_counter() - begin
+            )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        raise RuntimeError(f"{mutant.name}: the trial failed\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    found = json.loads(lines[-1])
+    return Verdict(mutant, found["seed"], found["test"], time.perf_counter() - begin)
+
+
+def try_all(
+    mutants: Sequence[Mutant], *, jobs: int, simulate_seconds: float, limit_seconds: float, both: bool
+) -> Iterator[Verdict]:
+    """Try them all, ``jobs`` at a time, in order."""
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(
+            lambda mutant: try_mutant(
+                mutant, simulate_seconds=simulate_seconds, limit_seconds=limit_seconds, both=both
+            ),
+            mutants,
+        )

@@ -1,0 +1,136 @@
+"""One run from beginning to judgement, and many of them."""
+
+from dataclasses import dataclass
+
+from macmesh_daemon.cluster.messages import ClusterDocument
+from macmesh_daemon.cluster.settings import ClusterSettings
+
+from .chaos import chaos
+from .options import Options
+from .parts import facts_of, names_of, seeded, wanted_model
+from .world import World
+
+AGREE_SECONDS = 30.0
+"""After everything has healed, one coordinator leads all within this."""
+READY_SECONDS = 60.0
+"""... and a model that is wanted is ready within this."""
+FAILOVER_SECONDS = 20.0
+"""A coordinator that is killed then has a successor within this."""
+
+
+class RunFailedError(AssertionError):
+    """A run broke an invariant or did not come to life again; says everything needed to replay it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run was like.
+
+    Attributes:
+        events: Deliveries, timers and deeds.
+        steps: Of the nodes' machines, each checked.
+        virtual_seconds: Simulated.
+        heal_seconds: From the end of the faults until all agreed.
+        failover_seconds: From a coordinator's end until a majority knew the next; None where there was no quorum.
+        terms: Elections won.
+    """
+
+    seed: int
+    nodes: int
+    events: int
+    steps: int
+    virtual_seconds: float
+    heal_seconds: float
+    failover_seconds: float | None
+    terms: int
+
+
+def build(options: Options, *, story_lines: int | None = 400) -> World:
+    """The world of a run, before anything has happened."""
+    names = names_of(options.nodes)
+    offsets = seeded("clocks", options.seed)
+    return World(
+        options.seed,
+        options.nodes,
+        expect=options.expect,
+        facts={name: facts_of(name, portable=True) for name in options.portable if name in names},
+        down="".join(names[options.nodes - options.late :]) if options.late else "",
+        settings=ClusterSettings(
+            max_voters=options.max_voters, standalone_after_seconds=options.standalone_after_seconds
+        ),
+        clock_offsets={name: offsets.uniform(0.0, options.clock_offset_seconds) for name in names},
+        story_lines=story_lines,
+    )
+
+
+def run(options: Options, *, world: World | None = None) -> Outcome:
+    """Live through a run.
+
+    Raises:
+        RunFailedError: An invariant broke, or liveness did not come back.
+    """
+    world = world or build(options)
+    try:
+        chaos(world, options)
+        world.tale.tell(world.now, "--", "everything heals")
+        world.heal()
+        _replace_lost_quorum(world)
+        healed = world.run_until(world.agreed, AGREE_SECONDS)
+        world.insist(wanted_model("final"), READY_SECONDS)
+        world.run_until(world.ready, READY_SECONDS)
+        world.run_until(world.all_alive, AGREE_SECONDS)
+        world.check_nothing_is_left_open()
+        failover = _fail_over(world)
+    except Exception as error:  # a core that raises has failed, too
+        raise RunFailedError(
+            f"seed {options.seed}: {type(error).__name__}: {str(error).splitlines()[0]}\n"
+            f"replay: PYTHONPATH=tests python -m simulator --seed {options.seed} --trace "
+            f"--options '{options.to_json()}'\n{world.story}"
+        ) from error
+    return Outcome(
+        options.seed,
+        options.nodes,
+        world.events,
+        world.steps,
+        world.now,
+        healed,
+        failover,
+        len(world.checker.coordinators),
+    )
+
+
+def _replace_lost_quorum(world: World) -> None:
+    """Do as an operator does where those that lost their state were needed: recover by force from the newest."""
+    torn = {node.node_id for node in world.nodes.values() if node.drive.is_torn}
+    alive = [node for node in world.nodes.values() if node.node_id not in torn and not node.is_gone]
+    newest = max(alive, key=lambda node: node.drive.state.document_version, default=None)
+    document = newest.drive.state.document if newest is not None else None
+    if not torn or newest is None or document is None:
+        return
+    if not outweighs_half(document, {node.node_id for node in alive}):
+        world.recover(newest)
+
+
+def _fail_over(world: World) -> float | None:
+    """Kill the coordinator of a healthy cluster; the seconds until a majority of all knows the next."""
+    leader = world.coordinator()
+    assert leader is not None
+    document = leader.up._context.state.document
+    assert document is not None
+    world.tale.tell(world.now, "--", "the coordinator is killed")
+    world.crash(leader)
+    if not outweighs_half(document, {n.node_id for n in world.nodes.values() if n.machine is not None}):
+        world.run(2.0)
+        if world.coordinator() is not None:
+            raise AssertionError("a coordinator without a quorum")
+        return None
+    return world.run_until(lambda: bool(world.known_by_majority()), FAILOVER_SECONDS)
+
+
+def outweighs_half(document: ClusterDocument, node_ids: set[str]) -> bool:
+    """Whether these nodes hold more than half of a document's votes; counted apart from the core."""
+    votes = {member.node_id: 1 for member in document.members if member.voter}
+    policy = document.policy
+    if policy is not None and policy.tie_breaker_node_id in votes:
+        votes[policy.tie_breaker_node_id] += policy.tie_breaker_votes
+    return 2 * sum(n for node_id, n in votes.items() if node_id in node_ids) > sum(votes.values())
