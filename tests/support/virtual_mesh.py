@@ -9,8 +9,6 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from macmesh_rdma.sync.mode import SyncPlatform
-
 from macmesh_daemon.clock import Interruption
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
@@ -29,6 +27,7 @@ from macmesh_daemon.node.storage import StateStore
 from macmesh_daemon.node.sync_keeper import SyncKeeper
 from macmesh_daemon.node.testing import MemoryNetwork, Weather
 from macmesh_daemon.supervisor.testing import FakeWorker
+from macmesh_rdma.sync.mode import SyncPlatform
 from support.mesh import check_logs
 from support.stand_ins import stand_in_credentials
 from support.virtual_loop import LoopClock
