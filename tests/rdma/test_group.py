@@ -1,6 +1,7 @@
 """Groups: opened, measured, capped, split, failed and closed; one rank here, the other a thread or a process."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -87,6 +88,18 @@ def test_links_are_measured_and_told_and_nothing_is_left_after_the_group(provide
     del group, link
     made.clear()  # a closed group keeps a pipe until it is forgotten
     assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_payloads_with_checksums_arrive(provider: Provider) -> None:
+    options = dataclasses.replace(SMALL, checksum_payloads=True)
+    with groups(2, provider=provider, options=options) as made:
+        sent, into = bytes(range(256)) * 100, bytearray(25_600)
+        in_threads(
+            [lambda: made[0].native.send_bytes(1, sent), lambda: made[1].native.receive_bytes(0, into)]
+        )
+        assert into == sent
+        assert [group.failure for group in made] == [None, None]
 
 
 def test_the_order_of_measuring_has_no_circle() -> None:
