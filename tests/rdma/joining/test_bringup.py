@@ -119,7 +119,7 @@ def test_a_unix_socket_that_cannot_be_reached_leads_to_tcp_with_the_reason_on_bo
         close_links(outcomes)
         outcomes = in_threads(
             [
-                lambda: connect(made[0], 0, seen, provider="shm", timeout_seconds=3),
+                lambda: connect(made[0], 0, seen, provider="shm", timeout_seconds=0.5),
                 lambda: connect(made[1], 1, seen, provider="shm", timeout_seconds=3),
             ]
         )
@@ -446,7 +446,7 @@ def test_too_few_descriptors_are_a_clear_error_and_the_next_try_works(provider: 
         held = [os.dup(0) for _ in range(highest - len(open_descriptors()) + 1)]
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, hard))
         try:
-            outcomes = connect_all(made, provider=provider, timeout_seconds=2)
+            outcomes = connect_all(made, provider=provider, timeout_seconds=0.7)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             for descriptor in held:
