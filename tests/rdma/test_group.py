@@ -182,6 +182,7 @@ class Peer:
             options=SMALL,
             provider=provider,
             timeout_seconds=20,
+            connect_seconds=30,
         )
         assert self.hear() == "open"
 
@@ -242,7 +243,7 @@ def test_a_stopped_peer_is_an_error_at_the_deadline_both_ways_and_learns_it_when
     assert error.peer == 1
     assert 0.25 < time.monotonic() - began < 5
     peer.process.send_signal(signal.SIGCONT)
-    peer.tell("wait")
+    peer.tell("receive")
     assert "rank 0 gave up" in peer.hear()
 
 

@@ -446,7 +446,7 @@ def test_too_few_descriptors_are_a_clear_error_and_the_next_try_works(provider: 
         held = [os.dup(0) for _ in range(highest - len(open_descriptors()) + 1)]
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, hard))
         try:
-            outcomes = connect_all(made, provider=provider, timeout_seconds=0.7)
+            outcomes = connect_all(made, provider=provider, timeout_seconds=1)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             for descriptor in held:
