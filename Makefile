@@ -70,8 +70,15 @@ format: setup ## format and fix what can be fixed
 	$(BIN)/ruff format .
 
 lock: $(BOOTSTRAP) ## refresh the hash-locked requirement files
-	$(UV) pip compile --quiet --universal --generate-hashes --python $(BIN)/python --python-version 3.11 --no-header --no-annotate requirements/dev.in -o requirements/dev.lock
-	$(UV) pip compile --quiet --universal --generate-hashes --python $(BIN)/python --python-version 3.11 --no-header --no-annotate requirements/bootstrap.in -o requirements/bootstrap.lock
+	$(call compile_lock,dev)
+	$(call compile_lock,bootstrap)
+
+# Keeps the versions of the old file as far as it can be read, but takes every hash anew.
+define compile_lock
+@sed -nE 's/^([A-Za-z0-9][A-Za-z0-9._-]*==[0-9][^\\]*[^\\ ]) *\\?$$/\1/p' requirements/$(1).lock >requirements/$(1).lock.new
+$(UV) pip compile --quiet --universal --generate-hashes --python $(BIN)/python --python-version 3.11 --no-header --no-annotate requirements/$(1).in -o requirements/$(1).lock.new
+@mv requirements/$(1).lock.new requirements/$(1).lock
+endef
 
 clean: ## remove the virtual environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
