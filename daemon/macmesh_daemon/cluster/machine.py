@@ -11,6 +11,7 @@ from .errors import LocalClusterMisuse
 from .events import (
     CandidateVerified,
     Event,
+    FactsChanged,
     LoadWanted,
     LocalHealth,
     PlanComputed,
@@ -172,6 +173,9 @@ class ClusterMachine:
             serving_state=serving_state,
             refusal_json=refusal_json,
             refusal_reason=refusal_reason,
+            transport_failures=MappingProxyType(
+                self._coordinator.planning.transport_failures if self._coordinator is not None else {}
+            ),
         )
 
     def _members(self) -> "tuple[dict[str, Liveness], dict[str, float], dict[str, WorkerReport]]":
@@ -224,6 +228,8 @@ class ClusterMachine:
                 self._replica.slot.on_report(event.report)
             case WorkerStopped():
                 self._replica.slot.on_stopped(event.epoch)
+            case FactsChanged():
+                self._context.facts = event.facts
             case LocalHealth():
                 self._context.health_score = max(0, event.score)
                 if event.slept:

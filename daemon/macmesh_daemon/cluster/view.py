@@ -1,6 +1,6 @@
 """A read-only picture of the machine, for status."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class ClusterView:
         serving_state: As in GetStatusResponse.
         refusal_json: The planner's last refusal; "" where the plan stands.
         refusal_reason: Its reason; known to the coordinator only.
+        transport_failures: Nodes between which the group transport failed, and why; known to the coordinator only.
     """
 
     node_id: str
@@ -54,3 +55,4 @@ class ClusterView:
     serving_state: ServingState
     refusal_json: str
     refusal_reason: str
+    transport_failures: "Mapping[frozenset[str], str]" = field(default_factory=dict)

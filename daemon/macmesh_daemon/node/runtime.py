@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import random
 import secrets
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from macmesh.v1 import peer_pb2
 from macmesh_daemon.api.cluster_service import ClusterService
 from macmesh_daemon.api.inference_service import InferenceService
 from macmesh_daemon.clock import ClockReading, Interruption, SystemClock, detect_interruption
-from macmesh_daemon.cluster.events import CandidateVerified, LocalHealth
+from macmesh_daemon.cluster.events import CandidateVerified, FactsChanged, LocalHealth
 from macmesh_daemon.cluster.machine import ClusterMachine
 from macmesh_daemon.cluster.messages import NodeFacts
 from macmesh_daemon.cluster.settings import ClusterSettings
@@ -31,6 +31,7 @@ from macmesh_daemon.node.listening import Doors, lanes_host
 from macmesh_daemon.node.peer_service import PROTOCOL_VERSION, PeerService
 from macmesh_daemon.node.peers import PeerPool
 from macmesh_daemon.node.planning import Planning
+from macmesh_daemon.node.rdma_watch import RdmaWatch, system_reader
 from macmesh_daemon.node.requests import RequestDesk
 from macmesh_daemon.node.sources import Sources, own_hosts
 from macmesh_daemon.node.stage_host import StageHost
@@ -71,6 +72,7 @@ class Node:
         tasks: asyncio.TaskGroup,
         store: StateStore,
         hosts: tuple[str, ...],
+        rdma: RdmaWatch,
     ) -> None:
         self.config = config
         self.node_id = credentials.node_id
@@ -81,6 +83,7 @@ class Node:
         self.doors = Doors(config, credentials)
         self._start = start
         self._facts = facts
+        self._rdma = rdma
         self._host_health = health
         self._tasks = tasks
         self._store = store
@@ -166,6 +169,7 @@ class Node:
         self._tasks.create_task(self.driver.run(), name="cluster core")
         self._tasks.create_task(self._watch_health(), name="own health")
         self._tasks.create_task(self._sync.prepare(self.config.sync_mode), name="sync self-test")
+        self._tasks.create_task(self._rdma.run(self.clock, self._note_rdma), name="RDMA devices")
         self._looking = self._sources.start(self._dialer.offer, self._tasks)
 
     async def close(self) -> None:
@@ -184,6 +188,10 @@ class Node:
     def health(self) -> tuple[str, ...]:
         """What this machine gives a person to know or do."""
         return (*self._host_health(), *self._sync.health(), *self._sources.health())
+
+    def _note_rdma(self, rdma_json: str) -> None:
+        self._facts = replace(self._facts, rdma_json=rdma_json)
+        self.driver.notify(FactsChanged(facts=self._facts))
 
     def _verified(self, event: CandidateVerified) -> None:
         self._sources.remember(event.node_id, event.addresses)
@@ -256,10 +264,11 @@ async def run_node(
     worker_factory: WorkerFactory,
     on_identity: Callable[[str], None] = lambda _node_id: None,
     on_ready: Callable[[], None] = lambda: None,
+    rdma: RdmaWatch | None = None,
 ) -> None:
     """Run a node until `stop` is set; `on_ready` is called once both doors are open.
 
-    `on_identity` is called with the node id as soon as it is known.
+    `on_identity` is called with the node id as soon as it is known. `rdma` stands in for this machine's devices.
 
     Raises:
         LocalFolderInUseError: another daemon uses the data folder.
@@ -276,7 +285,11 @@ async def run_node(
         start = await asyncio.to_thread(begin_start, config.data_dir)
         host = await collect_facts(config)
         hosts = await own_hosts(config)
-        facts = NodeFacts(**asdict(host.facts))
+        platform = sync_platform(chip=host.facts.chip, mlx_version=host.facts.mlx_version)
+        watch = rdma or RdmaWatch(
+            system_reader(macos_build=platform.macos_build, mlx_version=platform.mlx_version)
+        )
+        facts = NodeFacts(**asdict(host.facts), rdma_json=await watch.first())
         try:
             async with asyncio.TaskGroup() as tasks:
                 node = Node(
@@ -289,6 +302,7 @@ async def run_node(
                     tasks=tasks,
                     store=StateStore(config.data_dir),
                     hosts=hosts,
+                    rdma=watch,
                 )
                 try:
                     await node.serve()
