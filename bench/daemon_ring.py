@@ -19,7 +19,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
-from macmesh_rdma.local_connection import LocalConnection, adopt_port
+from macmesh_rdma.messages.local_connection import LocalConnection, adopt_port
 
 TOKEN_BYTES = 60
 PACE_SECONDS = 0.001

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from macmesh_rdma.bringup import connect_peers
-from macmesh_rdma.endpoint import Endpoint
-from macmesh_rdma.listener import Listener
+from macmesh_rdma.joining.bringup import connect_peers
+from macmesh_rdma.joining.endpoint import Endpoint
+from macmesh_rdma.joining.listener import Listener
+from macmesh_rdma.joining.peer_links import PeerLinks, ShmLane
 from macmesh_rdma.options import LinkOptions
-from macmesh_rdma.peer_links import PeerLinks, ShmLane
 
 KEY = b"0123456789abcdef" * 2
 EPOCH = (1, 4, 2)

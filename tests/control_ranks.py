@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from macmesh_daemon.supervisor.local_plan import throwaway_identities
-from macmesh_rdma.control import ControlEvents, ControlLane, ControlOptions, Handshake
-from macmesh_rdma.control_socket import SocketControlLane
+from macmesh_rdma.control.lane import ControlEvents, ControlLane, ControlOptions, Handshake
+from macmesh_rdma.control.socket_lane import SocketControlLane
 from macmesh_rdma.errors import RemoteAuthenticationError
-from macmesh_rdma.testing_control import MemoryControlLane, MemoryNetwork
+from macmesh_rdma.testing.memory_control import MemoryControlLane, MemoryNetwork
 
 DEADLINE_SECONDS = 15.0
 QUICK = ControlOptions(

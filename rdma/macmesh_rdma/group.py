@@ -12,8 +12,6 @@ from typing import NoReturn, Self, Union
 import mlx.core as mx
 
 from macmesh_rdma import _group
-from macmesh_rdma.bringup import ProviderChoice, Topology, connect_peers, neighbours
-from macmesh_rdma.endpoint import Endpoint
 from macmesh_rdma.errors import (
     LocalLaneStateError,
     LocalResourceError,
@@ -24,11 +22,13 @@ from macmesh_rdma.errors import (
     RemoteTimeoutError,
     TransportError,
 )
-from macmesh_rdma.handshake import EpochNumbers
-from macmesh_rdma.listener import Listener
+from macmesh_rdma.joining.bringup import ProviderChoice, Topology, connect_peers, neighbours
+from macmesh_rdma.joining.endpoint import Endpoint
+from macmesh_rdma.joining.handshake import EpochNumbers
+from macmesh_rdma.joining.listener import Listener
+from macmesh_rdma.joining.peer_links import PeerLinks, ShmLane
 from macmesh_rdma.measure import LinkSpeed, measure_link, pairs_in_order
 from macmesh_rdma.options import LinkOptions, Provider
-from macmesh_rdma.peer_links import PeerLinks, ShmLane
 
 POINT_TO_POINT, COLLECTIVE = 0, 1
 _GAVE_UP = "gave up: "
@@ -217,7 +217,7 @@ def open_group(
         stop: ends the making of the group when set.
 
     Raises:
-        TransportError: see `bringup.connect_peers` and `measure.measure_link`; nothing is left behind.
+        TransportError: see `joining.bringup.connect_peers` and `measure.measure_link`; nothing is left behind.
     """
     options = options or LinkOptions()
     lanes = tuple(lanes) if lanes is not None else ((0, 1) if topology == "mesh" else (0,))

@@ -6,9 +6,9 @@ import time
 import mlx.core as mx  # noqa: F401  before the native module
 
 from bringing_up import KEY, SMALL
-from macmesh_rdma.endpoint import Endpoint
 from macmesh_rdma.group import open_group
-from macmesh_rdma.listener import Listener
+from macmesh_rdma.joining.endpoint import Endpoint
+from macmesh_rdma.joining.listener import Listener
 
 
 def say(words: str) -> None:

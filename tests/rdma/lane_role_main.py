@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Literal
 
 from lane_contract import ROLES
-from macmesh_rdma.endpoint import Endpoint
+from macmesh_rdma.joining.endpoint import Endpoint
+from macmesh_rdma.joining.listener import Listener
 from macmesh_rdma.lane import TensorLane
-from macmesh_rdma.listener import Listener
-from macmesh_rdma.ports import ReservedPort
+from macmesh_rdma.ring.reserved_port import ReservedPort
 
 
 def tell(words: object) -> None:
@@ -20,7 +20,7 @@ def tell(words: object) -> None:
 
 
 def ring(index: int, stall_seconds: float) -> tuple[str, Callable[[list[str]], TensorLane]]:
-    from macmesh_rdma.ring import open_ring  # noqa: PLC0415  imports mlx
+    from macmesh_rdma.ring.lane import open_ring  # noqa: PLC0415  imports mlx
 
     reserved = ReservedPort("127.0.0.1")
 

@@ -14,7 +14,6 @@ import mlx.core  # noqa: F401  before the native module
 import pytest
 
 from bringing_up import EPOCH, KEY, SMALL, endpoints_of, in_threads, listeners, open_descriptors
-from macmesh_rdma.endpoint import Endpoint
 from macmesh_rdma.errors import (
     LocalLaneStateError,
     LocalOptionError,
@@ -25,7 +24,8 @@ from macmesh_rdma.errors import (
     TransportError,
 )
 from macmesh_rdma.group import Group, open_group
-from macmesh_rdma.listener import Listener
+from macmesh_rdma.joining.endpoint import Endpoint
+from macmesh_rdma.joining.listener import Listener
 from macmesh_rdma.measure import pairs_in_order
 from macmesh_rdma.options import LinkOptions
 

@@ -14,9 +14,7 @@ from xml.parsers.expat import ExpatError
 
 from macmesh_daemon.files import write_durably
 from macmesh_daemon.logs import get_logger
-from macmesh_rdma.quarantine import FILE_NAME, add_to_quarantine, quarantine_reason
-from macmesh_rdma.self_test import compare_sync_modes
-from macmesh_rdma.sync_mode import (
+from macmesh_rdma.sync.mode import (
     HopResult,
     SyncComparison,
     SyncDecision,
@@ -25,6 +23,8 @@ from macmesh_rdma.sync_mode import (
     decide,
     needs_self_test,
 )
+from macmesh_rdma.sync.quarantine import FILE_NAME, add_to_quarantine, quarantine_reason
+from macmesh_rdma.sync.self_test import compare_sync_modes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -24,8 +24,8 @@ from macmesh_rdma.errors import (
     RemoteMismatchError,
     RemotePeerLostError,
 )
-from macmesh_rdma.local_connection import LocalConnection
-from macmesh_rdma.message_port import MessagePort
+from macmesh_rdma.messages.local_connection import LocalConnection
+from macmesh_rdma.messages.port import MessagePort
 
 WORKER_COMMAND = (sys.executable, "-m", "macmesh_daemon.worker.main")
 SEND_DEADLINE_SECONDS = 5.0

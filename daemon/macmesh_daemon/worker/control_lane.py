@@ -15,8 +15,8 @@ from google.protobuf.message import DecodeError
 from macmesh.v1 import lane_pb2, peer_pb2
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError
 from macmesh_daemon.worker.identity import require_node, require_proof, stage_proof, tls_contexts
-from macmesh_rdma.control import ControlEvents, ControlOptions, Handshake
-from macmesh_rdma.control_socket import SocketControlLane
+from macmesh_rdma.control.lane import ControlEvents, ControlOptions, Handshake
+from macmesh_rdma.control.socket_lane import SocketControlLane
 from macmesh_rdma.errors import (
     LocalAddressError,
     LocalLaneFullError,

@@ -11,8 +11,8 @@ from google.protobuf.message import DecodeError
 
 from macmesh.v1 import lane_pb2
 from macmesh_rdma.errors import TransportError
-from macmesh_rdma.local_connection import adopt_port
-from macmesh_rdma.message_port import MessagePort
+from macmesh_rdma.messages.local_connection import adopt_port
+from macmesh_rdma.messages.port import MessagePort
 
 START_DEADLINE_SECONDS = 30.0
 

@@ -18,12 +18,12 @@ from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError, WorkerError
 from macmesh_daemon.worker.inference import InferenceThread, Milestones
 from macmesh_daemon.worker.loops import Outlets
-from macmesh_rdma.endpoint import Endpoint
 from macmesh_rdma.errors import RemotePeerLostError, TransportError
+from macmesh_rdma.joining.endpoint import Endpoint
+from macmesh_rdma.joining.listener import Listener
 from macmesh_rdma.lane import TensorLane
-from macmesh_rdma.listener import Listener
-from macmesh_rdma.message_port import MessagePort
-from macmesh_rdma.sync_mode import VARIABLE as SYNC_VARIABLE
+from macmesh_rdma.messages.port import MessagePort
+from macmesh_rdma.sync.mode import VARIABLE as SYNC_VARIABLE
 
 JOIN_DEADLINE_SECONDS = 30.0
 """From the peers' addresses to all connections; the peers have loaded by then."""

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from macmesh.v1 import lane_pb2, peer_pb2
-from macmesh_rdma.endpoint import Endpoint
-from macmesh_rdma.listener import Listener
+from macmesh_rdma.joining.endpoint import Endpoint
+from macmesh_rdma.joining.listener import Listener
 from macmesh_rdma.native import load_group
 from macmesh_rdma.options import LinkOptions
 

@@ -48,8 +48,8 @@ def _meet(endpoint: str) -> list[str]:
 def _ring(task: dict[str, Any]) -> list[Row]:
     import mlx.core as mx  # noqa: PLC0415  the raw measurements run without it
 
-    from macmesh_rdma.ports import ReservedPort  # noqa: PLC0415
-    from macmesh_rdma.ring import ring_environment  # noqa: PLC0415
+    from macmesh_rdma.ring.lane import ring_environment  # noqa: PLC0415
+    from macmesh_rdma.ring.reserved_port import ReservedPort  # noqa: PLC0415
 
     reserved = ReservedPort(_HOST)
     endpoints = _meet(reserved.address)

@@ -1,5 +1,6 @@
-"""For tests: a lane in memory, held to the contract of the others, and a drill of rebuilding groups.
+"""For tests: lanes in memory, held to the contracts of the others, and a drill of rebuilding groups.
 
 * `memory_lane`: stages that run as threads of one process. Imports mlx.
+* `memory_control`: control lanes between ranks of one process.
 * `rebuilds`: ``python -m macmesh_rdma.testing.rebuilds`` makes groups again and again, and kills ranks.
 """

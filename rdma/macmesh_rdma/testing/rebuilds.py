@@ -177,10 +177,10 @@ def _take_part() -> None:
     """Joins the groups that stdin names, until it ends."""
     import mlx.core as mx  # noqa: PLC0415  only here
 
-    from macmesh_rdma.endpoint import Endpoint  # noqa: PLC0415  only here, with mlx
     from macmesh_rdma.errors import RemotePeerLostError  # noqa: PLC0415  same
     from macmesh_rdma.group import open_group  # noqa: PLC0415  same
-    from macmesh_rdma.listener import Listener  # noqa: PLC0415  same
+    from macmesh_rdma.joining.endpoint import Endpoint  # noqa: PLC0415  only here, with mlx
+    from macmesh_rdma.joining.listener import Listener  # noqa: PLC0415  same
     from macmesh_rdma.options import LinkOptions  # noqa: PLC0415  same
 
     options = LinkOptions(num_buffers=2, frame_bytes=4096, buffer_sizes=3, max_outstanding=32)

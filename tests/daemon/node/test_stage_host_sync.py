@@ -13,7 +13,7 @@ from macmesh_daemon.identity import NodeCredentials
 from macmesh_daemon.node.stage_host import StageHost
 from macmesh_daemon.node.sync_keeper import SyncKeeper
 from macmesh_daemon.supervisor.testing import FakeWorker
-from macmesh_rdma.sync_mode import SyncPlatform
+from macmesh_rdma.sync.mode import SyncPlatform
 
 MAC = SyncPlatform("darwin", 26, "Apple M3 Ultra", "25C56", "0.32.4")
 EPOCH = Epoch(1, 1, 1)

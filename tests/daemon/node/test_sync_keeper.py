@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from macmesh_daemon.node.sync_keeper import RESULT_FILE_NAME, SyncKeeper, sync_platform
-from macmesh_rdma.quarantine import FILE_NAME, clear_quarantine
-from macmesh_rdma.sync_mode import HopResult, SyncComparison, SyncPlatform
+from macmesh_rdma.sync.mode import HopResult, SyncComparison, SyncPlatform
+from macmesh_rdma.sync.quarantine import FILE_NAME, clear_quarantine
 
 MAC = SyncPlatform("darwin", 26, "Apple M3 Ultra", "25C56", "0.32.4")
 GOOD = SyncComparison(HopResult("passed", 180, 200), HopResult("passed", 4, 8))

@@ -7,7 +7,7 @@ import sys
 
 from macmesh.v1 import lane_pb2
 from macmesh_daemon.supervisor.testing import FakeWorker
-from macmesh_rdma.local_connection import adopt_port
+from macmesh_rdma.messages.local_connection import adopt_port
 
 
 async def serve(options: argparse.Namespace) -> None:  # noqa: C901  one branch for each misbehaviour

@@ -12,7 +12,7 @@ from macmesh_daemon.supervisor.local_plan import local_plan, throwaway_identitie
 from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError
 from macmesh_daemon.worker.identity import require_node, stage_proof
-from macmesh_rdma.control import ControlOptions
+from macmesh_rdma.control.lane import ControlOptions
 
 DEADLINE_SECONDS = 15.0
 

@@ -20,7 +20,7 @@ from macmesh_daemon.supervisor.interface import Worker
 from macmesh_daemon.supervisor.local_plan import local_plan, peers_of
 from macmesh_daemon.supervisor.process import WorkerProcess
 from macmesh_daemon.supervisor.verify import running_plan
-from macmesh_rdma.stream_port import LENGTH
+from macmesh_rdma.messages.stream_port import LENGTH
 from tinymodels import write_tiny_model
 
 pytestmark = pytest.mark.process
