@@ -122,6 +122,8 @@ class PlanMaker:
         """Begin, go on with or give up a try. Called with a committed document."""
         document = self._coordinator.document
         attempt = self._attempt
+        if self._transport_failures and self._failed_wiring != self._wiring():
+            self._transport_failures = {}
         if attempt is not None and attempt.plan is not None and document.plan == attempt.plan:
             self._attempt = attempt = None
         wish = self._wish()
@@ -223,14 +225,14 @@ class PlanMaker:
         if not members:
             self._refuse(self._attempt, "NO_ELIGIBLE_NODE", "")
             return
-        failures = tuple(TransportFailure(*item) for item in self.transport_failures.items())
+        failures = tuple(TransportFailure(*item) for item in self._transport_failures.items())
         plan = self._coordinator.document.plan
         self._context.emit(ComputePlan(self._request_id, wanted, members, plan, failures))
 
     @property
     def transport_failures(self) -> dict[frozenset[str], str]:
         """Nodes between which the group transport failed and why, as long as no member and no device changes."""
-        return dict(self._transport_failures) if self._failed_wiring == self._wiring() else {}
+        return dict(self._transport_failures)
 
     def _note_transport_failure(self, reason: str) -> None:
         """Note it once for each plan: what changed after the plan failed has not been tried."""
@@ -238,7 +240,7 @@ class PlanMaker:
         if plan is None or plan.epoch == self._failed_epoch:
             return
         self._failed_epoch = plan.epoch
-        self._transport_failures = {**self.transport_failures, frozenset(plan.node_ids): reason}
+        self._transport_failures[frozenset(plan.node_ids)] = reason
         self._failed_wiring = self._wiring()
         self._context.announce("transport failed", nodes=list(plan.node_ids), reason=reason)
 

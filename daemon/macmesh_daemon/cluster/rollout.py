@@ -239,7 +239,7 @@ class Rollout:
         own_fault = [node_id for node_id in self._failed_at if not self._lost_a_peer(node_id)]
         culprit = next(iter(own_fault or self._failed_at))
         backoff = self.failures.backoff_seconds(_digest(plan), min(self._failed_at.values()))
-        transport = self._transport_failure(plan, bool(own_fault), culprit)
+        transport = self._transport_failure(plan, own_fault, culprit)
         return Problem(
             f"the worker of {culprit} ended",
             not_before=min(self._failed_at.values()) + (0.0 if self._is_blamed else backoff),
@@ -248,19 +248,19 @@ class Rollout:
             transport=transport,
         )
 
-    def _transport_failure(self, plan: Plan, is_own_fault: bool, culprit: str) -> str:
+    def _transport_failure(self, plan: Plan, own_fault: list[str], culprit: str) -> str:
         """Why the next plan must do without the group transport; "" where it need not.
 
         Its set-up may end a worker without a word: whatever ends one while they connect is put down to it.
         """
         if not _has_group_transport(plan):
             return ""
-        workers = {node_id: self._coordinator.worker_of(node_id) for node_id in self._failed_at}
-        for worker in workers.values():
+        for node_id in own_fault or self._failed_at:
+            worker = self._coordinator.worker_of(node_id)
             if worker is not None and worker.transport_failure:
                 return worker.transport_failure
-        worker = workers.get(culprit)
-        if worker is not None and is_own_fault and self._connecting_since is not None and not self._was_ready:
+        worker = self._coordinator.worker_of(culprit)
+        if worker is not None and own_fault and self._connecting_since is not None and not self._was_ready:
             return f"the worker of {culprit} ended in its set-up: {worker.error}"
         return ""
 

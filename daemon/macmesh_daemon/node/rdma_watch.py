@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from macmesh_daemon.logs import get_logger
-from macmesh_rdma.rdma_facts import RdmaFacts, rdma_facts, run_command
+from macmesh_rdma.jaccl.facts import RdmaFacts, rdma_facts, run_command
 
 if TYPE_CHECKING:
     from macmesh_daemon.clock import Clock

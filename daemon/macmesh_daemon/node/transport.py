@@ -12,16 +12,16 @@ from macmesh_daemon.cluster.messages import DeviceList, DeviceRow
 from macmesh_daemon.cluster.messages import DeviceMatrix as ToldMatrix
 from macmesh_placement import Link, Refusal
 from macmesh_placement.links import LINK_DEFAULTS
-from macmesh_rdma.device_matrix import MAX_RANKS, DeviceMatrix, MatrixRefusal, device_matrix
-from macmesh_rdma.group_choice import choose_group
-from macmesh_rdma.jaccl_pool import jaccl_pool_bytes
-from macmesh_rdma.rdma_facts import RdmaFacts
+from macmesh_rdma.jaccl.choice import choose_group
+from macmesh_rdma.jaccl.device_matrix import MAX_RANKS, DeviceMatrix, MatrixRefusal, device_matrix
+from macmesh_rdma.jaccl.facts import RdmaFacts
+from macmesh_rdma.jaccl.pool import jaccl_pool_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from macmesh_daemon.cluster.messages import Member
-    from macmesh_rdma.group_choice import RequestedTransport
+    from macmesh_rdma.jaccl.choice import RequestedTransport
 
 _RANKS = re.compile(r"\branks (\d+) and (\d+)\b")
 _RANK = re.compile(r"\brank (\d+)\b")
@@ -120,13 +120,21 @@ def choose_transport(
         return TransportChoice("none")
     names = [_name(member) for member in stages]
     on_one_machine = len({_host(member) for member in stages}) == 1
-    if requested == "shm" and not on_one_machine:
-        told = ", ".join(names)
-        return _refusal(f"shm joins stages of one machine only, and these are on several: {told}")
-    if requested in {"shm", "tcp"}:
-        return TransportChoice(requested, "asked for")
-    if requested == "auto" and on_one_machine:
-        return TransportChoice("auto", "all stages are on one machine")
+    match requested:
+        case "shm" if not on_one_machine:
+            told = ", ".join(names)
+            return _refusal(f"shm joins stages of one machine only, and these are on several: {told}")
+        case "shm" | "tcp":
+            return TransportChoice(requested, "asked for")
+        case "auto" if on_one_machine:
+            return TransportChoice("auto", "all stages are on one machine")
+        case _:
+            return _jaccl_or_links(requested, stages, names, failure)
+
+
+def _jaccl_or_links(
+    requested: str, stages: Sequence[Member], names: Sequence[str], failure: str
+) -> TransportChoice | Refusal:
     chosen = choose_group(
         cast("RequestedTransport", requested), _matrix(stages), jaccl_built=True, self_test_failure=failure
     )

@@ -7,7 +7,7 @@ can be set. The memory is neither MLX's nor Metal's: it is allocated and registe
 FRAME_BYTES = 4096
 BUFFER_SIZES = 8
 NUM_BUFFERS = 2
-_CLASS_BYTES = NUM_BUFFERS * FRAME_BYTES * (2**BUFFER_SIZES - 1)
+_CLASS_BYTES = NUM_BUFFERS * FRAME_BYTES * ((1 << BUFFER_SIZES) - 1)
 _LARGEST_BUFFER_BYTES = FRAME_BYTES << (BUFFER_SIZES - 1)
 
 
