@@ -189,16 +189,20 @@ async def test_a_plan_over_several_macs_is_made_with_jaccl_and_charged_for_it(tm
         charged = {entry.name: entry.size_bytes for entry in stage.ledger.entries}
         assert charged["transport_pool"] == jaccl_pool_bytes(3, 1)
 
-    failure = fx.TransportFailure(
-        frozenset(stage.node_id for stage in made.deployment.stages), "rank 1 sent nothing"
-    )
-    again = await bench.compute(THREE, failure)
-    assert isinstance(again, ev.PlanComputed)
-    assert again.deployment is not None
-    assert {stage.node_id for stage in again.deployment.stages} == failure.node_ids
-    assert again.deployment.transport == "auto"
-    assert "its self-test failed: mac-" in again.deployment.transport_reason
-    assert again.deployment.device_matrix is None
+    failed = [fx.TransportFailure(frozenset(pair), "rank 1 sent nothing") for pair in ("ab", "ac", "bc")]
+    assert made.deployment.stages[0].node_id in failed[0].node_ids
+    elsewhere = await bench.compute(THREE, failed[0])
+    assert isinstance(elsewhere, ev.PlanComputed)
+    assert elsewhere.deployment is not None
+    assert {stage.node_id for stage in elsewhere.deployment.stages} == {"a", "c"}
+    assert elsewhere.deployment.transport == "jaccl"
+
+    nowhere = await bench.compute(THREE, *failed)
+    assert isinstance(nowhere, ev.PlanComputed)
+    assert nowhere.deployment is not None
+    assert nowhere.deployment.transport == "auto"
+    assert "its self-test failed: mac-" in nowhere.deployment.transport_reason
+    assert nowhere.deployment.device_matrix is None
 
 
 async def test_the_planner_goes_where_the_cables_are(tmp_path: Path) -> None:
