@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from macmesh.v1.cluster_pb2 import GetStatusResponse
     from macmesh.v1.peer_pb2 import WorkerReport
+    from macmesh_daemon.node.rdma_watch import RdmaWatch
     from macmesh_placement import ModelProfile
 
 LOOPBACK = "127.0.0.1"
@@ -59,6 +60,7 @@ class MeshNode:
     node_id: str
     workers: list[FakeWorker] = field(default_factory=list)
     make_worker: Callable[[], FakeWorker] = FakeWorker
+    rdma: RdmaWatch | None = None
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -72,7 +74,13 @@ class MeshNode:
         self.stop = asyncio.Event()
         ready = asyncio.Event()
         self.task = asyncio.create_task(
-            run_node(self.config, stop=self.stop, worker_factory=self.new_worker, on_ready=ready.set),
+            run_node(
+                self.config,
+                stop=self.stop,
+                worker_factory=self.new_worker,
+                on_ready=ready.set,
+                rdma=self.rdma,
+            ),
             name=f"node {self.node_id[:8]}",
         )
         waiting = asyncio.create_task(ready.wait())
