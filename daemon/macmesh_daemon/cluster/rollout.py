@@ -240,9 +240,11 @@ class Rollout:
         culprit = next(iter(own_fault or self._failed_at))
         backoff = self.failures.backoff_seconds(_digest(plan), min(self._failed_at.values()))
         transport = self._transport_failure(plan, own_fault, culprit)
+        # Without its transport the next plan is another one: nothing is gained by waiting.
+        is_at_once = self._is_blamed or bool(transport)
         return Problem(
             f"the worker of {culprit} ended",
-            not_before=min(self._failed_at.values()) + (0.0 if self._is_blamed else backoff),
+            not_before=min(self._failed_at.values()) + (0.0 if is_at_once else backoff),
             culprit=culprit,
             counts=not transport,
             transport=transport,
@@ -276,9 +278,9 @@ class Rollout:
         if self._context.now - since <= timeout:
             return None
         backoff = self.failures.backoff_seconds(_digest(plan), self._context.now)
-        not_before = since + timeout + (0.0 if self._is_blamed else backoff)
         reason = "the workers do not connect to each other"
         transport = reason if _has_group_transport(plan) and not self._was_ready else ""
+        not_before = since + timeout + (0.0 if self._is_blamed or transport else backoff)
         return Problem(reason, not_before=not_before, counts=not transport, transport=transport)
 
 
