@@ -21,6 +21,7 @@ RefusalKind = Literal[
     "no_nodes",
     "stage_count",
     "pins",
+    "transport",
 ]
 
 
@@ -201,7 +202,7 @@ class Refusal:
     """Why there is no plan, and what would make one.
 
     Attributes:
-        kind: Stable reason.
+        kind: Stable reason. ``"transport"`` is never the planner's: whoever runs its plans may refuse them so.
         message: For people: what is wrong and what to do.
         context_tokens: The context asked for; 0 where none was.
         position_limit: The model's position limit, if it has one.

@@ -29,6 +29,8 @@ class Reason(StrEnum):
     CONTEXT_LENGTH_EXCEEDED = "CONTEXT_LENGTH_EXCEEDED"
     #: No plan holds the model at that context. Metadata: ``deficit_bytes``, ``largest_context_tokens``.
     DOES_NOT_FIT = "DOES_NOT_FIT"
+    #: The transport that was asked for cannot join the nodes of the plan.
+    TRANSPORT_UNAVAILABLE = "TRANSPORT_UNAVAILABLE"
     #: The cluster serves nothing, or another model than the one asked for. Metadata: ``model``.
     NO_MODEL_LOADED = "NO_MODEL_LOADED"
     #: A plan is committed but its workers are not ready yet. Metadata: ``serving_state``.
@@ -93,6 +95,7 @@ CODE_OF_REASON: Final[dict[Reason, str]] = {
     Reason.CONTEXT_ABOVE_POSITION_LIMIT: "INVALID_ARGUMENT",
     Reason.CONTEXT_LENGTH_EXCEEDED: "INVALID_ARGUMENT",
     Reason.DOES_NOT_FIT: "FAILED_PRECONDITION",
+    Reason.TRANSPORT_UNAVAILABLE: "FAILED_PRECONDITION",
     Reason.NO_MODEL_LOADED: "FAILED_PRECONDITION",
     Reason.NOT_READY: "UNAVAILABLE",
     Reason.NO_QUORUM: "UNAVAILABLE",

@@ -1,7 +1,8 @@
 """Transport between workers: lanes and groups that carry arrays, and ports and lanes that carry bytes.
 
 This package alone imports no mlx; `native`, `native_links`, `group`, `group_lane`, `group_check`, `measure`,
-`ring.lane`, `jaccl.group`, `sync.self_test_main`, `testing.memory_lane` and `testing.rebuilds` do, for the worker.
+`stock_lane`, `ring.lane`, `jaccl.group`, `jaccl.lane`, `sync.self_test_main`, `testing.memory_lane` and
+`testing.rebuilds` do, for the worker.
 
 Arrays, over links of our own (`_group`):
 
@@ -13,6 +14,7 @@ Arrays, over links of our own (`_group`):
 
 Arrays, over MLX's own backends:
 
+* `stock_lane`: the lane over any of them.
 * `ring`: a lane over ``ring`` on one machine, as a baseline.
 * `jaccl`: RDMA over Thunderbolt; `group_check`: a test of a group before it is used.
 * `stall`: ends a process whose wait cannot be interrupted.

@@ -33,6 +33,37 @@ def ring(index: int, stall_seconds: float) -> tuple[str, Callable[[list[str]], T
     )
 
 
+def jaccl(index: int) -> tuple[str, Callable[[list[str]], TensorLane]]:
+    """The lane over jaccl, with MLX's ring in the place of its backend and without its self-test."""
+    import mlx.core as mx  # noqa: PLC0415  imports mlx
+
+    from macmesh_rdma.jaccl import group as jaccl_group  # noqa: PLC0415  same
+    from macmesh_rdma.jaccl.device_matrix import DeviceMatrix  # noqa: PLC0415  same
+    from macmesh_rdma.jaccl.exchange import RingExchange  # noqa: PLC0415  same
+    from macmesh_rdma.jaccl.lane import open_jaccl_lane  # noqa: PLC0415  same
+    from macmesh_rdma.ring.lane import ring_environment  # noqa: PLC0415  same
+
+    reserved = ReservedPort("127.0.0.1")
+    vars(jaccl_group)["check_group"] = lambda _group: None
+
+    def join(addresses: list[str]) -> TensorLane:
+        def ring_instead(**_: object) -> mx.distributed.Group:
+            with ring_environment(addresses, index):
+                return mx.distributed.init(strict=True, backend="ring")
+
+        size = len(addresses)
+        return open_jaccl_lane(
+            index,
+            DeviceMatrix(((("rdma_en2",),) * size,) * size, ring=False),
+            RingExchange(index, size, lambda _message: None),
+            timeout_seconds=20,
+            on_stall=lambda what: tell(["stalled", what]),
+            init=ring_instead,
+        )
+
+    return reserved.address, join
+
+
 def group(
     index: int, provider: Literal["shm", "tcp"], stall_seconds: float
 ) -> tuple[str, Callable[[list[str]], TensorLane]]:
@@ -62,6 +93,8 @@ def main() -> None:
     index, role, stall_seconds, transport = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4]
     if transport == "ring":
         address, join = ring(index, stall_seconds)
+    elif transport == "jaccl":
+        address, join = jaccl(index)
     else:
         address, join = group(index, "shm" if transport == "shm" else "tcp", stall_seconds)
     tell(address)

@@ -1,4 +1,4 @@
-"""The contract of `TensorLane`, in memory, over our own links and over MLX's ring."""
+"""The contract of `TensorLane`, in memory, over our own links and over jaccl, MLX's ring in place of its backend."""
 
 import functools
 import json
@@ -71,7 +71,7 @@ def play_over(transport: str, roles: list[str]) -> list[list[str]]:
 
 
 @pytest.fixture(
-    params=["memory", *(pytest.param(t, marks=pytest.mark.process) for t in ("shm", "tcp", "ring"))]
+    params=["memory", *(pytest.param(t, marks=pytest.mark.process) for t in ("shm", "tcp", "jaccl"))]
 )
 def play(request: pytest.FixtureRequest) -> Play:
     transport: str = request.param

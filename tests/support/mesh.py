@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from macmesh.v1.cluster_pb2 import GetStatusResponse
     from macmesh.v1.peer_pb2 import WorkerReport
     from macmesh_daemon.eventlog.checks import Verdict
+    from macmesh_daemon.node.rdma_watch import RdmaWatch
     from macmesh_placement import ModelProfile
 
 LOOPBACK = "127.0.0.1"
@@ -64,6 +65,7 @@ class MeshNode:
     make_worker: Callable[[], FakeWorker] = FakeWorker
     #: The machine's addresses, where a test lets it move; else the real ones.
     hosts: tuple[str, ...] = ()
+    rdma: RdmaWatch | None = None
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -86,6 +88,7 @@ class MeshNode:
                 worker_factory=self.new_worker,
                 on_ready=ready.set,
                 read_hosts=self._read_hosts if self.hosts else None,
+                rdma=self.rdma,
             ),
             name=f"node {self.node_id[:8]}",
         )

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from macmesh_daemon.cli import units
 from macmesh_placement import LocalPlacementError, Placement, result_from_json
 from macmesh_placement.checks import Reader
 
@@ -57,6 +58,7 @@ class Answer:
         kv_bits: Bits of a quantised cache; 0: as the model has it.
         parallelism: ``"pipeline"`` or ``"tensor"``.
         hop_seconds: Of a plan: the hop behind each stage, where the answer tells it.
+        transport: Of a plan of several stages: what carries the arrays, and why.
     """
 
     body: Mapping[str, Any]
@@ -70,6 +72,7 @@ class Answer:
     kv_bits: int = 0
     parallelism: str = "pipeline"
     hop_seconds: tuple[float, ...] = ()
+    transport: str = ""
 
 
 def read_answer(body: Mapping[str, Any], names: Mapping[str, str]) -> Answer:
@@ -107,7 +110,13 @@ def read_answer(body: Mapping[str, Any], names: Mapping[str, str]) -> Answer:
             for index, stage in enumerate(stages)
             if "hop_seconds" in stage
         ),
+        transport=_transport(reader.fields["transport"]) if "transport" in reader.fields else "",
     )
+
+
+def _transport(value: object) -> str:
+    reader = Reader(value, "plan.transport", LocalPlacementError)
+    return units.transport(reader.text("transport"), reader.text("reason"))
 
 
 def _alternative(value: object, where: str) -> Alternative:

@@ -153,6 +153,8 @@ def _promises(answer: Answer, plan: Placement, width: int | None, *, color: bool
     left_out = [node_name(node_id, answer.names) for node_id in answer.names if node_id not in used]
     if left_out:
         lines.append(f"# left out: {', '.join(left_out)}")
+    if answer.transport:
+        lines.append(f"# transport: {printable(answer.transport)}")
     lines += [f"# {printable(note)}" for note in proof.notes]
     if width is not None:
         lines = [cut(line, width) for line in lines]

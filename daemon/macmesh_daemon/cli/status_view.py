@@ -121,7 +121,16 @@ def _summary(status: cluster_pb2.GetStatusResponse) -> list[str]:
         f"{alive} of {_many(len(status.nodes), 'node')} alive",
         "quorum" if status.has_quorum else "NO QUORUM",
     ]
-    return [" · ".join(served), " · ".join(cluster)]
+    return [" · ".join(served), *_transport(status), " · ".join(cluster)]
+
+
+def _transport(status: cluster_pb2.GetStatusResponse) -> list[str]:
+    """What carries the arrays and why, where the plan is on several machines."""
+    hosts = {node.member.facts.host_id for node in status.nodes if node.HasField("stage")}
+    plan = status.document.plan.deployments[0] if status.document.plan.deployments else None
+    if plan is None or len(hosts) < 2 or not plan.transport_reason:  # noqa: PLR2004  one machine has none between
+        return []
+    return [f"transport: {printable(units.transport(plan.transport, plan.transport_reason))}"]
 
 
 def _row(node: cluster_pb2.NodeStatus, state: str, *, answers: bool) -> list[str]:

@@ -30,3 +30,8 @@ def _three_digits(value: float) -> str:
     if value < 9.995:  # noqa: PLR2004  digits
         return f"{value:.2f}"
     return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"  # noqa: PLR2004  digits
+
+
+def transport(kind: str, reason: str) -> str:
+    """What carries the arrays of a plan, and why."""
+    return f"{'the best link for each pair' if kind == 'auto' else kind} ({reason})"

@@ -57,6 +57,14 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class TransportFailure:
+    """The group transport has failed between these nodes, and neither they nor their devices changed since."""
+
+    node_ids: frozenset[str]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ComputePlan:
     """Compute a plan.
 
@@ -65,12 +73,14 @@ class ComputePlan:
         wanted: What to plan for.
         members: The members that may be used, with their facts as of now.
         current: The plan that runs now; None or without deployments where nothing runs.
+        transport_failures: Where the plan must not use the group transport again.
     """
 
     request_id: int
     wanted: WantedModel
     members: tuple[Member, ...]
     current: Plan | None
+    transport_failures: tuple[TransportFailure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

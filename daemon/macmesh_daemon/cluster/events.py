@@ -185,6 +185,13 @@ class WorkerStopped:
 
 
 @dataclass(frozen=True, slots=True)
+class FactsChanged:
+    """This node's machine is another than it was, such as by a cable. A running plan is not touched for it."""
+
+    facts: NodeFacts
+
+
+@dataclass(frozen=True, slots=True)
 class LocalHealth:
     """How this node itself fares.
 
@@ -214,5 +221,6 @@ Event = (
     | PrepareChecked
     | WorkerReported
     | WorkerStopped
+    | FactsChanged
     | LocalHealth
 )

@@ -11,6 +11,7 @@ from .events import (
     CandidateVerified,
     Event,
     EvictWanted,
+    FactsChanged,
     LeaveCancelled,
     LeaveWanted,
     LoadWanted,
@@ -229,6 +230,8 @@ class ClusterMachine:
                 self._replica.slot.on_report(event.report)
             case WorkerStopped():
                 self._replica.slot.on_stopped(event.epoch)
+            case FactsChanged():
+                self._context.facts = event.facts
             case LocalHealth():
                 self._context.health_score = max(0, event.score)
                 if event.slept:

@@ -93,6 +93,28 @@ class LinkBuffers:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceList:
+    """RDMA devices of one stage towards another, one for each cable."""
+
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRow:
+    """One stage's devices towards each stage."""
+
+    cells: tuple[DeviceList, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMatrix:
+    """By which RDMA devices each stage reaches each other one."""
+
+    rows: tuple[DeviceRow, ...] = ()
+    ring: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """One model as it is spread over the cluster."""
 
@@ -106,6 +128,8 @@ class Deployment:
     sync_mode: str = ""
     predicted_decode_seconds: float = 0.0
     link_buffers: LinkBuffers | None = None
+    device_matrix: DeviceMatrix | None = None
+    transport_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +181,7 @@ class NodeFacts:
     mlx_lm_version: str = ""
     portable: bool = False
     cpu_count: int = 0
+    rdma_json: str = ""
 
     @property
     def versions(self) -> tuple[str, str, str]:
@@ -229,6 +254,7 @@ class LinkStatus:
     latency_us: float = 0.0
     gb_per_s: float = 0.0
     pool_bytes: int = 0
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +274,7 @@ class WorkerReport:
     sync_reason: str = ""
     hung: bool = False
     links: tuple[LinkStatus, ...] = ()
+    transport_failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,9 @@ def picture_of(
         ),
         duplicate_node_ids=tuple(sorted(doubles | ({own} if has_double else set()))),
         refused_boot_nonces=MappingProxyType({n: t.refused for n, t in tracks.items() if t.refused}),
+        transport_failures=MappingProxyType(
+            coordinator.planning.transport_failures if coordinator is not None else {}
+        ),
     )
 
 

@@ -4,10 +4,11 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from .effects import ComputePlan
+from .effects import ComputePlan, TransportFailure
 from .flaps import HoldDown
 from .messages import (
     Deployment,
+    Epoch,
     Member,
     NodeFacts,
     Plan,
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 Means = frozenset[tuple[str, NodeFacts | None]]
 """What a plan can be made of: the members that may be used and their machines."""
+
+Wiring = frozenset[tuple[str, str]]
+"""Which members are not known to be dead, and what each told of its RDMA devices."""
 
 
 @dataclass(slots=True)
@@ -76,6 +80,9 @@ class PlanMaker:
         self._excluded_until: dict[str, float] = {}
         self._wish_since: float | None = None
         self._hold_down = HoldDown(context.settings)
+        self._transport_failures: dict[frozenset[str], str] = {}
+        self._failed_wiring: Wiring = frozenset()
+        self._failed_epoch: Epoch | None = None
 
     @property
     def plan_to_store(self) -> Plan | None:
@@ -110,6 +117,7 @@ class PlanMaker:
         self._refusal = None
         self._excluded_until = {}
         self._hold_down = HoldDown(self._context.settings)
+        self._transport_failures = {}
         self._rollout.failures.forgive()
         self._coordinator.flaps.forgive()
 
@@ -117,6 +125,8 @@ class PlanMaker:
         """Begin, go on with or give up a try. Called with a committed document."""
         document = self._coordinator.document
         attempt = self._attempt
+        if self._transport_failures and self._failed_wiring != self._wiring():
+            self._transport_failures = {}
         if attempt is not None and attempt.plan is not None and document.plan == attempt.plan:
             self._attempt = attempt = None
             self._hold_down.planned(self._context.now)
@@ -199,6 +209,8 @@ class PlanMaker:
             self._rollout.blame(wish)
             if wish.excludes:
                 self._exclude(wish.culprit)
+            if wish.transport:
+                self._note_transport_failure(wish.transport)
         members = self._means(wanted)
         means = frozenset((member.node_id, member.facts) for member in members)
         refusal = self._refusal
@@ -219,7 +231,32 @@ class PlanMaker:
         if not members:
             self._refuse(self._attempt, "NO_ELIGIBLE_NODE", "")
             return
-        self._context.emit(ComputePlan(request_id, wanted, members, self._coordinator.document.plan))
+        failures = tuple(TransportFailure(*item) for item in self._transport_failures.items())
+        plan = self._coordinator.document.plan
+        self._context.emit(ComputePlan(request_id, wanted, members, plan, failures))
+
+    @property
+    def transport_failures(self) -> dict[frozenset[str], str]:
+        """Nodes between which the group transport failed and why, as long as no member and no device changes."""
+        return dict(self._transport_failures)
+
+    def _note_transport_failure(self, reason: str) -> None:
+        """Note it once for each plan: what changed after the plan failed has not been tried."""
+        plan = self._coordinator.document.plan
+        if plan is None or plan.epoch == self._failed_epoch:
+            return
+        self._failed_epoch = plan.epoch
+        self._transport_failures[frozenset(plan.node_ids)] = reason
+        self._failed_wiring = self._wiring()
+        self._context.announce("transport failed", nodes=list(plan.node_ids), reason=reason)
+
+    def _wiring(self) -> Wiring:
+        found = set()
+        for member in self._coordinator.document.members:
+            if self._coordinator.liveness(member.node_id) != "dead":
+                facts = self._coordinator.facts_of(member.node_id)
+                found.add((member.node_id, facts.rdma_json if facts else ""))
+        return frozenset(found)
 
     def _is_everybody_judged(self) -> bool:
         """Whether each member is known to be there or gone, or was given the time to prove it."""

@@ -35,6 +35,9 @@ _NOBODY = ""
 _GONE_WORDS = {"left": "gone: it said goodbye", "cut": "cut off from the coordinator"}
 _BEATS_TO_TELL = 4
 
+GROUP_TRANSPORT = "jaccl"
+"""The transport that joins all stages or none, and that a plan can do without."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -46,6 +49,7 @@ class Problem:
         culprit: Whose fault it is; "" where nobody's in particular.
         counts: Whether it counts as a failure of the culprit.
         excludes: Whether the culprit is left out for a while.
+        transport: What was wrong with the plan's group transport, where that is the reason.
     """
 
     reason: str
@@ -53,6 +57,7 @@ class Problem:
     culprit: str = _NOBODY
     counts: bool = False
     excludes: bool = False
+    transport: str = ""
 
 
 class Rollout:
@@ -73,6 +78,7 @@ class Rollout:
         self._peers_told: set[str] = set()
         self._connecting_since: float | None = None
         self._is_blamed = False
+        self._was_ready = False
         self.is_ready = False
 
     def advance(self) -> None:
@@ -186,7 +192,7 @@ class Rollout:
         states = {report.state for _, report in reports}
         if states == {WorkerState.READY}:
             if not self.is_ready:
-                self.is_ready = True
+                self.is_ready = self._was_ready = True
                 self._connecting_since = None
                 self._context.announce("plan ready", epoch=str(epoch))
             return
@@ -240,12 +246,32 @@ class Rollout:
         own_fault = [node_id for node_id in self._failed_at if not self._lost_a_peer(node_id)]
         culprit = next(iter(own_fault or self._failed_at))
         backoff = self.failures.backoff_seconds(_digest(plan), min(self._failed_at.values()))
+        transport = self._transport_failure(plan, own_fault, culprit)
+        # Without its transport the next plan is another one: nothing is gained by waiting.
+        is_at_once = self._is_blamed or bool(transport)
         return Problem(
             f"the worker of {culprit} ended",
-            not_before=min(self._failed_at.values()) + (0.0 if self._is_blamed else backoff),
+            not_before=min(self._failed_at.values()) + (0.0 if is_at_once else backoff),
             culprit=culprit,
-            counts=True,
+            counts=not transport,
+            transport=transport,
         )
+
+    def _transport_failure(self, plan: Plan, own_fault: list[str], culprit: str) -> str:
+        """Why the next plan must do without the group transport; "" where it need not.
+
+        Its set-up may end a worker without a word: whatever ends one while they connect is put down to it.
+        """
+        if not _has_group_transport(plan):
+            return ""
+        for node_id in own_fault or self._failed_at:
+            worker = self._coordinator.worker_of(node_id)
+            if worker is not None and worker.transport_failure:
+                return worker.transport_failure
+        worker = self._coordinator.worker_of(culprit)
+        if worker is not None and own_fault and self._connecting_since is not None and not self._was_ready:
+            return f"the worker of {culprit} ended in its set-up: {worker.error}"
+        return ""
 
     def _lost_a_peer(self, node_id: str) -> bool:
         worker = self._coordinator.worker_of(node_id)
@@ -259,8 +285,14 @@ class Rollout:
         if self._context.now - since <= timeout:
             return None
         backoff = self.failures.backoff_seconds(_digest(plan), self._context.now)
-        not_before = since + timeout + (0.0 if self._is_blamed else backoff)
-        return Problem("the workers do not connect to each other", not_before=not_before, counts=True)
+        reason = "the workers do not connect to each other"
+        transport = reason if _has_group_transport(plan) and not self._was_ready else ""
+        not_before = since + timeout + (0.0 if self._is_blamed or transport else backoff)
+        return Problem(reason, not_before=not_before, counts=not transport, transport=transport)
+
+
+def _has_group_transport(plan: Plan) -> bool:
+    return any(deployment.transport == GROUP_TRANSPORT for deployment in plan.deployments)
 
 
 def _digest(plan: Plan) -> str:

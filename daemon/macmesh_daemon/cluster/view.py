@@ -43,6 +43,7 @@ class ClusterView:
         duplicate_node_ids: Members under whose identity a second machine answers.
         refused_boot_nonces: Per such member, the boot nonces of the refused ones; known to the coordinator
             only. Do not dial addresses that came with them.
+        transport_failures: Nodes between which the group transport failed, and why; known to the coordinator only.
     """
 
     node_id: str
@@ -67,6 +68,7 @@ class ClusterView:
     not_planned: "Mapping[str, str]" = field(default_factory=lambda: MappingProxyType({}))
     duplicate_node_ids: tuple[str, ...] = ()
     refused_boot_nonces: "Mapping[str, frozenset[int]]" = field(default_factory=lambda: MappingProxyType({}))
+    transport_failures: "Mapping[frozenset[str], str]" = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def plan(self) -> "Plan | None":

@@ -13,6 +13,7 @@ from macmesh.paths import LONGEST_SOCKET_PATH_BYTES, socket_path
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "pretty", "json"]
 SyncMode = Literal["auto", "safe", "fast"]
+Transport = Literal["auto", "shm", "tcp", "jaccl"]
 
 _GIB = 1 << 30
 
@@ -223,6 +224,18 @@ class Config:
             unit="tokens",
             minimum=1,
             maximum=65536,
+        ),
+    )
+    transport: Transport = field(
+        default="auto",
+        metadata=_doc(
+            (
+                "What carries the arrays between the stages of a plan: `shm` (one machine only), `tcp`, `jaccl` (RDMA "
+                "over Thunderbolt between Macs), or `auto`, which takes `jaccl` where cables join all stages, else the "
+                "best for each pair. The coordinator's setting counts; what was asked for and cannot be had refuses "
+                "the plan."
+            ),
+            reason="`auto` takes the fastest that works and says in `daemonctl status` why",
         ),
     )
     link_num_buffers: int = field(

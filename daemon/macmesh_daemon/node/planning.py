@@ -23,6 +23,7 @@ from macmesh_daemon.models import (
 from macmesh_daemon.models.profiler import profile_model
 from macmesh_daemon.node.call_errors import CallError, from_rpc_error
 from macmesh_daemon.node.codec import from_proto
+from macmesh_daemon.node.lane_choice import choose_transport, rdma_links
 from macmesh_daemon.node.translation import (
     capacities,
     deployment_of,
@@ -34,7 +35,7 @@ from macmesh_daemon.plan_ask import PlanAsk, answer_json
 from macmesh_placement import LocalPlacementError, ModelProfile, Objective, PlanRequest, Refusal, plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from macmesh.v1 import cluster_pb2
@@ -43,8 +44,9 @@ if TYPE_CHECKING:
     from macmesh_daemon.cluster.view import ClusterView
     from macmesh_daemon.config import Config
     from macmesh_daemon.models import ModelFolder
+    from macmesh_daemon.node.lane_choice import RdmaLinks, TransportChoice
     from macmesh_daemon.node.peers import PeerPool
-    from macmesh_placement import Placement
+    from macmesh_placement import NodeCapacity, Placement, Reserves
 
 _log = get_logger(part="planning")
 
@@ -161,17 +163,25 @@ class Planning:
         members = view.document.members if view.document else ()
         alive = tuple(m for m in members if view.liveness.get(m.node_id) in {"alive", "suspect"})
         nodes = capacities(alive)
+        rdma = self._rdma_links(alive, nodes, view.transport_failures)
         try:
             asked = ask.request(
                 profile,
                 nodes,
+                links=rdma.links,
                 names={m.node_id: [m.facts.hostname] if m.facts else [] for m in members},
-                reserves=reserves(self._config.runtime_reserve_bytes, self._links, nodes),
+                reserves=self._reserves(nodes, rdma),
             )
-            result, answer = await asyncio.to_thread(_answer, asked, explain=request.explain)
+            result = await asyncio.to_thread(plan, asked)
+            carried = self._carried(result, alive, view.transport_failures)
+            if result.feasible and isinstance(carried, Refusal):
+                return False, json.dumps(carried.to_json())
+            answer = await asyncio.to_thread(answer_json, asked, result, explain=request.explain)
         except LocalPlacementError as error:
             raise CallError(Reason.INVALID_ARGUMENT, str(error)) from error
-        return result.feasible, answer
+        if not isinstance(carried, Refusal) and carried[1].reason:
+            answer["transport"] = carried[1].to_json()
+        return result.feasible, json.dumps(answer)
 
     async def compute(self, effect: fx.ComputePlan) -> None:
         """Answer a ComputePlan with PlanComputed or PlanRefused, whatever happens."""
@@ -181,7 +191,7 @@ class Planning:
             _, profile = await self.profile(
                 model.path or model.model_id, tuple(m.node_id for m in effect.members)
             )
-            result = await self._plan(profile, wanted, effect.members)
+            result = await self._plan(profile, wanted, effect)
         except CallError as error:
             self._refuse(effect.request_id, error.reason, error.message)
             return
@@ -198,7 +208,10 @@ class Planning:
                 )
             )
             return
-        deployment = deployment_of(result, model, self._links, sync_mode=self._config.sync_mode)
+        placement, transport = result
+        if transport.reason:
+            _log.info("transport chosen", transport=transport.transport, reason=transport.reason)
+        deployment = deployment_of(placement, model, self._links, transport, sync_mode=self._config.sync_mode)
         self._notify(ev.PlanComputed(request_id=effect.request_id, deployment=deployment))
 
     async def check_prepare(self, effect: fx.CheckPrepare) -> None:
@@ -221,9 +234,11 @@ class Planning:
         self._notify(ev.PrepareChecked(epoch=epoch, ok=not reason, reason=reason))
 
     async def _plan(
-        self, profile: ModelProfile, wanted: WantedModel, members: tuple[Member, ...]
-    ) -> Placement | Refusal:
-        nodes = capacities(members)
+        self, profile: ModelProfile, wanted: WantedModel, effect: fx.ComputePlan
+    ) -> tuple[Placement, TransportChoice] | Refusal:
+        nodes = capacities(effect.members)
+        failures = {failure.node_ids: failure.reason for failure in effect.transport_failures}
+        rdma = self._rdma_links(effect.members, nodes, failures)
         request = PlanRequest(
             profile=profile,
             nodes=nodes,
@@ -232,9 +247,37 @@ class Planning:
             prefill_chunk_tokens=self._config.prefill_chunk_tokens,
             objective=_checked_objective(wanted.objective),
             stage_count=wanted.stage_count,
-            reserves=reserves(self._config.runtime_reserve_bytes, self._links, nodes),
+            links=rdma.links,
+            reserves=self._reserves(nodes, rdma),
         )
-        return await asyncio.to_thread(plan, request)
+        return self._carried(await asyncio.to_thread(plan, request), effect.members, failures)
+
+    def _rdma_links(
+        self,
+        members: Iterable[Member],
+        nodes: Iterable[NodeCapacity],
+        failures: Mapping[frozenset[str], str],
+    ) -> RdmaLinks:
+        present = {node.node_id for node in nodes}
+        return rdma_links(self._config.transport, [m for m in members if m.node_id in present], failures)
+
+    def _reserves(self, nodes: tuple[NodeCapacity, ...], rdma: RdmaLinks) -> Reserves:
+        return reserves(self._config.runtime_reserve_bytes, self._links, nodes, jaccl_bytes=rdma.pool_bytes)
+
+    def _carried(
+        self,
+        result: Placement | Refusal,
+        members: Iterable[Member],
+        failures: Mapping[frozenset[str], str],
+    ) -> tuple[Placement, TransportChoice] | Refusal:
+        """The plan and what carries it; the refusal where there is none, or nothing can."""
+        if isinstance(result, Refusal):
+            return result
+        by_id = {member.node_id: member for member in members}
+        stages = [by_id[stage.node_id] for stage in result.stages]
+        failure = failures.get(frozenset(member.node_id for member in stages), "")
+        choice = choose_transport(self._config.transport, stages, failure)
+        return choice if isinstance(choice, Refusal) else (result, choice)
 
     def _refuse(self, request_id: int, reason: Reason, message: str) -> None:
         refusal = json.dumps(
@@ -293,11 +336,6 @@ def ask_of(request: cluster_pb2.PlanModelRequest, *, default_chunk_tokens: int) 
         prefill_chunk_tokens=request.prefill_chunk_tokens or default_chunk_tokens,
         allow_tensor_parallel=request.allow_tensor_parallel,
     )
-
-
-def _answer(request: PlanRequest, *, explain: bool) -> tuple[Placement | Refusal, str]:
-    result = plan(request)
-    return result, json.dumps(answer_json(request, result, explain=explain))
 
 
 def _member_ids(view: ClusterView) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import secrets
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from macmesh_daemon.api.access_service import AccessService
 from macmesh_daemon.api.cluster_service import ClusterService
 from macmesh_daemon.api.inference_service import InferenceService
 from macmesh_daemon.clock import Interruption, SystemClock
-from macmesh_daemon.cluster.events import CandidateVerified, LeaveWanted, LocalHealth
+from macmesh_daemon.cluster.events import CandidateVerified, FactsChanged, LeaveWanted, LocalHealth
 from macmesh_daemon.cluster.machine import ClusterMachine
 from macmesh_daemon.cluster.messages import NodeFacts
 from macmesh_daemon.cluster.settings import ClusterSettings
@@ -37,6 +37,7 @@ from macmesh_daemon.node.own_addresses import OwnAddresses
 from macmesh_daemon.node.peer_service import PROTOCOL_VERSION, PeerService
 from macmesh_daemon.node.peers import PeerPool
 from macmesh_daemon.node.planning import Planning
+from macmesh_daemon.node.rdma_watch import RdmaWatch, system_reader
 from macmesh_daemon.node.recorder import Recorder
 from macmesh_daemon.node.requests import RequestDesk
 from macmesh_daemon.node.sources import Sources, own_hosts
@@ -85,6 +86,7 @@ class Node:
         store: StateStore,
         event_log: EventLog,
         hosts: tuple[str, ...],
+        rdma: RdmaWatch,
         read_hosts: Callable[[], Awaitable[tuple[str, ...]]] | None = None,
     ) -> None:
         self.config = config
@@ -98,6 +100,7 @@ class Node:
         self.doors = Doors(config, credentials, is_denied=denied)
         self._start = start
         self._facts = facts
+        self._rdma = rdma
         self._host_health = health
         self._tasks = tasks
         self._store = store
@@ -218,6 +221,7 @@ class Node:
         self._tasks.create_task(self._sync.prepare(self.config.sync_mode), name="sync self-test")
         self._tasks.create_task(self.addresses.run(), name="own addresses")
         self._tasks.create_task(self.peers.tidy(), name="retired channels")
+        self._tasks.create_task(self._rdma.run(self.clock, self._note_rdma), name="RDMA devices")
         self.trust.start(self._tasks)
         self._looking = self._sources.start(self._dialer.offer, self._tasks)
 
@@ -244,6 +248,10 @@ class Node:
     def health(self) -> tuple[str, ...]:
         """What this machine gives a person to know or do."""
         return (*self._host_health(), *self.trust.health(), *self._sync.health(), *self._sources.health())
+
+    def _note_rdma(self, rdma_json: str) -> None:
+        self._facts = replace(self._facts, rdma_json=rdma_json)
+        self.driver.notify(FactsChanged(facts=self._facts))
 
     def _verified(self, event: CandidateVerified) -> None:
         self._sources.remember(event.node_id, event.addresses)
@@ -331,6 +339,7 @@ async def run_node(
     on_identity: Callable[[str], None] = lambda _node_id: None,
     on_ready: Callable[[], None] = lambda: None,
     read_hosts: Callable[[], Awaitable[tuple[str, ...]]] | None = None,
+    rdma: RdmaWatch | None = None,
 ) -> None:
     """Run a node until `stop` is set; `on_ready` is called once both doors are open.
 
@@ -344,6 +353,7 @@ async def run_node(
         on_identity: See above.
         on_ready: See above.
         read_hosts: Reads the machine's addresses; replaced in tests.
+        rdma: Stands in for this machine's RDMA devices.
 
     Raises:
         LocalFolderInUseError: another daemon uses the data folder.
@@ -362,7 +372,11 @@ async def run_node(
         start = await asyncio.to_thread(begin_start, config.data_dir)
         host = await collect_facts(config)
         hosts = await (read_hosts() if read_hosts is not None else own_hosts(config))
-        facts = NodeFacts(**asdict(host.facts))
+        platform = sync_platform(chip=host.facts.chip, mlx_version=host.facts.mlx_version)
+        watch = rdma or RdmaWatch(
+            system_reader(macos_build=platform.macos_build, mlx_version=platform.mlx_version)
+        )
+        facts = NodeFacts(**asdict(host.facts), rdma_json=await watch.first())
         event_log = EventLog(
             config.data_dir / EVENTS_FOLDER,
             node_id=identity.node_id,
@@ -383,6 +397,7 @@ async def run_node(
                     event_log=event_log,
                     hosts=hosts,
                     read_hosts=read_hosts,
+                    rdma=watch,
                 )
                 try:
                     await node.serve()

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
     from macmesh_daemon.cluster.messages import Member
     from macmesh_daemon.config import Config
+    from macmesh_daemon.node.lane_choice import TransportChoice
     from macmesh_placement import Ledger as PlacementLedger
     from macmesh_placement import Placement, Refusal
 
-#: Each link takes the best provider that works for it.
-TRANSPORT = "auto"
 #: A stage is linked to the one before and the one after; tail and head are linked too.
 LINKS_PER_STAGE = 2
 
@@ -30,6 +29,7 @@ _REASONS = {
     "pins": Reason.INVALID_ARGUMENT,
     "unsupported_architecture": Reason.UNSUPPORTED_ARCHITECTURE,
     "no_nodes": Reason.DOES_NOT_FIT,
+    "transport": Reason.TRANSPORT_UNAVAILABLE,
 }
 
 
@@ -58,7 +58,12 @@ def _capacity(member: Member) -> NodeCapacity:
 
 
 def deployment_of(
-    placement: Placement, model: ModelRef, links: LinkOptions, *, sync_mode: str = "safe"
+    placement: Placement,
+    model: ModelRef,
+    links: LinkOptions,
+    transport: TransportChoice,
+    *,
+    sync_mode: str = "safe",
 ) -> Deployment:
     """The placement as the cluster's document carries it, with the synchronisation that is asked for."""
     return Deployment(
@@ -77,7 +82,9 @@ def deployment_of(
             )
             for stage in placement.stages
         ),
-        transport=TRANSPORT if len(placement.stages) > 1 else "none",
+        transport=transport.transport,
+        transport_reason=transport.reason,
+        device_matrix=transport.matrix,
         sync_mode=sync_mode,
         predicted_decode_seconds=placement.predicted_decode_seconds,
         link_buffers=LinkBuffers(
@@ -102,12 +109,21 @@ def _ledger(ledger: PlacementLedger) -> Ledger:
     )
 
 
-def reserves(runtime_reserve_bytes: int, links: LinkOptions, nodes: Iterable[NodeCapacity]) -> Reserves:
+def reserves(
+    runtime_reserve_bytes: int, links: LinkOptions, nodes: Iterable[NodeCapacity], *, jaccl_bytes: int = 0
+) -> Reserves:
     """The ledger's terms that no profile knows.
 
     Which stages will be neighbours is not known yet: where any two of the nodes are on one machine, all links
     are charged as shared memory, the dearest. Of that a stage is charged the direction that it sends on, for the
-    machine holds each once.
+    machine holds each once. Nor is it known whether jaccl will be taken: where it may be, the dearer of the two is
+    charged.
+
+    Args:
+        runtime_reserve_bytes: As configured.
+        links: As configured.
+        nodes: Those that may take part.
+        jaccl_bytes: What jaccl's buffers would take; 0 where it cannot be taken.
     """
     hosts = [node.host_id for node in nodes]
     pool_bytes = (
@@ -115,7 +131,9 @@ def reserves(runtime_reserve_bytes: int, links: LinkOptions, nodes: Iterable[Nod
         if len(set(hosts)) < len(hosts)
         else links.pool_bytes("tcp", LINKS_PER_STAGE)
     )
-    return Reserves(runtime_reserve_bytes=runtime_reserve_bytes, transport_pool_bytes=pool_bytes)
+    return Reserves(
+        runtime_reserve_bytes=runtime_reserve_bytes, transport_pool_bytes=max(pool_bytes, jaccl_bytes)
+    )
 
 
 def link_options(config: Config) -> LinkOptions:

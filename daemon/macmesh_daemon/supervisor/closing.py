@@ -84,6 +84,7 @@ class OpenBusiness:
             report.state = peer_pb2.WORKER_STATE_FAILED
             report.error = (self._told.error if self._told else "") or how
             report.peer_lost = self._told is not None and self._told.peer_lost
+            report.transport_failure = self._told.transport_failure if self._told else ""
         reason = report.error or "the worker was stopped"
         failures = [
             lane_pb2.WorkerEvent(

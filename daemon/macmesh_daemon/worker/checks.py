@@ -2,12 +2,13 @@
 
 from typing import Literal
 
-from macmesh.v1 import lane_pb2
+from macmesh.v1 import lane_pb2, types_pb2
 from macmesh_daemon.worker.errors import LocalStartError
 
 Transport = Literal["auto", "shm", "tcp"]
 
-TRANSPORTS: tuple[Transport, ...] = ("auto", "shm", "tcp")
+JACCL = "jaccl"
+TRANSPORTS: tuple[str, ...] = ("auto", "shm", "tcp", JACCL)
 
 
 def check_start(start: lane_pb2.StartStage) -> None:
@@ -36,7 +37,16 @@ def check_start(start: lane_pb2.StartStage) -> None:
         raise LocalStartError("bind_host is empty")
     if start.step_deadline_seconds <= 0:
         raise LocalStartError(f"step_deadline_seconds is {start.step_deadline_seconds:g}; it must be above 0")
-    if len(stages) > 1 and deployment.transport not in TRANSPORTS:
+    if len(stages) > 1:
+        _check_transport(deployment)
+
+
+def _check_transport(deployment: types_pb2.Deployment) -> None:
+    if deployment.transport not in TRANSPORTS:
         raise LocalStartError(
             f"transport is {deployment.transport!r}; this version has {', '.join(TRANSPORTS)} for more than one stage"
         )
+    if deployment.transport == JACCL:
+        size, rows = len(deployment.stages), deployment.device_matrix.rows
+        if len(rows) != size or any(len(row.cells) != size for row in rows):
+            raise LocalStartError(f"device_matrix is not one of {size} stages")

@@ -137,16 +137,20 @@ class ControlLane:
         result: lane_pb2.StepResult | None = None,
         release: lane_pb2.ReleaseSlot | None = None,
         failed: lane_pb2.StageFailed | None = None,
+        exchange: bytes | None = None,
     ) -> bytes:
         """A message of this epoch as bytes. May be called from any thread."""
-        return lane_pb2.LaneMessage(
+        message = lane_pb2.LaneMessage(
             epoch=self._epoch,
             hello=hello,
             step=step,
             result=result,
             release=release,
             failed=failed,
-        ).SerializeToString()
+        )
+        if exchange is not None:
+            message.exchange = exchange
+        return message.SerializeToString()
 
     async def _hello(self) -> bytes:
         proof = stage_proof(await self._epoch_key(), self._epoch, self._stage)

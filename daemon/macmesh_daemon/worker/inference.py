@@ -17,6 +17,7 @@ from macmesh_daemon.engine.errors import EngineError
 from macmesh_daemon.engine.files import vocabulary_tokens
 from macmesh_daemon.engine.lean_imports import import_without_tokenizers
 from macmesh_daemon.engine.scheduler import Limits, Scheduler
+from macmesh_daemon.worker.checks import JACCL
 from macmesh_daemon.worker.errors import RemoteNeighbourError, RemoteStageFailedError, WorkerError
 from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, Runner
 from macmesh_rdma.errors import RemoteTransportError, TransportError
@@ -93,7 +94,11 @@ class InferenceThread:
 
         start, deployment = self._start, self._start.deployment
         if len(deployment.stages) > 1:
-            from macmesh_daemon.worker import tensor_lane  # noqa: F401, PLC0415  imports mlx; joining must be quick
+            # These import mlx, and joining must be quick.
+            if deployment.transport == JACCL:
+                from macmesh_daemon.worker import jaccl_lane  # noqa: F401, PLC0415
+            else:
+                from macmesh_daemon.worker import tensor_lane  # noqa: F401, PLC0415
         stage = deployment.stages[start.stage_index]
         set_memory_limits(stage.ledger)
         model = load_stage(

@@ -5,6 +5,8 @@ import asyncio
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -17,8 +19,12 @@ from macmesh_rdma.messages.port import MessagePort
 START_DEADLINE_SECONDS = 30.0
 
 
-def main() -> None:
-    """Takes over what it inherited from the daemon; serves until the daemon or the plan ends."""
+def main(jaccl_init: Callable[..., Any] | None = None) -> None:
+    """Takes over what it inherited from the daemon; serves until the daemon or the plan ends.
+
+    Args:
+        jaccl_init: stands in for `mlx.core.distributed.init` where a plan uses jaccl.
+    """
     parser = argparse.ArgumentParser(prog="macmesh-worker", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited Unix socket to the daemon")
     parser.add_argument("--ring-fds", default="", metavar="IN,OUT", help="inherited rings in shared memory")
@@ -32,13 +38,13 @@ def main() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     try:
-        asyncio.run(_serve(options.fd, options.ring_fds))
+        asyncio.run(_serve(options.fd, options.ring_fds, jaccl_init))
     except BaseException:  # noqa: BLE001  whatever it was: the inference thread must not keep the process
         traceback.print_exc(file=sys.stderr)
     os._exit(1)
 
 
-async def _serve(connection: int, rings: str) -> None:
+async def _serve(connection: int, rings: str, jaccl_init: Callable[..., Any] | None) -> None:
     try:
         port = adopt_port(connection, rings)
     except TransportError as error:
@@ -51,7 +57,7 @@ async def _serve(connection: int, rings: str) -> None:
     # Imported only now: loads TLS and the rest while the daemon already knows that the process stands.
     from macmesh_daemon.worker.shell import WorkerShell  # noqa: PLC0415
 
-    await WorkerShell(command.start, port).run()
+    await WorkerShell(command.start, port, jaccl_init=jaccl_init).run()
 
 
 async def _first_command(port: MessagePort) -> lane_pb2.WorkerCommand | None:

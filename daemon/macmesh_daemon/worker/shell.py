@@ -5,28 +5,35 @@ import contextlib
 import faulthandler
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 from google.protobuf.message import DecodeError
 
 from macmesh.v1 import lane_pb2, peer_pb2
-from macmesh_daemon.worker.checks import check_start
+from macmesh_daemon.worker.checks import JACCL, check_start
 from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError, WorkerError
 from macmesh_daemon.worker.inference import InferenceThread, Milestones
 from macmesh_daemon.worker.loops import Outlets
 from macmesh_rdma.errors import RemotePeerLostError, TransportError
+from macmesh_rdma.jaccl.exchange import RingExchange
 from macmesh_rdma.joining.endpoint import Endpoint
 from macmesh_rdma.joining.listener import Listener
 from macmesh_rdma.lane import TensorLane
 from macmesh_rdma.messages.port import MessagePort
 from macmesh_rdma.sync.mode import VARIABLE as SYNC_VARIABLE
 
+if TYPE_CHECKING:
+    from macmesh_rdma.stock_lane import StockLane
+
 JOIN_DEADLINE_SECONDS = 30.0
 """From the peers' addresses to all connections; the peers have loaded by then."""
+EXCHANGE_DEADLINE_SECONDS = 5.0
+"""For the event loop to take one message of the set-up."""
 LEAVE_DEADLINE_SECONDS = 5.0
 """For the last words. After that the process ends without them."""
 
@@ -39,9 +46,16 @@ class WorkerShell:
     Args:
         start: the first command.
         port: to the daemon.
+        jaccl_init: stands in for `mlx.core.distributed.init` where the plan uses jaccl.
     """
 
-    def __init__(self, start: lane_pb2.StartStage, port: MessagePort) -> None:
+    def __init__(
+        self,
+        start: lane_pb2.StartStage,
+        port: MessagePort,
+        *,
+        jaccl_init: Callable[..., Any] | None = None,
+    ) -> None:
         self._start = start
         self._port = port
         self._loop = asyncio.get_running_loop()
@@ -55,6 +69,10 @@ class WorkerShell:
         self._control: ControlLane | None = None
         self._control_address = ""
         self._listener: Listener | None = None
+        self._jaccl_init = jaccl_init
+        self._exchange: RingExchange | None = None
+        self._jaccl: StockLane | None = None
+        self._transport_failure = ""
         self._links: list[peer_pb2.LinkStatus] = []
         self._began = time.monotonic()
         self._inference = InferenceThread(start, self._outlets(), self._milestones())
@@ -79,7 +97,10 @@ class WorkerShell:
                 start, on_message=self._on_lane_message, on_lost=self._lose_peer, on_stranger=_tell_stranger
             )
             self._control_address = await self._control.bind(group)
-            self._listener = Listener(start.bind_host, host_id=start.host_id, on_stranger=_tell_stranger)
+            if start.deployment.transport == JACCL:
+                self._exchange = RingExchange(start.stage_index, self._stages, self._send_exchange)
+            else:
+                self._listener = Listener(start.bind_host, host_id=start.host_id, on_stranger=_tell_stranger)
         stage = start.deployment.stages[start.stage_index]
         log.info("stage starts", stage=start.stage_index, layers=f"{stage.first_layer}-{stage.end_layer - 1}")
         self._inference.start()
@@ -142,6 +163,10 @@ class WorkerShell:
         if sorted(peer.stage_index for peer in peers.peers) != list(range(self._stages)):
             raise LocalStartError(f"addresses came for {len(peers.peers)} stages of {self._stages}")
         await self._control.join(peers)
+        exchange = self._exchange
+        if exchange is not None:
+            self._inference.open_lane(lambda: self._open_jaccl(exchange))
+            return
         endpoints = [
             Endpoint.decode(peer.tensor_address) for peer in sorted(peers.peers, key=lambda p: p.stage_index)
         ]
@@ -157,6 +182,25 @@ class WorkerShell:
         self._links = link_statuses(lane)
         return lane
 
+    def _open_jaccl(self, exchange: RingExchange) -> TensorLane:
+        """Runs on the inference thread."""
+        from macmesh_daemon.worker.jaccl_lane import jaccl_statuses, open_stages_jaccl  # noqa: PLC0415  imports mlx
+
+        try:
+            self._jaccl = open_stages_jaccl(
+                self._start,
+                exchange,
+                on_stall=self._soon(self._fail_transport),
+                init=self._jaccl_init,
+            )
+        except TransportError as error:
+            # A stage that is lost breaks the control lane first: then nothing is known about the transport.
+            if not self._end.done():
+                self._transport_failure = str(error)
+            raise
+        self._links = jaccl_statuses(self._start)
+        return self._jaccl
+
     def _on_lane_message(self, stage: int, message: lane_pb2.LaneMessage) -> None:
         match message.WhichOneof("message"):
             case "step":
@@ -165,6 +209,8 @@ class WorkerShell:
                 self._inference.put(message.result)
             case "release":
                 self._inference.put(message.release)
+            case "exchange" if self._exchange is not None:
+                self._exchange.deliver(message.exchange)
             case "failed":
                 if not self._end.done():
                     self._failed_stage = message.failed.stage_index
@@ -181,9 +227,22 @@ class WorkerShell:
             self._peer_lost = True
         self._fail(reason)
 
+    def _fail_transport(self, reason: str) -> None:
+        """Ends as `_fail` does, and says that the plan's transport is to blame: a wait in it did not end."""
+        if not self._end.done():
+            self._transport_failure = reason
+        self._fail(reason)
+
+    def _lose_peer_in_lane(self, reason: str) -> None:
+        if self._jaccl is not None and self._jaccl.broken and not self._end.done():
+            self._transport_failure = reason
+        self._lose_peer(reason)
+
     def _finish(self, reason: str) -> None:
         if not self._end.done():
             self._end.set_result(reason)
+            if self._exchange is not None:
+                self._exchange.fail(reason or "this stage ends")
 
     async def _leave(self, reason: str) -> NoReturn:
         """Says the last words and ends the process; waits in native code may go on in other threads."""
@@ -223,7 +282,7 @@ class WorkerShell:
             loaded=self._soon(self._on_loaded),
             ready=self._on_ready,
             failed=self._soon(self._fail),
-            peer_lost=self._soon(self._lose_peer),
+            peer_lost=self._soon(self._lose_peer_in_lane),
         )
 
     def _soon(self, function: Callable[..., None]) -> Callable[..., None]:
@@ -238,6 +297,23 @@ class WorkerShell:
         """Runs on the inference thread. From the tail, down is to the head."""
         if self._control is not None:
             self._loop.call_soon_threadsafe(self._control.send_down, self._control.encode(**message))
+
+    def _send_exchange(self, data: bytes) -> None:
+        """Runs on the inference thread; returns when the message is on its way.
+
+        What is called next may keep the interpreter's lock until the other stages have answered.
+        """
+        control, sent = self._control, threading.Event()
+        if control is None:
+            raise LocalStartError("there is no control lane to exchange anything over")
+
+        def send() -> None:
+            control.send_down(control.encode(exchange=data))
+            sent.set()
+
+        self._loop.call_soon_threadsafe(send)
+        if not sent.wait(EXCHANGE_DEADLINE_SECONDS):
+            raise LocalStartError(f"the worker's event loop sent nothing for {EXCHANGE_DEADLINE_SECONDS:g} s")
 
     def _on_progress(self, loaded: int, total: int) -> None:
         self._progress = (loaded, total)
@@ -269,6 +345,7 @@ class WorkerShell:
             sync_mode=self._start.sync_mode or "safe",
             sync_reason=self._start.sync_reason,
             links=self._links,
+            transport_failure=self._transport_failure if state == peer_pb2.WORKER_STATE_FAILED else "",
         )
         self._tell(lane_pb2.WorkerEvent(report=report))
 

@@ -382,6 +382,9 @@ class LaneMessage(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    EXCHANGE_FIELD_NUMBER: _builtins.int
+    exchange: _builtins.bytes
+    """Round the stages: what they exchange to set up a group, while the tensor lane is opened."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch of the sender. A worker of another epoch drops the connection."""
@@ -415,12 +418,13 @@ class LaneMessage(_message.Message):
         result: Global___StepResult | None = ...,
         release: Global___ReleaseSlot | None = ...,
         failed: Global___StageFailed | None = ...,
+        exchange: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failed", b"failed", "hello", b"hello", "message", b"message", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "exchange", b"exchange", "failed", b"failed", "hello", b"hello", "message", b"message", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failed", b"failed", "hello", b"hello", "message", b"message", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "exchange", b"exchange", "failed", b"failed", "hello", b"hello", "message", b"message", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "step", "result", "release", "failed"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "step", "result", "release", "failed", "exchange"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

@@ -376,6 +376,7 @@ class WorkerReport(_message.Message):
     SYNC_MODE_FIELD_NUMBER: _builtins.int
     SYNC_REASON_FIELD_NUMBER: _builtins.int
     HUNG_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FAILURE_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     """Its stage."""
     state: Global___WorkerState.ValueType
@@ -398,6 +399,8 @@ class WorkerReport(_message.Message):
     """Why this one."""
     hung: _builtins.bool
     """True where the worker was killed because its inference loop did not turn any more."""
+    transport_failure: _builtins.str
+    """What went wrong with the plan's transport itself, where that is why it failed; the next plan takes another."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch that the worker belongs to."""
@@ -422,10 +425,11 @@ class WorkerReport(_message.Message):
         sync_mode: _builtins.str = ...,
         sync_reason: _builtins.str = ...,
         hung: _builtins.bool = ...,
+        transport_failure: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "hung", b"hung", "links", b"links", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "hung", b"hung", "links", b"links", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes", "transport_failure", b"transport_failure"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -443,10 +447,11 @@ class LinkStatus(_message.Message):
     LATENCY_US_FIELD_NUMBER: _builtins.int
     GB_PER_S_FIELD_NUMBER: _builtins.int
     POOL_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     peer_stage: _builtins.int
     """The other stage."""
     provider: _builtins.str
-    """"shm" or "tcp"."""
+    """"shm", "tcp" or "jaccl"."""
     reason: _builtins.str
     """Why that one."""
     latency_us: _builtins.float
@@ -455,6 +460,10 @@ class LinkStatus(_message.Message):
     """10^9 bytes per second to the other stage, measured when the link was made."""
     pool_bytes: _builtins.int
     """Bytes of buffers on this side."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """RDMA devices on this side, one for each cable."""
+
     def __init__(
         self,
         *,
@@ -464,10 +473,11 @@ class LinkStatus(_message.Message):
         latency_us: _builtins.float = ...,
         gb_per_s: _builtins.float = ...,
         pool_bytes: _builtins.int = ...,
+        devices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gb_per_s", b"gb_per_s", "latency_us", b"latency_us", "peer_stage", b"peer_stage", "pool_bytes", b"pool_bytes", "provider", b"provider", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "gb_per_s", b"gb_per_s", "latency_us", b"latency_us", "peer_stage", b"peer_stage", "pool_bytes", b"pool_bytes", "provider", b"provider", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

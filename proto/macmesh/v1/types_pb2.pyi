@@ -246,6 +246,8 @@ class Deployment(_message.Message):
     SYNC_MODE_FIELD_NUMBER: _builtins.int
     PREDICTED_DECODE_SECONDS_FIELD_NUMBER: _builtins.int
     LINK_BUFFERS_FIELD_NUMBER: _builtins.int
+    DEVICE_MATRIX_FIELD_NUMBER: _builtins.int
+    TRANSPORT_REASON_FIELD_NUMBER: _builtins.int
     layer_count: _builtins.int
     """Number of layers of the whole model."""
     context_tokens: _builtins.int
@@ -255,11 +257,15 @@ class Deployment(_message.Message):
     prefill_chunk_tokens: _builtins.int
     """Largest number of prompt tokens in one prefill step."""
     transport: _builtins.str
-    """What carries the tensor lane: "auto" (the best for each link), "shm", "tcp", or "none" for one stage."""
+    """What carries the tensor lane: "auto" (the best for each link), "shm", "tcp", "jaccl" (RDMA over Thunderbolt, for
+    all stages), or "none" for one stage.
+    """
     sync_mode: _builtins.str
     """"safe", "fast" or "auto" synchronisation of GPU and transport streams, as asked for; each node decides by it."""
     predicted_decode_seconds: _builtins.float
     """Predicted seconds per decoded token at the given context, from the planner's cost model."""
+    transport_reason: _builtins.str
+    """Why this transport, and not jaccl where that was not taken; for people."""
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """The model."""
@@ -271,6 +277,10 @@ class Deployment(_message.Message):
     @_builtins.property
     def link_buffers(self) -> Global___LinkBuffers:
         """The buffers of the links; absent: the defaults."""
+
+    @_builtins.property
+    def device_matrix(self) -> Global___DeviceMatrix:
+        """The RDMA devices between the stages; present where the transport is "jaccl"."""
 
     def __init__(
         self,
@@ -285,14 +295,92 @@ class Deployment(_message.Message):
         sync_mode: _builtins.str = ...,
         predicted_decode_seconds: _builtins.float = ...,
         link_buffers: Global___LinkBuffers | None = ...,
+        device_matrix: Global___DeviceMatrix | None = ...,
+        transport_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["link_buffers", b"link_buffers", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device_matrix", b"device_matrix", "link_buffers", b"link_buffers", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class DeviceMatrix(_message.Message):
+    """DeviceMatrix says by which RDMA devices each stage reaches each other one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    RING_FIELD_NUMBER: _builtins.int
+    ring: _builtins.bool
+    """The stages form a ring and no full mesh: only neighbours reach each other."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceRow]:
+        """One for each stage, head first."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___DeviceRow] | None = ...,
+        ring: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ring", b"ring", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceMatrix: _TypeAlias = DeviceMatrix  # noqa: Y015
+
+@_typing.final
+class DeviceRow(_message.Message):
+    """DeviceRow is one stage's part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CELLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def cells(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceList]:
+        """To each stage, head first."""
+
+    def __init__(
+        self,
+        *,
+        cells: _abc.Iterable[Global___DeviceList] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceRow: _TypeAlias = DeviceRow  # noqa: Y015
+
+@_typing.final
+class DeviceList(_message.Message):
+    """DeviceList names the devices of one stage towards another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One for each cable; the n-th of both directions are the two ends of one cable. Empty for itself and for none."""
+
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceList: _TypeAlias = DeviceList  # noqa: Y015
 
 @_typing.final
 class Plan(_message.Message):
@@ -348,6 +436,7 @@ class NodeFacts(_message.Message):
     MLX_LM_VERSION_FIELD_NUMBER: _builtins.int
     PORTABLE_FIELD_NUMBER: _builtins.int
     CPU_COUNT_FIELD_NUMBER: _builtins.int
+    RDMA_JSON_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     """Host name, for people."""
     host_id: _builtins.str
@@ -372,6 +461,8 @@ class NodeFacts(_message.Message):
     """True for portable machines: they vote last."""
     cpu_count: _builtins.int
     """Cores, for the compute part of the cost model."""
+    rdma_json: _builtins.str
+    """RDMA devices and what they are cabled to, or why there are none, as JSON; empty while not found out yet."""
     def __init__(
         self,
         *,
@@ -387,10 +478,11 @@ class NodeFacts(_message.Message):
         mlx_lm_version: _builtins.str = ...,
         portable: _builtins.bool = ...,
         cpu_count: _builtins.int = ...,
+        rdma_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_gb_per_s", b"bandwidth_gb_per_s", "chip", b"chip", "cpu_count", b"cpu_count", "host_id", b"host_id", "hostname", b"hostname", "macmesh_version", b"macmesh_version", "mlx_lm_version", b"mlx_lm_version", "mlx_version", b"mlx_version", "portable", b"portable", "ram_bytes", b"ram_bytes", "table_bandwidth_gb_per_s", b"table_bandwidth_gb_per_s", "usable_bytes", b"usable_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_gb_per_s", b"bandwidth_gb_per_s", "chip", b"chip", "cpu_count", b"cpu_count", "host_id", b"host_id", "hostname", b"hostname", "macmesh_version", b"macmesh_version", "mlx_lm_version", b"mlx_lm_version", "mlx_version", b"mlx_version", "portable", b"portable", "ram_bytes", b"ram_bytes", "rdma_json", b"rdma_json", "table_bandwidth_gb_per_s", b"table_bandwidth_gb_per_s", "usable_bytes", b"usable_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,6 +17,7 @@ import faulthandler
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ VARIABLES = tuple(
     for prefix in prefixes
 )
 
+GRACE_SECONDS = 1.0
+"""An exchange that fails at its deadline can still say so before the process is ended."""
+
 Init = Callable[..., Any]
 """`mlx.core.distributed.init`, or a stand-in for it."""
 
@@ -73,7 +77,8 @@ def open_jaccl(
         size: number of ranks.
         matrix: devices of all ranks; the same everywhere.
         exchange: to the other ranks; used from this thread, during the call only.
-        timeout_seconds: the process is ended where the group does not stand by then, and again for the test.
+        timeout_seconds: for all of the exchange, and again for the test. Where the set-up hangs without exchanging
+            anything, the process is ended `GRACE_SECONDS` later.
         on_stall: called from another thread when the test passes its deadline; must end the process.
         init: instead of MLX's own.
 
@@ -96,7 +101,7 @@ def open_jaccl(
         raise LocalLaneStateError("MLX keeps one jaccl group in a process; start a new process for another")
     _opened = _opened or init is None
     gather = GatherFactory(rank, size, exchange, timeout_seconds)
-    with jaccl_environment(rank, matrix), _end_process_after(timeout_seconds):
+    with jaccl_environment(rank, matrix), _end_process_after(timeout_seconds + GRACE_SECONDS):
         try:
             group = (init or mx.distributed.init)(strict=True, backend="jaccl", all_gather_factory=gather)
         except Exception as error:
@@ -138,7 +143,7 @@ class GatherFactory:
         self._rank = rank
         self._size = size
         self._exchange = exchange
-        self._timeout_seconds = timeout_seconds
+        self._deadline = time.monotonic() + timeout_seconds
         self.failure: RemoteTransportError | LocalLaneStateError | None = None
 
     def __call__(self, rank: int, size: int) -> Callable[[bytes, int], bytes]:
@@ -161,7 +166,8 @@ class GatherFactory:
             RemoteTransportError: a rank gave another amount, nothing in time, or is lost.
         """
         try:
-            parts = self._exchange.all_gather(bytes(source), self._timeout_seconds)
+            left_seconds = max(0.0, self._deadline - time.monotonic())
+            parts = self._exchange.all_gather(bytes(source), left_seconds)
             for rank, part in enumerate(parts):
                 if len(part) != size_bytes:
                     raise RemoteMismatchError(

@@ -11,7 +11,6 @@ What that backend is and is not, and what this module does about it:
 * One ring lives in a process; it is taken down by ending the process.
 """
 
-import collections
 import contextlib
 import faulthandler
 import json
@@ -26,8 +25,7 @@ from macmesh_rdma.errors import LocalLaneStateError, RemotePeerLostError
 from macmesh_rdma.lane import TensorLane
 from macmesh_rdma.ring.reserved_port import ReservedPort, require_loopback
 from macmesh_rdma.stall import StallWatch
-
-MAX_SENDS_IN_FLIGHT = 2
+from macmesh_rdma.stock_lane import StockLane
 
 
 def open_ring(
@@ -75,7 +73,7 @@ def open_ring(
             ) from error
         finally:
             reserved.release()
-    return RingLane(group, StallWatch(on_stall))
+    return StockLane("ring", group, StallWatch(on_stall))
 
 
 _opened = False
@@ -105,79 +103,3 @@ def _end_process_after(seconds: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-class RingLane(TensorLane):
-    """One stage's two ends of the ring: receives from rank - 1, sends to rank + 1. Made by `open_ring`."""
-
-    name = "ring"
-    interruptible = False
-
-    def __init__(self, group: mx.distributed.Group, watch: StallWatch) -> None:
-        self._group: mx.distributed.Group | None = group
-        self._rank = group.rank()
-        self._size = group.size()
-        self._watch = watch
-        # A receive has no inputs: on a stream shared with sends it could run before the send that it follows.
-        self._send_stream = mx.new_stream(mx.cpu)
-        self._receive_stream = mx.new_stream(mx.cpu)
-        self._sending: collections.deque[mx.array] = collections.deque()
-        self._broken = ""
-
-    def send(self, array: mx.array, timeout_seconds: float) -> None:
-        """See `TensorLane.send`."""
-        group = self._require_group()
-        if self._rank + 1 == self._size:
-            raise LocalLaneStateError("the tail has no next stage to send to")
-        while len(self._sending) >= MAX_SENDS_IN_FLIGHT:
-            self._finish_oldest(timeout_seconds)
-        with self._guarded(timeout_seconds, "queueing a send"):
-            sent = mx.distributed.send(array, self._rank + 1, group=group, stream=self._send_stream)
-            mx.async_eval(sent)  # type: ignore[no-untyped-call]  # the stub gives no types
-        self._sending.append(sent)
-
-    def flush(self, timeout_seconds: float) -> None:
-        """See `TensorLane.flush`."""
-        self._require_group()
-        while self._sending:
-            self._finish_oldest(timeout_seconds)
-
-    def receive(self, shape: Sequence[int], dtype: mx.Dtype, timeout_seconds: float) -> mx.array:
-        """See `TensorLane.receive`."""
-        group = self._require_group()
-        if self._rank == 0:
-            raise LocalLaneStateError("the head has no previous stage to receive from")
-        what = f"receiving {tuple(shape)} {dtype} from stage {self._rank - 1}"
-        with self._guarded(timeout_seconds, what):
-            array = mx.distributed.recv(
-                tuple(shape), dtype, self._rank - 1, group=group, stream=self._receive_stream
-            )
-            mx.eval(array)
-        return array
-
-    def close(self) -> None:
-        """See `TensorLane.close`. The sockets stay with MLX until the process ends."""
-        if self._group is not None:
-            self._group = None
-            self._sending.clear()
-            self._watch.close()
-
-    def _require_group(self) -> mx.distributed.Group:
-        if self._group is None:
-            raise LocalLaneStateError("the ring lane is closed")
-        if self._broken:
-            raise LocalLaneStateError(f"the ring lane broke before: {self._broken}; start the worker anew")
-        return self._group
-
-    def _finish_oldest(self, timeout_seconds: float) -> None:
-        with self._guarded(timeout_seconds, f"sending to stage {self._rank + 1}"):
-            mx.eval(self._sending.popleft())
-
-    @contextlib.contextmanager
-    def _guarded(self, timeout_seconds: float, what: str) -> Iterator[None]:
-        try:
-            with self._watch.limit(timeout_seconds, what):
-                yield
-        except RuntimeError as error:
-            self._broken = str(error)
-            raise RemotePeerLostError(f"stage {self._rank}, {what}: {error}") from error

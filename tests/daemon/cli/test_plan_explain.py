@@ -134,6 +134,15 @@ def test_the_plan_says_how_its_cache_and_its_layers_are_kept() -> None:
     assert all(len(line) <= 70 for line in narrow.split("STAGE")[0].splitlines())
 
 
+def test_the_plan_says_what_carries_its_arrays() -> None:
+    told = {"transport": "auto", "reason": "not jaccl: no cable", "devices": []}
+    answer = read_answer(body(REQUEST, transport=told), NAMES)
+    assert isinstance(answer.result, Placement)
+    text = render_plan(answer, answer.result)
+    assert "# transport: the best link for each pair (not jaccl: no cable)" in text
+    assert "# transport" not in render_plan(read_answer(body(REQUEST), NAMES), answer.result)
+
+
 def test_the_ledger_is_there_to_the_byte() -> None:
     answer = read_answer(body(REQUEST), NAMES)
     assert isinstance(answer.result, Placement)
@@ -165,6 +174,7 @@ def test_hops_are_terms_where_the_answer_tells_them() -> None:
         ({"notes": [1]}, "notes must be an array of strings"),
         ({"host_deficits": [{"host_id": "x"}]}, r"host_deficits\[0\] lacks"),
         ({"feasible": "yes"}, "feasible"),
+        ({"transport": {"transport": 1}}, r"plan\.transport"),
     ],
 )
 def test_a_broken_answer_names_the_field(extra: dict[str, Any], message: str) -> None:

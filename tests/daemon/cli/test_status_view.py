@@ -66,6 +66,22 @@ def test_a_hostile_hostname_cannot_move_the_cursor() -> None:
     assert "ev?[2Jil?name" in text
 
 
+def test_the_transport_between_machines_is_told_with_its_reason() -> None:
+    status = scenes.ready()
+    assert "transport" not in render_status(status)
+    plan = status.document.plan.deployments[0]
+    plan.transport, plan.transport_reason = "jaccl", "RDMA over Thunderbolt\x07"
+    for number, node in enumerate(status.nodes):
+        node.member.facts.host_id = f"machine {number}"
+    told = render_status(status).splitlines()
+    assert [line for line in told if "transport" in line] == ["# transport: jaccl (RDMA over Thunderbolt?)"]
+    plan.transport, plan.transport_reason = "auto", "not jaccl: no cable"
+    assert "# transport: the best link for each pair (not jaccl: no cable)" in render_status(status)
+    for node in status.nodes:
+        node.member.facts.host_id = "one machine"
+    assert "transport" not in render_status(status)
+
+
 def test_an_empty_cluster_renders() -> None:
     text = render_status(cluster_pb2.GetStatusResponse())
     assert text.splitlines()[0].startswith("# unknown")

@@ -2,6 +2,7 @@
 
 from macmesh.reasons import Reason
 from macmesh_daemon.cluster.messages import LinkBuffers, Member, ModelRef, NodeFacts
+from macmesh_daemon.node.lane_choice import TransportChoice
 from macmesh_daemon.node.translation import capacities, deployment_of, reason_of_refusal, reserves
 from macmesh_placement import (
     AttentionFacts,
@@ -103,7 +104,7 @@ def test_a_placement_becomes_a_deployment_with_its_ledgers() -> None:
         )
     )
     assert isinstance(result, Placement), result
-    deployment = deployment_of(result, ModelRef("m", "/m", "d"), LINKS)
+    deployment = deployment_of(result, ModelRef("m", "/m", "d"), LINKS, TransportChoice("auto", "why"))
 
     assert [(s.first_layer, s.end_layer) for s in deployment.stages] == [
         (s.first_layer, s.end_layer) for s in result.stages
@@ -123,7 +124,7 @@ def test_a_single_stage_has_no_transport() -> None:
     result = plan(PlanRequest(profile=_model(), nodes=(node,), context_tokens=4096))
     assert isinstance(result, Placement), result
 
-    assert deployment_of(result, ModelRef(), LINKS).transport == "none"
+    assert deployment_of(result, ModelRef(), LINKS, TransportChoice("none")).transport == "none"
 
 
 def test_every_refusal_has_a_reason() -> None:

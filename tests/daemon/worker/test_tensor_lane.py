@@ -2,6 +2,7 @@ from macmesh.v1 import types_pb2
 from macmesh_daemon.cluster.messages import ModelRef
 from macmesh_daemon.config import Config
 from macmesh_daemon.node.codec import to_proto
+from macmesh_daemon.node.lane_choice import TransportChoice
 from macmesh_daemon.node.translation import deployment_of, link_options
 from macmesh_daemon.worker import tensor_lane
 from macmesh_placement import Placement
@@ -42,7 +43,9 @@ def test_every_setting_of_the_links_reaches_the_stages() -> None:
         link_sockets=4,
         link_checksum_payloads=True,
     )
-    deployment = to_proto(deployment_of(placement(), ModelRef(), link_options(config)))
+    deployment = to_proto(
+        deployment_of(placement(), ModelRef(), link_options(config), TransportChoice("auto"))
+    )
     assert tensor_lane.link_options(deployment) == LinkOptions(
         num_buffers=3,
         frame_bytes=2048,
