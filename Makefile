@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+BOOTSTRAP := $(VENV)/.bootstrap
+UV := $(or $(shell command -v uv),$(BIN)/uv)
 PROTOS := $(wildcard proto/macmesh/v1/*.proto)
 NATIVE := rdma/CMakeLists.txt $(wildcard rdma/native/*/*.h rdma/native/*/*.cpp)
 
@@ -14,12 +16,16 @@ help: ## this list
 
 setup: $(STAMP) ## the local virtual environment with everything pinned
 
-$(STAMP): requirements/dev.lock requirements/bootstrap.lock pyproject.toml rdma/pyproject.toml $(NATIVE)
+$(BOOTSTRAP): requirements/bootstrap.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@if command -v uv >/dev/null 2>&1; then uv=uv; else \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock && uv=$(BIN)/uv; fi; \
-	$$uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.lock && \
-	$$uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable . --editable rdma
+	@test "$(UV)" != "$(BIN)/uv" || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock
+	@touch $@
+
+# The build back end takes CMake and Ninja of the virtual environment, not the system's.
+$(STAMP): $(BOOTSTRAP) requirements/dev.lock pyproject.toml rdma/pyproject.toml $(NATIVE)
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable . --editable rdma
 	@touch $@
 
 demo: setup ## three daemons on this machine find each other, plan, load and generate
@@ -63,9 +69,16 @@ format: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: setup ## refresh the hash-locked requirement files
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate requirements/dev.in -o requirements/dev.lock
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate requirements/bootstrap.in -o requirements/bootstrap.lock
+lock: $(BOOTSTRAP) ## refresh the hash-locked requirement files
+	$(call compile_lock,dev)
+	$(call compile_lock,bootstrap)
+
+# Keeps the versions of the old file as far as it can be read, but takes every hash anew.
+define compile_lock
+@sed -nE 's/^([A-Za-z0-9][A-Za-z0-9._-]*==[0-9][^\\]*[^\\ ]) *\\?$$/\1/p' requirements/$(1).lock >requirements/$(1).lock.new
+$(UV) pip compile --quiet --universal --generate-hashes --python $(BIN)/python --python-version 3.11 --no-header --no-annotate requirements/$(1).in -o requirements/$(1).lock.new
+@mv requirements/$(1).lock.new requirements/$(1).lock
+endef
 
 clean: ## remove the virtual environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -5,10 +5,16 @@ import os
 import tempfile
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from summary import TABLE
 
 _BYTECODE = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+# Wall time says nothing on a machine that does other things too: a late example is no failure.
+settings.register_profile("macmesh", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("macmesh")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,8 +1,8 @@
 """Transport between workers: lanes and groups that carry arrays, and ports and lanes that carry bytes.
 
-This package alone imports no mlx; `native`, `group`, `group_lane`, `group_check`, `measure`, `stock_lane`,
-`ring.lane`, `jaccl.group`, `jaccl.lane`, `sync.self_test_main`, `testing.memory_lane` and `testing.rebuilds` do, for
-the worker.
+This package alone imports no mlx; `native`, `native_links`, `group`, `group_lane`, `group_check`, `measure`,
+`stock_lane`, `ring.lane`, `jaccl.group`, `jaccl.lane`, `sync.self_test_main`, `testing.memory_lane` and
+`testing.rebuilds` do, for the worker.
 
 Arrays, over links of our own (`_group`):
 
@@ -10,7 +10,7 @@ Arrays, over links of our own (`_group`):
 * `group`: groups of ranks, opened and closed any number of times in a process; `options`: their knobs.
 * `joining`: how ranks find each other and prove who they are.
 * `native`: loads the native module, if it was built for the MLX that is here.
-* `measure`: the speed of fresh links.
+* `native_links`: the links of connected peers; `measure`: their speed.
 
 Arrays, over MLX's own backends:
 

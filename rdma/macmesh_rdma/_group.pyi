@@ -84,6 +84,7 @@ class MeshGroup:
         name: For messages to people.
         timeout_seconds: Deadline of every operation.
         spin_us: How long a wait spins before it blocks.
+        checksum_payloads: Whether frames carry a CRC-32C of their payload. Frames that carry one are checked anyway.
         split: Called by `mlx.split` with this rank's colour and the ranks of the new group in their new order (at
             least two); makes that group. None: the group cannot be split. Let go by `close`.
 
@@ -105,6 +106,7 @@ class MeshGroup:
         name: str,
         timeout_seconds: float,
         spin_us: float,
+        checksum_payloads: bool = False,
         split: Callable[[int, list[int]], MeshGroup] | None = None,
     ) -> None: ...
     @property

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -22,41 +21,26 @@ from macmesh_rdma.errors import (
     RemoteTimeoutError,
     TransportError,
 )
-from macmesh_rdma.joining.bringup import ProviderChoice, Topology, connect_peers, neighbours
+from macmesh_rdma.joining.bringup import connect_peers
 from macmesh_rdma.joining.endpoint import Endpoint
-from macmesh_rdma.joining.handshake import EpochNumbers
+from macmesh_rdma.joining.introduction import EpochNumbers
 from macmesh_rdma.joining.listener import Listener
-from macmesh_rdma.joining.peer_links import PeerLinks, ShmLane
-from macmesh_rdma.measure import LinkSpeed, measure_link, pairs_in_order
-from macmesh_rdma.options import LinkOptions, Provider
+from macmesh_rdma.joining.plan import ProviderChoice, Topology, neighbours
+from macmesh_rdma.native_links import (
+    COLLECTIVE,
+    POINT_TO_POINT,
+    LinkReport,
+    NativeLanes,
+    measure_links,
+    native_links,
+    report,
+)
+from macmesh_rdma.options import LinkOptions
 
-POINT_TO_POINT, COLLECTIVE = 0, 1
 _GAVE_UP = "gave up: "
 
-_Lanes = dict[int, list["_group.Link"]]
 _Given = Union["_group.Link", Sequence["_group.Link"], None]
 _Peers = dict[int, tuple[_Given, _Given, int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class LinkReport:
-    """One peer's links, for people.
-
-    Attributes:
-        peer: Its rank.
-        provider: What carries them.
-        reason: Why that one.
-        pool_bytes: Bytes of their buffers on this side.
-        latency_us: Half a round trip of a small message in microseconds; None where it was not measured.
-        gb_per_s: 10^9 bytes per second to the peer; None where it was not measured.
-    """
-
-    peer: int
-    provider: Provider
-    reason: str
-    pool_bytes: int
-    latency_us: float | None = None
-    gb_per_s: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,13 +263,13 @@ def _open(
         group.splits.append(part)
         return part.native
 
-    native_lanes: dict[int, _Lanes] = {}
+    native_lanes: dict[int, NativeLanes] = {}
     try:
         for peer, links in connected.items():
             native_lanes[peer] = native_links(links, settings.options)
-        speeds = _measure(rank, native_lanes, deadline) if settings.measure else {}
+        speeds = measure_links(rank, native_lanes, deadline) if settings.measure else {}
         reports = tuple(
-            _report(links, native_lanes[peer], speeds.get(peer), note) for peer, links in connected.items()
+            report(links, native_lanes[peer], speeds.get(peer), note) for peer, links in connected.items()
         )
         peers: _Peers = {
             peer: (by_lane.get(POINT_TO_POINT), by_lane.get(COLLECTIVE), connected[peer].side)
@@ -301,6 +285,7 @@ def _open(
             name=name,
             timeout_seconds=timeout_seconds,
             spin_us=settings.options.spin_us,
+            checksum_payloads=settings.options.checksum_payloads,
             split=split if COLLECTIVE in lanes else None,
         )
     except OSError as error:
@@ -314,56 +299,3 @@ def _open(
             links.close()
     group = Group(native, reports, settings.epoch)
     return group
-
-
-def native_links(links: PeerLinks, options: LinkOptions) -> _Lanes:
-    """Native links of one peer; they take over the descriptors, also where this raises."""
-    native = _group.LinkOptions(
-        num_buffers=options.num_buffers,
-        frame_bytes=options.frame_bytes,
-        buffer_sizes=options.buffer_sizes,
-        max_outstanding=options.max_outstanding,
-        spin_us=options.spin_us,
-    )
-    made: _Lanes = {}
-    for lane in sorted(links.lanes):
-        given = links.lanes.pop(lane)
-        if isinstance(given, ShmLane):
-            made[lane] = [
-                _group.shm_link(
-                    given.send_memory,
-                    given.receive_memory,
-                    given.send_doorbell,
-                    given.receive_doorbell,
-                    native,
-                )
-            ]
-        else:
-            made[lane] = []
-            try:
-                while given.sockets:
-                    made[lane].append(_group.tcp_link(given.sockets.pop(0), native))
-            finally:
-                for descriptor in given.sockets:
-                    os.close(descriptor)
-    return made
-
-
-def _measure(rank: int, lanes: dict[int, _Lanes], deadline: float) -> dict[int, LinkSpeed]:
-    speeds = {}
-    for peer in pairs_in_order(rank, lanes):
-        first = lanes[peer][min(lanes[peer])][0]
-        left = max(deadline - time.monotonic(), 0.1)
-        speeds[peer] = measure_link(first, rank, peer, left)
-    return speeds
-
-
-def _report(links: PeerLinks, native: _Lanes, speed: LinkSpeed | None, note: str) -> LinkReport:
-    return LinkReport(
-        peer=links.peer,
-        provider=links.provider,
-        reason=links.reason + note,
-        pool_bytes=sum(link.pool_bytes for by_lane in native.values() for link in by_lane),
-        latency_us=speed.latency_us if speed is not None else None,
-        gb_per_s=speed.gb_per_s if speed is not None else None,
-    )

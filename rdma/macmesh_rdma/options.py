@@ -3,8 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from macmesh_rdma.errors import LocalOptionError
 
@@ -35,6 +34,7 @@ class LinkOptions:
         max_outstanding: Frames in flight per direction.
         spin_us: Microseconds that a wait spins before it blocks.
         sockets_per_link: Sockets of a ``tcp`` link.
+        checksum_payloads: Whether every frame carries a CRC-32C of its payload, beside that of its header.
 
     Raises:
         LocalOptionError: a value is out of its range.
@@ -46,6 +46,7 @@ class LinkOptions:
     max_outstanding: int = 256
     spin_us: float = 20.0
     sockets_per_link: int = 1
+    checksum_payloads: bool = False
 
     def __post_init__(self) -> None:
         _require_within("num_buffers", self.num_buffers, 1, _MOST_NUM_BUFFERS)
@@ -53,6 +54,10 @@ class LinkOptions:
         _require_within("buffer_sizes", self.buffer_sizes, 1, _MOST_BUFFER_SIZES)
         _require_within("max_outstanding", self.max_outstanding, 1, _MOST_OUTSTANDING)
         _require_within("sockets_per_link", self.sockets_per_link, 1, MOST_SOCKETS_PER_LINK)
+        if not isinstance(self.checksum_payloads, bool):
+            raise LocalOptionError(
+                f"checksum_payloads is {self.checksum_payloads!r}; it must be true or false"
+            )
         if self.frame_bytes & (self.frame_bytes - 1):
             raise LocalOptionError(f"frame_bytes is {self.frame_bytes}; it must be a power of two")
         if not (math.isfinite(self.spin_us) and 0 <= self.spin_us <= _MOST_SPIN_US):
@@ -75,31 +80,6 @@ class LinkOptions:
                 return cls(num_buffers=64)
             case _:
                 raise LocalOptionError(f"{name!r} is no preset; there are 'latency' and 'throughput'")
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> Self:
-        """The options that environment variables ask for, over those of the preset they name.
-
-        ``MACMESH_LINK_PRESET``, then ``MACMESH_LINK_<FIELD>``, such as ``MACMESH_LINK_FRAME_BYTES``. MLX's own
-        ``MLX_JACCL_NUM_BUFFERS`` stands for ``num_buffers`` where ``MACMESH_LINK_NUM_BUFFERS`` is not set.
-
-        Raises:
-            LocalOptionError: a value is not a number, or out of its range; the message names the variable.
-        """
-        options = cls.preset(environment.get("MACMESH_LINK_PRESET") or "latency")
-        for field in dataclasses.fields(cls):
-            variables = [f"MACMESH_LINK_{field.name.upper()}"]
-            if field.name == "num_buffers":
-                variables.append("MLX_JACCL_NUM_BUFFERS")
-            variable = next((name for name in variables if environment.get(name)), None)
-            if variable is not None:
-                kind: Callable[[str], float] = float if field.name == "spin_us" else int
-                change: dict[str, Any] = {field.name: _number(variable, environment[variable], kind)}
-                try:
-                    options = dataclasses.replace(options, **change)
-                except LocalOptionError as error:
-                    raise LocalOptionError(f"{variable}: {error}") from error
-        return options
 
     @property
     def buffer_bytes(self) -> int:
@@ -156,15 +136,9 @@ class LinkOptions:
             self.buffer_sizes,
             self.max_outstanding,
             self.sockets_per_link,
+            self.checksum_payloads,
         )
         return hashlib.sha256(repr((values, provider)).encode()).digest()[:16]
-
-
-def _number(variable: str, text: str, kind: Callable[[str], float]) -> float:
-    try:
-        return kind(text)
-    except ValueError:
-        raise LocalOptionError(f"{variable} is {text!r}, which is no number") from None
 
 
 def _require_within(name: str, value: int, least: int, most: int) -> None:

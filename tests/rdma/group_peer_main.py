@@ -30,6 +30,7 @@ def main() -> None:
             provider="shm" if provider == "shm" else "tcp",
             options=SMALL,
             timeout_seconds=20,
+            connect_seconds=30,
         )
         say("open")
         for line in sys.stdin:
@@ -40,9 +41,9 @@ def main() -> None:
                     group.abort("the operator said so")
                 case "close":
                     group.close()
-                case "wait":
+                case "receive":
                     try:
-                        group.native.receive_bytes(0, bytearray(10))
+                        group.native.receive_bytes(0, bytearray(50_000_000))
                     except RuntimeError as error:
                         say(str(error))
         time.sleep(0)

@@ -1,6 +1,7 @@
 """Groups: opened, measured, capped, split, failed and closed; one rank here, the other a thread or a process."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -89,6 +90,18 @@ def test_links_are_measured_and_told_and_nothing_is_left_after_the_group(provide
     assert open_descriptors() == before
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_payloads_with_checksums_arrive(provider: Provider) -> None:
+    options = dataclasses.replace(SMALL, checksum_payloads=True)
+    with groups(2, provider=provider, options=options) as made:
+        sent, into = bytes(range(256)) * 100, bytearray(25_600)
+        in_threads(
+            [lambda: made[0].native.send_bytes(1, sent), lambda: made[1].native.receive_bytes(0, into)]
+        )
+        assert into == sent
+        assert [group.failure for group in made] == [None, None]
+
+
 def test_the_order_of_measuring_has_no_circle() -> None:
     assert [pairs_in_order(rank, set(range(4)) - {rank}) for rank in range(4)] == [
         [1, 2, 3],
@@ -169,6 +182,7 @@ class Peer:
             options=SMALL,
             provider=provider,
             timeout_seconds=20,
+            connect_seconds=30,
         )
         assert self.hear() == "open"
 
@@ -229,7 +243,7 @@ def test_a_stopped_peer_is_an_error_at_the_deadline_both_ways_and_learns_it_when
     assert error.peer == 1
     assert 0.25 < time.monotonic() - began < 5
     peer.process.send_signal(signal.SIGCONT)
-    peer.tell("wait")
+    peer.tell("receive")
     assert "rank 0 gave up" in peer.hear()
 
 

@@ -70,11 +70,15 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class LinkBuffers:
-    """What buffers each link between stages has."""
+    """What buffers each link between stages has, and how it is used. No ``max_outstanding``: the rest is default."""
 
     num_buffers: int = 0
     frame_bytes: int = 0
     buffer_sizes: int = 0
+    max_outstanding: int = 0
+    spin_us: float = 0.0
+    sockets: int = 0
+    checksum_payloads: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,7 +232,10 @@ class Config:
     link_num_buffers: int = field(
         default=8,
         metadata=_doc(
-            "Buffers of each size and direction of a link between two stages. More: more in flight.",
+            (
+                "Buffers of each size and direction of a link between two stages. More: more in flight. The variable "
+                "`MLX_JACCL_NUM_BUFFERS` stands for it where it is set nowhere else."
+            ),
             reason="enough to keep a link busy at decode; 64 suits long prefills, at eight times the memory",
             minimum=1,
             maximum=4096,
@@ -255,6 +258,41 @@ class Config:
             reason="from 64 KiB to 2 MiB, where a copy costs more than a handover",
             minimum=1,
             maximum=12,
+        ),
+    )
+    link_max_outstanding: int = field(
+        default=256,
+        metadata=_doc(
+            "Frames in flight in each direction of a link between two stages.",
+            reason="more than there are buffers, so that small frames never wait for a place",
+            minimum=1,
+            maximum=65536,
+        ),
+    )
+    link_spin_us: float = field(
+        default=20.0,
+        metadata=_doc(
+            "How long a wait for a link spins before it blocks.",
+            reason="about what waking up costs; a late peer costs no processor time beyond it",
+            unit="microseconds",
+            minimum=0,
+            maximum=10000,
+        ),
+    )
+    link_sockets: int = field(
+        default=1,
+        metadata=_doc(
+            "TCP sockets of a link between two machines; messages from 256 KiB on are cut over them.",
+            reason="one fills a cable; more help where a single connection is slower than the network",
+            minimum=1,
+            maximum=16,
+        ),
+    )
+    link_checksum_payloads: bool = field(
+        default=False,
+        metadata=_doc(
+            "Whether what travels between two stages carries a CRC-32C, beside the one of each frame's header.",
+            reason="TCP and memory check already; for a network that is suspected of altering packets",
         ),
     )
     step_deadline_seconds: float = field(

@@ -25,6 +25,9 @@ ENV_PREFIX = "MACMESH_"
 CONFIG_ENV = "MACMESH_CONFIG"
 FILE_NAME = "config.toml"
 
+#: Variables of MLX that stand for a setting which is set nowhere else.
+_FOREIGN = {"MLX_JACCL_NUM_BUFFERS": "link_num_buffers"}
+
 _MAX_PORT = 65535
 
 
@@ -47,8 +50,8 @@ def load_config(
 ) -> Config:
     """Read the configuration from all its sources; what comes first wins, field by field.
 
-    1. ``flags``; 2. ``MACMESH_<FIELD>`` in ``env``; 3. the user's file; 4. the system's file; 5. the
-    defaults.
+    1. ``flags``; 2. ``MACMESH_<FIELD>`` in ``env``; 3. the user's file; 4. the system's file; 5. for
+    ``link_num_buffers`` MLX's ``MLX_JACCL_NUM_BUFFERS``; 6. the defaults.
 
     Args:
         flags: Field name to value, as ``flags_from`` gives them. None values count as absent.
@@ -71,6 +74,9 @@ def load_config(
             values[name] = _convert(name, value, where=where, textual=textual)
             sources[name] = where
 
+    for variable, name in _FOREIGN.items():
+        if environment.get(variable):
+            take({name: environment[variable]}, where=variable, textual=True)
     system_file = system_config_path() if system_path is None else system_path
     user_file, must_exist = _user_file(config_path, environment)
     for path, required in ((system_file, False), (user_file, must_exist)):

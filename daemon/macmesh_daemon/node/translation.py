@@ -88,7 +88,13 @@ def deployment_of(
         sync_mode=sync_mode,
         predicted_decode_seconds=placement.predicted_decode_seconds,
         link_buffers=LinkBuffers(
-            num_buffers=links.num_buffers, frame_bytes=links.frame_bytes, buffer_sizes=links.buffer_sizes
+            num_buffers=links.num_buffers,
+            frame_bytes=links.frame_bytes,
+            buffer_sizes=links.buffer_sizes,
+            max_outstanding=links.max_outstanding,
+            spin_us=links.spin_us,
+            sockets=links.sockets_per_link,
+            checksum_payloads=links.checksum_payloads,
         ),
     )
 
@@ -140,6 +146,10 @@ def link_options(config: Config) -> LinkOptions:
         num_buffers=config.link_num_buffers,
         frame_bytes=config.link_frame_bytes,
         buffer_sizes=config.link_buffer_sizes,
+        max_outstanding=config.link_max_outstanding,
+        spin_us=config.link_spin_us,
+        sockets_per_link=config.link_sockets,
+        checksum_payloads=config.link_checksum_payloads,
     )
 
 

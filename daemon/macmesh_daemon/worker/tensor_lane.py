@@ -1,9 +1,10 @@
 """The stages' tensor lane: a group of MLX over links of our own. Imports mlx."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from macmesh.v1 import lane_pb2, peer_pb2
+from macmesh.v1 import lane_pb2, peer_pb2, types_pb2
 from macmesh_rdma.joining.endpoint import Endpoint
 from macmesh_rdma.joining.listener import Listener
 from macmesh_rdma.native import load_group
@@ -38,16 +39,6 @@ def open_tensor_lane(
         TransportError: see `macmesh_rdma.group.open_group`.
     """
     deployment, epoch = start.deployment, start.epoch
-    buffers = deployment.link_buffers
-    options = (
-        LinkOptions(
-            num_buffers=buffers.num_buffers,
-            frame_bytes=buffers.frame_bytes,
-            buffer_sizes=buffers.buffer_sizes,
-        )
-        if deployment.HasField("link_buffers")
-        else LinkOptions()
-    )
     group = open_group(
         listener,
         start.stage_index,
@@ -56,7 +47,7 @@ def open_tensor_lane(
         epoch=(epoch.generation, epoch.term, epoch.seq),
         name="stages",
         topology="pipeline",
-        options=options,
+        options=link_options(deployment),
         provider=cast("Transport", deployment.transport),
         timeout_seconds=start.step_deadline_seconds,
         connect_seconds=timeout_seconds,
@@ -64,6 +55,31 @@ def open_tensor_lane(
     # One group in the life of a worker; a killed worker would leave its socket's folder behind.
     listener.close()
     return GroupLane(group)
+
+
+def link_options(deployment: types_pb2.Deployment) -> LinkOptions:
+    """The links' options of a plan.
+
+    Raises:
+        LocalOptionError: they cannot be.
+    """
+    if not deployment.HasField("link_buffers"):
+        return LinkOptions()
+    buffers = deployment.link_buffers
+    options = LinkOptions(
+        num_buffers=buffers.num_buffers,
+        frame_bytes=buffers.frame_bytes,
+        buffer_sizes=buffers.buffer_sizes,
+    )
+    if not buffers.max_outstanding:
+        return options
+    return dataclasses.replace(
+        options,
+        max_outstanding=buffers.max_outstanding,
+        spin_us=buffers.spin_us,
+        sockets_per_link=buffers.sockets,
+        checksum_payloads=buffers.checksum_payloads,
+    )
 
 
 def link_statuses(lane: GroupLane) -> list[peer_pb2.LinkStatus]:

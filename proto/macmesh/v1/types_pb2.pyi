@@ -182,29 +182,47 @@ Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 @_typing.final
 class LinkBuffers(_message.Message):
-    """LinkBuffers says what buffers each link between stages has; the ledger is charged with them."""
+    """LinkBuffers says what buffers each link between stages has, which the ledger is charged with, and how it is used.
+    All stages must have the same.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NUM_BUFFERS_FIELD_NUMBER: _builtins.int
     FRAME_BYTES_FIELD_NUMBER: _builtins.int
     BUFFER_SIZES_FIELD_NUMBER: _builtins.int
+    MAX_OUTSTANDING_FIELD_NUMBER: _builtins.int
+    SPIN_US_FIELD_NUMBER: _builtins.int
+    SOCKETS_FIELD_NUMBER: _builtins.int
+    CHECKSUM_PAYLOADS_FIELD_NUMBER: _builtins.int
     num_buffers: _builtins.int
     """Buffers of each size and direction."""
     frame_bytes: _builtins.int
     """Bytes of a buffer of the smallest size."""
     buffer_sizes: _builtins.int
     """Number of sizes, each twice the one before."""
+    max_outstanding: _builtins.int
+    """Frames in flight per direction; 0: this and what follows are the defaults."""
+    spin_us: _builtins.float
+    """Microseconds that a wait spins before it blocks."""
+    sockets: _builtins.int
+    """TCP sockets of a link."""
+    checksum_payloads: _builtins.bool
+    """Whether every frame carries a checksum of its payload."""
     def __init__(
         self,
         *,
         num_buffers: _builtins.int = ...,
         frame_bytes: _builtins.int = ...,
         buffer_sizes: _builtins.int = ...,
+        max_outstanding: _builtins.int = ...,
+        spin_us: _builtins.float = ...,
+        sockets: _builtins.int = ...,
+        checksum_payloads: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffer_sizes", b"buffer_sizes", "frame_bytes", b"frame_bytes", "num_buffers", b"num_buffers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffer_sizes", b"buffer_sizes", "checksum_payloads", b"checksum_payloads", "frame_bytes", b"frame_bytes", "max_outstanding", b"max_outstanding", "num_buffers", b"num_buffers", "sockets", b"sockets", "spin_us", b"spin_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

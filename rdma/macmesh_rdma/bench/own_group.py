@@ -8,10 +8,11 @@ import mlx.core as mx  # noqa: F401  the native module needs it loaded first
 
 from macmesh_rdma import _group
 from macmesh_rdma.bench.rows import SIZES_BYTES, Row, flood_count, percentiles, repeats
-from macmesh_rdma.group import Group, native_links, open_group
+from macmesh_rdma.group import Group, open_group
 from macmesh_rdma.joining.bringup import connect_peers
 from macmesh_rdma.joining.endpoint import Endpoint
 from macmesh_rdma.joining.listener import Listener
+from macmesh_rdma.native_links import native_links
 from macmesh_rdma.options import LinkOptions
 
 _EPOCH = (1, 1, 1)

@@ -65,8 +65,14 @@ std::uint32_t tag_of(std::uint32_t shape_hash, Operation operation) {
   return (shape_hash ^ static_cast<std::uint32_t>(operation)) * 16777619u;
 }
 
-Channel::Channel(std::unique_ptr<Link> link, Epoch epoch, std::uint8_t lane, std::uint16_t self, std::uint16_t peer)
-    : link_(std::move(link)), epoch_(epoch), lane_(lane), self_(self), peer_(peer) {}
+Channel::Channel(std::unique_ptr<Link> link, Epoch epoch, std::uint8_t lane, std::uint16_t self, std::uint16_t peer,
+                 bool checksum_payloads)
+    : link_(std::move(link)),
+      epoch_(epoch),
+      lane_(lane),
+      self_(self),
+      peer_(peer),
+      checksum_payloads_(checksum_payloads) {}
 
 Channel::Sending::Sending(Channel& channel, const Message& message, std::span<const std::byte> payload)
     : channel_(channel),
@@ -81,10 +87,16 @@ Channel::Sending::Sending(Channel& channel, const Message& message, std::span<co
   header_.sequence = channel.sent_++;
   header_.message_bytes = payload.size();
   header_.offset = 0;
-  header_.frame_bytes = static_cast<std::uint32_t>(std::min(frame_limit_, payload.size()));
   header_.shape_hash = tag_of(message.shape_hash, message.operation);
   header_.source = channel.self_;
   header_.target = channel.peer_;
+  begin_frame();
+}
+
+void Channel::Sending::begin_frame() {
+  auto left = payload_.subspan(header_.offset);
+  header_.frame_bytes = static_cast<std::uint32_t>(std::min(frame_limit_, left.size()));
+  if (channel_.checksum_payloads_) header_.payload_checksum = payload_checksum(left.first(header_.frame_bytes));
 }
 
 Progress Channel::Sending::progress() {
@@ -101,7 +113,7 @@ Progress Channel::Sending::progress() {
     done_ = true;
     return Progress::kDone;
   }
-  header_.frame_bytes = static_cast<std::uint32_t>(std::min<std::size_t>(frame_limit_, payload_.size() - header_.offset));
+  begin_frame();
   return Progress::kMoved;
 }
 
@@ -121,6 +133,7 @@ Progress Channel::Receiving::progress() {
     failure_ = check(header);
     if (!failure_.ok()) return Progress::kFailed;
     frame_ = header.frame_bytes;
+    frame_checksum_ = header.payload_checksum;
     in_frame_ = true;
   }
   switch (half.try_payload(into_.subspan(received_, frame_))) {
@@ -129,10 +142,22 @@ Progress Channel::Receiving::progress() {
     case Progress::kFailed: failure_ = half.failure(); return Progress::kFailed;
     case Progress::kDone: break;
   }
+  failure_ = check_payload();
+  if (!failure_.ok()) return Progress::kFailed;
   received_ += frame_;
   in_frame_ = false;
   done_ = received_ == into_.size();
   return done_ ? Progress::kDone : Progress::kMoved;
+}
+
+Status Channel::Receiving::check_payload() const {
+  if (frame_checksum_ == 0) return {};
+  const std::uint32_t came = payload_checksum(into_.subspan(received_, frame_));
+  if (came == frame_checksum_) return {};
+  return {Code::kCorrupt, "what rank " + std::to_string(channel_.peer_) + " sent was altered on its way: message " +
+                              std::to_string(sequence_) + ", " + std::to_string(frame_) + " bytes at offset " +
+                              std::to_string(received_) + ": checksum " + hex(came) + ", expected " +
+                              hex(frame_checksum_)};
 }
 
 Status Channel::Receiving::check(const FrameHeader& header) const {

@@ -41,9 +41,12 @@ struct Message {
 // expected (epoch, lane, ranks, sequence, dtype, shape, bytes, offsets). The halves are locked separately, so a send and
 // a receive may run at once; two sends queue. A message that was not finished leaves the channel unusable: the number
 // is spent and the peer waits for the rest.
+//
+// A frame that carries a checksum of its payload is checked against it; whether ours carry one is ours to choose.
 class Channel {
  public:
-  Channel(std::unique_ptr<Link> link, Epoch epoch, std::uint8_t lane, std::uint16_t self, std::uint16_t peer);
+  Channel(std::unique_ptr<Link> link, Epoch epoch, std::uint8_t lane, std::uint16_t self, std::uint16_t peer,
+          bool checksum_payloads = false);
 
   // A message on its way out; made under the send lock, which it holds.
   class Sending {
@@ -55,6 +58,8 @@ class Channel {
     [[nodiscard]] std::uint16_t peer() const { return channel_.peer_; }
 
    private:
+    void begin_frame();
+
     Channel& channel_;
     std::unique_lock<std::mutex> lock_;
     FrameHeader header_;
@@ -75,6 +80,7 @@ class Channel {
 
    private:
     [[nodiscard]] Status check(const FrameHeader& header) const;
+    [[nodiscard]] Status check_payload() const;
 
     Channel& channel_;
     std::unique_lock<std::mutex> lock_;
@@ -83,6 +89,7 @@ class Channel {
     std::uint64_t sequence_ = 0;
     std::size_t received_ = 0;
     std::size_t frame_ = 0;   // bytes of the frame that is being read
+    std::uint32_t frame_checksum_ = 0;
     bool in_frame_ = false;
     bool done_ = false;
     Status failure_;
@@ -97,6 +104,7 @@ class Channel {
   std::uint8_t lane_;
   std::uint16_t self_;
   std::uint16_t peer_;
+  bool checksum_payloads_;
   std::mutex send_mutex_;
   std::mutex receive_mutex_;
   std::uint64_t sent_ = 0;

@@ -134,6 +134,11 @@ Status decode_header(std::span<const std::byte, kFrameHeaderBytes> in, FrameHead
   return {};
 }
 
+std::uint32_t payload_checksum(std::span<const std::byte> payload) {
+  const std::uint32_t crc = crc32c(payload);
+  return crc != 0 ? crc : 0xFFFFFFFFU;
+}
+
 std::uint32_t hash_shape(std::span<const std::int64_t> shape) {
   std::uint32_t hash = 2166136261U;
   const auto mix = [&hash](std::uint64_t value) {

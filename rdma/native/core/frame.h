@@ -39,7 +39,7 @@ struct FrameHeader {
   std::uint32_t shape_hash = 0;    // see hash_shape
   std::uint16_t source = 0;        // rank
   std::uint16_t target = 0;        // rank
-  std::uint32_t payload_checksum = 0;  // CRC-32C of the payload; 0: not computed
+  std::uint32_t payload_checksum = 0;  // see payload_checksum(); 0: not computed
 };
 
 inline constexpr std::size_t kFrameHeaderBytes = 80;
@@ -53,6 +53,9 @@ void encode_header(const FrameHeader& header, std::span<std::byte, kFrameHeaderB
 
 // Reads a header. kCorrupt where magic, version, checksum, kind, or the arithmetic of the sizes is wrong.
 Status decode_header(std::span<const std::byte, kFrameHeaderBytes> in, FrameHeader& header);
+
+// CRC-32C of a payload as it travels: never 0, which is taken for none; all ones stands for it.
+std::uint32_t payload_checksum(std::span<const std::byte> payload);
 
 // FNV-1a over the number of dimensions and each of them.
 std::uint32_t hash_shape(std::span<const std::int64_t> shape);

@@ -58,6 +58,7 @@ class Mesh {
     std::string name;              // for messages to people, such as "stages"
     double timeout_seconds = 4.0;  // of every operation
     double spin_us = 20.0;
+    bool checksum_payloads = false;  // of what this rank sends
   };
 
   static constexpr std::size_t kOneHopBytes = 32 * 1024;   // all-reduce: up to here everyone sends all to everyone

@@ -135,13 +135,14 @@ std::map<int, Mesh::Peer> take_peers(nb::dict given) {
 std::shared_ptr<MeshGroupImpl> make_group(int rank, int size, nb::dict peers,
                                           std::tuple<std::uint64_t, std::uint64_t, std::uint64_t> epoch,
                                           std::string name, double timeout_seconds, double spin_us,
-                                          std::optional<nb::callable> split) {
+                                          bool checksum_payloads, std::optional<nb::callable> split) {
   checked_seconds(timeout_seconds, "timeout_seconds");
   if (!std::isfinite(spin_us) || spin_us < 0) throw std::invalid_argument("spin_us must be a finite number from 0");
   Mesh::Settings settings{{std::get<0>(epoch), std::get<1>(epoch), std::get<2>(epoch)},
                           std::move(name),
                           timeout_seconds,
-                          spin_us};
+                          spin_us,
+                          checksum_payloads};
   try {
     auto mesh = std::make_shared<Mesh>(rank, size, take_peers(std::move(peers)), std::move(settings));
     auto group = std::make_shared<MeshGroupImpl>(std::move(mesh), split ? split->ptr() : nullptr);
@@ -181,12 +182,12 @@ void bind_group(nb::module_& m) {
           "__init__",
           [](PyMeshGroup* self, int rank, int size, nb::dict peers,
              std::tuple<std::uint64_t, std::uint64_t, std::uint64_t> epoch, std::string name, double timeout_seconds,
-             double spin_us, std::optional<nb::callable> split) {
+             double spin_us, bool checksum_payloads, std::optional<nb::callable> split) {
             new (self) PyMeshGroup{make_group(rank, size, std::move(peers), epoch, std::move(name), timeout_seconds,
-                                              spin_us, std::move(split))};
+                                              spin_us, checksum_payloads, std::move(split))};
           },
           nb::kw_only(), "rank"_a, "size"_a, "peers"_a, "epoch"_a, "name"_a, "timeout_seconds"_a, "spin_us"_a,
-          "split"_a = nb::none())
+          "checksum_payloads"_a = false, "split"_a = nb::none())
       .def_prop_ro("mlx", [](const PyMeshGroup& self) { return mlx::core::distributed::Group(self.impl); })
       .def_prop_ro("rank", [](const PyMeshGroup& self) { return self.impl->rank(); })
       .def_prop_ro("size", [](const PyMeshGroup& self) { return self.impl->size(); })

@@ -22,6 +22,7 @@ enum class Fault {
   kDuplicate,     // the frame arrives twice
   kReorder,       // the frame arrives after its successor
   kFlipHeader,    // one bit of the header is wrong
+  kFlipPayload,   // one bit of the payload is wrong
   kOversize,      // the header claims more bytes than the message has, with a right checksum
   kOtherEpoch,    // a frame of another plan, otherwise right
   kOtherSource,   // a frame of another rank
@@ -61,6 +62,7 @@ class Queue {
     mm::encode_header(header, std::span<std::byte, mm::kFrameHeaderBytes>(bytes.data(), mm::kFrameHeaderBytes));
     if (!payload.empty()) std::memcpy(bytes.data() + mm::kFrameHeaderBytes, payload.data(), payload.size());
     if (fault == Fault::kFlipHeader) bytes[33] ^= std::byte{4};
+    if (fault == Fault::kFlipPayload) bytes[mm::kFrameHeaderBytes + payload.size() / 2] ^= std::byte{4};
     if (fault == Fault::kCut) bytes.pop_back();
     if (fault == Fault::kEnd) ended_ = true;
     if (fault == Fault::kReorder) {

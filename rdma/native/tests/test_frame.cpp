@@ -185,4 +185,10 @@ TEST(shapes_hash_apart) {
   CHECK(hash({}) != hash({0}) && hash({1}) != hash({1, 1}) && hash({256}) != hash({1}));
 }
 
+TEST(a_payload_checksum_is_never_the_one_that_means_none) {
+  const std::byte payload[] = {std::byte{1}, std::byte{2}};
+  CHECK(payload_checksum(payload) == crc32c(payload));
+  CHECK(crc32c({}) == 0 && payload_checksum({}) == 0xFFFFFFFF);
+}
+
 CHECK_MAIN

@@ -47,6 +47,16 @@ def test_flags_win_over_environment_over_user_over_system(tmp_path: Path) -> Non
     assert (config.listen_port, config.log_level, config.mdns, config.seeds) == (4, "debug", True, ("s:1",))
 
 
+def test_mlxs_variable_stands_for_a_setting_that_is_set_nowhere_else(tmp_path: Path) -> None:
+    mlx = {"MLX_JACCL_NUM_BUFFERS": "16"}
+    system = write(tmp_path / "system.toml", "link_num_buffers = 4")
+    assert load_config(env=mlx).link_num_buffers == 16
+    assert load_config(env=mlx | {"MACMESH_LINK_NUM_BUFFERS": "32"}).link_num_buffers == 32
+    assert load_config(env=mlx, system_path=system).link_num_buffers == 4
+    with pytest.raises(LocalConfigValueError, match="MLX_JACCL_NUM_BUFFERS: link_num_buffers: 0"):
+        load_config(env={"MLX_JACCL_NUM_BUFFERS": "0"})
+
+
 def test_the_user_file_is_found_in_its_place_and_by_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,7 +110,9 @@ def test_a_placement_becomes_a_deployment_with_its_ledgers() -> None:
         (s.first_layer, s.end_layer) for s in result.stages
     ]
     assert deployment.transport == "auto"
-    assert deployment.link_buffers == LinkBuffers(2, 4096, 2)
+    assert deployment.link_buffers == LinkBuffers(
+        num_buffers=2, frame_bytes=4096, buffer_sizes=2, max_outstanding=256, spin_us=20.0, sockets=1
+    )
     for stage in deployment.stages:
         assert stage.ledger is not None
         needed = sum(e.size_bytes for e in stage.ledger.entries)

@@ -4,21 +4,23 @@ from typing import Any
 import pytest
 
 from macmesh_rdma.native import load_group
-from support.group.ranks import Ranks, type_of_link
+from support.group.ranks import Pool, Ranks, type_of_link
 
 
 @pytest.fixture(scope="session")
-def start() -> Callable[..., Ranks]:
-    """Starts ranks, with the shared memory that the default options ask for."""
+def start() -> Iterator[Callable[..., Ranks]]:
+    """Joins ranks, with the shared memory that the default options ask for."""
     module = load_group()
+    pool = Pool()
     options = module.LinkOptions(
         num_buffers=8, frame_bytes=65536, buffer_sizes=6, max_outstanding=256, spin_us=20.0
     )
 
     def ranks(size: int, provider: type_of_link = "unix", **options_of_ranks: Any) -> Ranks:
-        return Ranks(size, provider, shm_bytes=module.shm_bytes(options), **options_of_ranks)
+        return Ranks(pool, size, provider, shm_bytes=module.shm_bytes(options), **options_of_ranks)
 
-    return ranks
+    yield ranks
+    pool.close()
 
 
 @pytest.fixture(scope="module", params=["tcp", "shm"])

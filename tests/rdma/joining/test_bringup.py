@@ -35,11 +35,11 @@ from macmesh_rdma.errors import (
     RemotePeerLostError,
     RemoteTimeoutError,
 )
-from macmesh_rdma.joining import bringup
+from macmesh_rdma.joining import accepting
 from macmesh_rdma.joining import listener as listener_module
-from macmesh_rdma.joining.bringup import neighbours
 from macmesh_rdma.joining.endpoint import Endpoint
 from macmesh_rdma.joining.listener import Listener
+from macmesh_rdma.joining.plan import neighbours
 from macmesh_rdma.shared_memory import check_shared_memory, create_shared_memory
 
 PROVIDERS = ["shm", "tcp"]
@@ -119,7 +119,7 @@ def test_a_unix_socket_that_cannot_be_reached_leads_to_tcp_with_the_reason_on_bo
         close_links(outcomes)
         outcomes = in_threads(
             [
-                lambda: connect(made[0], 0, seen, provider="shm", timeout_seconds=3),
+                lambda: connect(made[0], 0, seen, provider="shm", timeout_seconds=0.5),
                 lambda: connect(made[1], 1, seen, provider="shm", timeout_seconds=3),
             ]
         )
@@ -155,7 +155,7 @@ def test_memory_that_the_receiver_refuses_leads_to_tcp(monkeypatch: pytest.Monke
     def refuse(descriptor: int, size_bytes: int) -> None:
         raise RemoteMismatchError(f"{descriptor and size_bytes} bytes are not fresh")
 
-    monkeypatch.setattr(bringup, "check_shared_memory", refuse)
+    monkeypatch.setattr(accepting, "check_shared_memory", refuse)
     with listeners(2) as made:
         outcomes = connect_all(made)
         for outcome in outcomes:
@@ -201,7 +201,7 @@ def strange_connections(listener: Listener) -> list[socket.socket]:
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_strangers_do_no_harm_and_are_told_of(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bringup, "STRANGER_SECONDS", 0.2)
+    monkeypatch.setattr(accepting, "STRANGER_SECONDS", 0.2)
     told: list[str] = []
     with listeners(2) as made:
         made[0].on_stranger = told.append
@@ -229,7 +229,7 @@ def test_more_strangers_than_are_allowed_turn_the_oldest_away() -> None:
     with listeners(2) as made:
         made[0].on_stranger = told.append
         crowd = []
-        for _ in range(bringup.MOST_STRANGERS + 8):
+        for _ in range(accepting.MOST_STRANGERS + 8):
             crowd.append(socket.socket())
             crowd[-1].connect(made[0].endpoint.host_and_port)
         outcomes = connect_all(made, provider="tcp")
@@ -446,7 +446,7 @@ def test_too_few_descriptors_are_a_clear_error_and_the_next_try_works(provider: 
         held = [os.dup(0) for _ in range(highest - len(open_descriptors()) + 1)]
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, hard))
         try:
-            outcomes = connect_all(made, provider=provider, timeout_seconds=2)
+            outcomes = connect_all(made, provider=provider, timeout_seconds=1)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             for descriptor in held:

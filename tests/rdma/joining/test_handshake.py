@@ -11,13 +11,8 @@ from macmesh_rdma.errors import (
     RemoteMismatchError,
     RemoteTransportError,
 )
-from macmesh_rdma.joining.handshake import (
-    AcceptorHandshake,
-    DialerHandshake,
-    Handshake,
-    Introduction,
-    Purpose,
-)
+from macmesh_rdma.joining.handshake import AcceptorHandshake, DialerHandshake, Handshake
+from macmesh_rdma.joining.introduction import Introduction, Purpose
 
 KEY = b"k" * 32
 DIALER = Introduction(

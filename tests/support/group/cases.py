@@ -15,6 +15,7 @@ from mlx.nn.layers.activations import relu
 from mlx.nn.layers.distributed import shard_linear
 from mlx.nn.layers.linear import Linear
 
+from macmesh_daemon.engine.lean_imports import import_without_tokenizers
 from macmesh_rdma import _group
 from support.group.arrays import MLX_DTYPES, Spec, bits, input_of
 
@@ -245,7 +246,8 @@ def exchange_bytes(context: Context, payload: bytes) -> bytes:
 
 def tokens(context: Context, folder: str, prompt: list[int], count: int, how: str) -> list[int]:
     """Greedy tokens of a model; in tensor parallel over the group if so asked."""
-    # Imported here: it takes seconds, and one case needs it.
+    # Imported here: one case needs it. What it imports for tokenizers takes seconds, and no case needs that.
+    import_without_tokenizers()
     from mlx_lm.generate import generate_step  # noqa: PLC0415
     from mlx_lm.utils import load_model  # noqa: PLC0415
 

@@ -1,7 +1,8 @@
 """Ranks as processes: joins some by links, runs functions in all of them at once, and kills them.
 
-Every rank runs `rank_main.py`, which makes its group from inherited descriptors and then serves calls: the parent
-names a function of `cases.py`, all ranks run it with the same arguments, and their results (or errors) come back.
+Every rank runs `rank_main.py`, which makes its group from descriptors that it is sent and then serves calls: the
+parent names a function of `cases.py`, all ranks run it with the same arguments, and their results (or errors) come
+back. A process that is whole after a test makes another group in the next: starting one takes most of a second.
 """
 
 from __future__ import annotations
@@ -56,6 +57,34 @@ class RankSetup:
     side: dict[int, int]
     spin_us: float = 20.0
 
+    def descriptors(self) -> list[int]:
+        """All that it is made from, each once."""
+        lanes = (self.point_to_point, self.collective)
+        in_links = [
+            fd for lane in lanes for links in lane.values() for link in links for fd in link.descriptors
+        ]
+        return [*self.side.values(), *in_links]
+
+    def with_descriptors(self, numbers: list[int]) -> RankSetup:
+        """The same with other numbers for what `descriptors` gives, as they are in another process."""
+        known = dict(zip(self.descriptors(), numbers, strict=True))
+
+        def links(lane: dict[int, list[LinkDescriptors]]) -> dict[int, list[LinkDescriptors]]:
+            return {
+                peer: [
+                    dataclasses.replace(link, descriptors=tuple(known[fd] for fd in link.descriptors))
+                    for link in given
+                ]
+                for peer, given in lane.items()
+            }
+
+        return dataclasses.replace(
+            self,
+            point_to_point=links(self.point_to_point),
+            collective=links(self.collective),
+            side={peer: known[fd] for peer, fd in self.side.items()},
+        )
+
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
     """Two ends of a TCP connection over loopback."""
@@ -82,11 +111,74 @@ def link_pair(provider: type_of_link, shm_bytes: int) -> tuple[LinkDescriptors, 
     return LinkDescriptors("shm", left_end), LinkDescriptors("shm", right_end)
 
 
+class RankProcess:
+    """A process that can be a rank of one group after another."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, str(HERE / "rank_main.py"), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+            )
+        # Descriptors are passed over the socket, everything else over the connection.
+        self.connection = Connection(os.dup(self.socket.fileno()))
+
+    def open(self, setup: RankSetup) -> None:
+        """Lets it make its group, and closes the descriptors here."""
+        descriptors = setup.descriptors()
+        self.connection.send_bytes(pickle.dumps(setup))
+        socket.send_fds(self.socket, [b"F"], descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def close_group(self) -> bool:
+        """Ends its group; whether it is whole and can make another."""
+        if self.process.poll() is not None:
+            return False
+        try:
+            self.connection.send_bytes(pickle.dumps(("close", ())))
+            return self.connection.poll(5) and bool(pickle.loads(self.connection.recv_bytes()))  # noqa: S301  ours
+        except (EOFError, OSError):
+            return False
+
+    def end(self, seconds: float = 5) -> None:
+        """Ends the process."""
+        self.connection.close()
+        self.socket.close()
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()  # also where it is stopped
+            self.process.wait(5)
+
+
+class Pool:
+    """Processes that wait to be ranks."""
+
+    def __init__(self) -> None:
+        self._idle: list[RankProcess] = []
+
+    def take(self) -> RankProcess:
+        """One that waits, or a new one."""
+        return self._idle.pop() if self._idle else RankProcess()
+
+    def put(self, process: RankProcess) -> None:
+        """Takes one back that is whole."""
+        self._idle.append(process)
+
+    def close(self) -> None:
+        """Ends all that wait."""
+        while self._idle:
+            self._idle.pop().end()
+
+
 class Ranks:
     """Some joined ranks, each a process. A context manager: leaving it ends them."""
 
     def __init__(
         self,
+        pool: Pool,
         size: int,
         provider: type_of_link = "unix",
         *,
@@ -98,6 +190,7 @@ class Ranks:
         """Starts the ranks.
 
         Args:
+            pool: Where their processes come from and go to.
             size: How many.
             provider: What joins each two of them.
             timeout_seconds: Of every operation.
@@ -117,27 +210,12 @@ class Ranks:
                     getattr(setups[right], lane)[left] = [pair[1] for pair in pairs]
                 a, b = socket.socketpair()
                 setups[left].side[right], setups[right].side[left] = a.detach(), b.detach()
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.connections: list[Connection] = []
-        for setup in setups:
-            self._start(setup)
-
-    def _start(self, setup: RankSetup) -> None:
-        ours, theirs = socket.socketpair()
-        inherited = [theirs.fileno(), *setup.side.values()]
-        for lane in (setup.point_to_point, setup.collective):
-            inherited += [fd for links in lane.values() for link in links for fd in link.descriptors]
-        self.processes.append(
-            subprocess.Popen(
-                [sys.executable, str(HERE / "rank_main.py"), str(theirs.fileno())], pass_fds=inherited
-            )
-        )
-        theirs.close()
-        for fd in inherited[1:]:
-            os.close(fd)
-        connection = Connection(ours.detach())
-        connection.send_bytes(pickle.dumps(setup))
-        self.connections.append(connection)
+        self._pool = pool
+        self._taken = [pool.take() for _ in setups]
+        self.processes = [taken.process for taken in self._taken]
+        self.connections = [taken.connection for taken in self._taken]
+        for taken, setup in zip(self._taken, setups, strict=True):
+            taken.open(setup)
 
     def begin(self, rank: int, function: str, *arguments: Any) -> None:
         """Starts a function of `cases.py` in one rank."""
@@ -168,11 +246,8 @@ class Ranks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for connection in self.connections:
-            connection.close()
-        for process in self.processes:
-            try:
-                process.wait(0.001 if kind else 5)
-            except subprocess.TimeoutExpired:
-                process.kill()  # also where it is stopped
-                process.wait(5)
+        for taken in self._taken:
+            if kind is None and taken.close_group():
+                self._pool.put(taken)
+            else:
+                taken.end(0.001 if kind else 5)

@@ -1,0 +1,103 @@
+"""The links of connected peers as the native module has them: made, measured, reported. Imports mlx."""
+
+import dataclasses
+import os
+import time
+
+import mlx.core  # noqa: F401  before the native module
+
+from macmesh_rdma import _group
+from macmesh_rdma.joining.peer_links import PeerLinks, ShmLane
+from macmesh_rdma.measure import LinkSpeed, measure_link, pairs_in_order
+from macmesh_rdma.options import LinkOptions, Provider
+
+POINT_TO_POINT, COLLECTIVE = 0, 1
+"""The lanes of a group."""
+
+NativeLanes = dict[int, list["_group.Link"]]
+"""A peer's links by lane."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkReport:
+    """One peer's links, for people.
+
+    Attributes:
+        peer: Its rank.
+        provider: What carries them.
+        reason: Why that one.
+        pool_bytes: Bytes of their buffers on this side.
+        latency_us: Half a round trip of a small message in microseconds; None where it was not measured.
+        gb_per_s: 10^9 bytes per second to the peer; None where it was not measured.
+    """
+
+    peer: int
+    provider: Provider
+    reason: str
+    pool_bytes: int
+    latency_us: float | None = None
+    gb_per_s: float | None = None
+
+
+def native_links(links: PeerLinks, options: LinkOptions) -> NativeLanes:
+    """Native links of one peer; they take over the descriptors, also where this raises."""
+    native = _group.LinkOptions(
+        num_buffers=options.num_buffers,
+        frame_bytes=options.frame_bytes,
+        buffer_sizes=options.buffer_sizes,
+        max_outstanding=options.max_outstanding,
+        spin_us=options.spin_us,
+    )
+    made: NativeLanes = {}
+    for lane in sorted(links.lanes):
+        given = links.lanes.pop(lane)
+        if isinstance(given, ShmLane):
+            made[lane] = [
+                _group.shm_link(
+                    given.send_memory,
+                    given.receive_memory,
+                    given.send_doorbell,
+                    given.receive_doorbell,
+                    native,
+                )
+            ]
+        else:
+            made[lane] = []
+            try:
+                while given.sockets:
+                    made[lane].append(_group.tcp_link(given.sockets.pop(0), native))
+            finally:
+                for descriptor in given.sockets:
+                    os.close(descriptor)
+    return made
+
+
+def measure_links(rank: int, lanes: dict[int, NativeLanes], deadline: float) -> dict[int, LinkSpeed]:
+    """The speed of the first link to each peer; every rank must call it at about the same time.
+
+    Args:
+        rank: ours.
+        lanes: native links by peer and lane.
+        deadline: time of `time.monotonic`.
+
+    Raises:
+        TransportError: see `measure.measure_link`.
+    """
+    speeds = {}
+    for peer in pairs_in_order(rank, lanes):
+        first = lanes[peer][min(lanes[peer])][0]
+        left = max(deadline - time.monotonic(), 0.1)
+        speeds[peer] = measure_link(first, rank, peer, left)
+    return speeds
+
+
+def report(links: PeerLinks, native: NativeLanes, speed: LinkSpeed | None, note: str) -> LinkReport:
+    """What there is to say of a peer's links."""
+    return LinkReport(
+        peer=links.peer,
+        provider=links.provider,
+        reason=links.reason + note,
+        pool_bytes=sum(link.pool_bytes for by_lane in native.values() for link in by_lane),
+        latency_us=speed.latency_us if speed is not None else None,
+        gb_per_s=speed.gb_per_s if speed is not None else None,
+    )
