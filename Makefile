@@ -60,7 +60,7 @@ proto-check: setup
 	$(BIN)/python proto/generate.py --check
 
 unit: setup ## unit and process tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 native: setup ## the native tests of the transport
 	$(call native_tests,native,)

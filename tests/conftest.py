@@ -3,6 +3,7 @@
 import gc
 import os
 import tempfile
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -39,9 +40,24 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hands the table's lines of one process of several to the process that prints."""
+    told = getattr(session.config, "workeroutput", None)
+    if told is not None:
+        told["table"] = session.config.stash.setdefault(TABLE, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes them."""
+    lines: list[str] = getattr(node, "workeroutput", {}).get("table", [])
+    node.config.stash.setdefault(TABLE, []).extend(lines)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Prints the table of architectures, where their tests ran."""
-    lines = config.stash.get(TABLE, [])
+    lines = config.stash.setdefault(TABLE, [])
+    lines.sort()
     if lines:
         terminalreporter.section("predicted bytes of caches and weights")
         for line in lines:

@@ -11,6 +11,8 @@ from macmesh_daemon.cluster.messages import (
     HeartbeatRequest,
     HeartbeatResponse,
     Plan,
+    ProbeRequest,
+    ProbeResponse,
     RequestVoteRequest,
     RequestVoteResponse,
     WorkerReport,
@@ -72,6 +74,9 @@ class Takeover:
                 case CommitRequest() as commit:
                     refused = CommitResponse(commit.epoch, False, "busy", 2, 1)  # noqa: FBT003
                     self._do(self.node.step(ev.ResponseReceived(call.peer, refused, 1.0)))
+                case ProbeRequest() as probe:
+                    unseen = ProbeResponse(probe.generation, probe.term, probe.target_node_id)
+                    self._do(self.node.step(ev.ResponseReceived(call.peer, unseen, 1.0)))
                 case _:
                     raise AssertionError(f"unexpected {call}")
 
