@@ -110,6 +110,15 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
             seq = await self._node.changes.evict(request.id)
         return access_pb2.EvictResponse(document_seq=seq)
 
+    async def Recover(
+        self, request: access_pb2.RecoverRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> access_pb2.RecoverResponse:
+        """Begin a new generation with this node as its only voter."""
+        del request
+        async with _failures(context):
+            generation = await self._node.changes.recover()
+        return access_pb2.RecoverResponse(generation=generation)
+
     def _token_info(self, record: TokenRecord) -> access_pb2.JoinTokenInfo:
         return access_pb2.JoinTokenInfo(
             token_id=record.token_id,

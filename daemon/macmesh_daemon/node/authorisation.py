@@ -57,6 +57,8 @@ _SERVICES: Final[dict[str, dict[str, frozenset[Role]]]] = {
         "RevokeJoinToken": _CHANGERS,
         "ListClients": _CHANGERS,
         "Evict": _CHANGERS,
+        # Whoever gives up the other members stands at the machine that goes on.
+        "Recover": _LOCAL,
     },
     "grpc.health.v1.Health": {
         "Check": _EVERYBODY,

@@ -108,12 +108,29 @@ class ChangeDesk:
                 event = ev.EvictWanted(change_id=change_id, node_id=request.evict.node_id)
             case _:
                 raise CallError(Reason.INVALID_ARGUMENT, "the change names nothing to do")
+        epoch = await self._decide_here(event, change_id)
+        document = self._driver.view.document
+        return peer_pb2.ProposeChangeResponse(
+            document_seq=document.seq if document else 0, epoch=to_proto(epoch)
+        )
+
+    async def recover(self) -> int:
+        """Go on as the only voter of a new generation, which is returned. Decided here and nowhere else.
+
+        Raises:
+            CallError: a coordinator leads with a quorum, or this node has never been a member or was evicted.
+        """
+        change_id = next(self._ids)
+        await self._decide_here(ev.RecoverWanted(change_id=change_id), change_id)
+        return self._driver.view.generation
+
+    async def _decide_here(self, event: ev.Event, change_id: int) -> Epoch:
         future: asyncio.Future[Epoch] = asyncio.get_running_loop().create_future()
         self._waiting[change_id] = future
         try:
             self._driver.notify(event)
             async with asyncio.timeout(DECISION_DEADLINE_SECONDS):
-                epoch = await future
+                return await future
         except TimeoutError:
             raise CallError(
                 Reason.INTERNAL,
@@ -121,10 +138,6 @@ class ChangeDesk:
             ) from None
         finally:
             self._waiting.pop(change_id, None)
-        document = self._driver.view.document
-        return peer_pb2.ProposeChangeResponse(
-            document_seq=document.seq if document else 0, epoch=to_proto(epoch)
-        )
 
     async def _propose(self, request: peer_pb2.ProposeChangeRequest) -> Epoch:
         return _epoch(await self._decided(request))

@@ -66,6 +66,11 @@ class AccessServiceStub:
                 request_serializer=macmesh_dot_v1_dot_access__pb2.EvictRequest.SerializeToString,
                 response_deserializer=macmesh_dot_v1_dot_access__pb2.EvictResponse.FromString,
                 _registered_method=True)
+        self.Recover = channel.unary_unary(
+                '/macmesh.v1.AccessService/Recover',
+                request_serializer=macmesh_dot_v1_dot_access__pb2.RecoverRequest.SerializeToString,
+                response_deserializer=macmesh_dot_v1_dot_access__pb2.RecoverResponse.FromString,
+                _registered_method=True)
 
 
 class AccessServiceServicer:
@@ -115,6 +120,13 @@ class AccessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Recover(self, request, context):
+        """Goes on without a quorum that is lost for good: this node becomes the only voter of a new generation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AccessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +159,11 @@ def add_AccessServiceServicer_to_server(servicer, server):
                     servicer.Evict,
                     request_deserializer=macmesh_dot_v1_dot_access__pb2.EvictRequest.FromString,
                     response_serializer=macmesh_dot_v1_dot_access__pb2.EvictResponse.SerializeToString,
+            ),
+            'Recover': grpc.unary_unary_rpc_method_handler(
+                    servicer.Recover,
+                    request_deserializer=macmesh_dot_v1_dot_access__pb2.RecoverRequest.FromString,
+                    response_serializer=macmesh_dot_v1_dot_access__pb2.RecoverResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +330,33 @@ class AccessService:
             '/macmesh.v1.AccessService/Evict',
             macmesh_dot_v1_dot_access__pb2.EvictRequest.SerializeToString,
             macmesh_dot_v1_dot_access__pb2.EvictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macmesh.v1.AccessService/Recover',
+            macmesh_dot_v1_dot_access__pb2.RecoverRequest.SerializeToString,
+            macmesh_dot_v1_dot_access__pb2.RecoverResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class AccessServiceStub:
     """The clients that this node certified."""
     Evict: _grpc.UnaryUnaryMultiCallable[_access_pb2.EvictRequest, _access_pb2.EvictResponse]
     """Shuts a client or a node out for good: its certificate is refused by every node from then on."""
+    Recover: _grpc.UnaryUnaryMultiCallable[_access_pb2.RecoverRequest, _access_pb2.RecoverResponse]
+    """Goes on without a quorum that is lost for good: this node becomes the only voter of a new generation."""
 
 @_typing.type_check_only
 class AccessServiceAsyncStub(AccessServiceStub):
@@ -67,6 +69,8 @@ class AccessServiceAsyncStub(AccessServiceStub):
     """The clients that this node certified."""
     Evict: _aio.UnaryUnaryMultiCallable[_access_pb2.EvictRequest, _access_pb2.EvictResponse]  # type: ignore[assignment]
     """Shuts a client or a node out for good: its certificate is refused by every node from then on."""
+    Recover: _aio.UnaryUnaryMultiCallable[_access_pb2.RecoverRequest, _access_pb2.RecoverResponse]  # type: ignore[assignment]
+    """Goes on without a quorum that is lost for good: this node becomes the only voter of a new generation."""
 
 class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
     """AccessService hands out and takes back access. What is issued here, only the owner of the node may ask for,
@@ -120,5 +124,13 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_access_pb2.EvictResponse, _abc.Awaitable[_access_pb2.EvictResponse]]:
         """Shuts a client or a node out for good: its certificate is refused by every node from then on."""
+
+    @_abc_1.abstractmethod
+    def Recover(
+        self,
+        request: _access_pb2.RecoverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.RecoverResponse, _abc.Awaitable[_access_pb2.RecoverResponse]]:
+        """Goes on without a quorum that is lost for good: this node becomes the only voter of a new generation."""
 
 def add_AccessServiceServicer_to_server(servicer: AccessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

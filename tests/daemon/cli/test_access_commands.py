@@ -135,3 +135,32 @@ def test_a_token_for_an_address_where_nobody_answers(run: Run, tmp_path: Path) -
     )
     assert outcome.code == 75
     assert "c" * 32 not in outcome.err + outcome.out
+
+
+async def test_one_of_three_goes_on_by_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Mesh(tmp_path, 3) as mesh:
+        await mesh.formed()
+        survivor, *lost = mesh.nodes
+        monkeypatch.setenv("MACMESH_SOCKET", str(survivor.config.resolved_socket_path()))
+        assert await call("cluster", "recover") == 2
+        assert "--force-quorum" in capsys.readouterr().err
+        # The cluster is well: nothing is to recover.
+        assert await call("cluster", "recover", "--force-quorum", "--json") == 1
+        assert json.loads(capsys.readouterr().out)["error"]["reason"] == "INVALID_ARGUMENT"
+        for node in lost:
+            await node.crash()
+        await mesh.until(survivor, lambda s: not s.has_quorum, "without a quorum")
+        assert await call("cluster", "recover", "--force-quorum", "--json") == 0
+        generation = json.loads(capsys.readouterr().out)["generation"]
+        assert generation > 1
+        alone = await mesh.until(survivor, lambda s: s.has_quorum, "with a quorum of its own")
+        assert alone.coordinator_node_id == survivor.node_id
+        # Those that come back rejoin under the new generation.
+        await lost[0].start()
+        await mesh.until(
+            lost[0],
+            lambda s: s.has_quorum and s.coordinator_node_id == survivor.node_id,
+            "back in the new generation",
+        )

@@ -1,4 +1,4 @@
-"""`daemonctl cluster members` and `evict`."""
+"""`daemonctl cluster members`, `evict` and `recover`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ daemonctl cluster members --json    for programs
 _EVICT_EXAMPLES = """
 daemonctl cluster evict studio2     by its name, or by the beginning of its id
 """
+_RECOVER_EXAMPLES = """
+daemonctl cluster recover --force-quorum    on the machine that is to go on
+"""
 
 
 def add_parsers(group: Subparsers) -> None:
@@ -44,6 +47,19 @@ def add_parsers(group: Subparsers) -> None:
         form="cluster-evict",
     )
     evict.add_argument("node", metavar="NODE", help="a name, or the beginning of an id")
+    recover = add_command(
+        group,
+        "recover",
+        summary="go on without a quorum that is lost for good, from what this node has stored",
+        examples=_RECOVER_EXAMPLES,
+        run=run_recover,
+        form="cluster-recover",
+    )
+    recover.add_argument(
+        "--force-quorum",
+        action="store_true",
+        help="yes: give up what other members committed and this node has not stored",
+    )
 
 
 def run_members(args: argparse.Namespace) -> int:
@@ -88,6 +104,27 @@ def run_evict(args: argparse.Namespace) -> int:
     else:
         print_data(f"node {node[:8]} is shut out")
         talk("to come back it needs a new identity (an empty data folder) and a token")
+    return exit_codes.OK
+
+
+def run_recover(args: argparse.Namespace) -> int:
+    """Begin a new generation here."""
+    from macmesh.v1 import access_pb2  # noqa: PLC0415  loads protobuf
+
+    if not args.force_quorum:
+        raise CommandError(
+            "a recovery gives up what other members committed and this node has not stored, and whatever runs "
+            "anywhere ends; where the other members are lost for good, say so with --force-quorum",
+            exit_code=exit_codes.USAGE,
+            reason="INVALID_ARGUMENT",
+        )
+    with connect(args) as client:
+        response = client.access("Recover", access_pb2.RecoverRequest())
+    if args.json:
+        print_json(args, {"generation": response.generation})
+    else:
+        print_data("this node goes on alone; members that can be reached rejoin by themselves")
+        talk("do not recover on a second node: see `daemonctl cluster members` first")
     return exit_codes.OK
 
 
