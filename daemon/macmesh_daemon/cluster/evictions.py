@@ -37,6 +37,9 @@ class Evictions:
 
     def apply(self, document: "ClusterDocument", next_epoch: "Callable[[], Epoch]") -> "ClusterDocument":
         """Take every eviction one step on; gives ``document`` itself where there is nothing to do."""
+        if not self._open and not any(member.evicting for member in document.members):
+            self._marked_at = {}
+            return document
         now = self._context.now
         members = {member.node_id: member for member in document.members}
         denied = set(document.denied_node_ids)

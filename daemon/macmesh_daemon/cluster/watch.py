@@ -203,7 +203,7 @@ class MemberWatch:
                 self._context.announce("member flaps", node_id=peer, points=self._flaps.points(peer, now))
         if session == "restarted":
             self._context.announce("member restarted", node_id=peer)
-        is_same = before is not None and dataclasses.replace(before, round=response.round) == response
+        is_same = before is not None and response.tells_the_same(before)
         return not is_same or self._verdicts.get(peer) != "alive"
 
     def on_leave(self, peer: str, reason: str) -> None:
