@@ -83,6 +83,8 @@ class Coordinator:
         self._next_beat = context.now
         self._joins = JoinBatch(context.settings)
         self._is_touched = True
+        #: A document whose weights need no change while all its members are alive.
+        self._balanced: ClusterDocument | None = None
         self._plan_seq = 0
         self._leavers: list[tuple[int, str]] = []
         self.flaps = flaps
@@ -109,7 +111,8 @@ class Coordinator:
     @property
     def is_settled(self) -> bool:
         """Whether the newest version is committed, in the own term."""
-        return self._context.state.commit_version == self.document.version
+        state = self._context.state
+        return state.commit_version == state.document_version
 
     @property
     def serving_state(self) -> "ServingState":
@@ -306,7 +309,7 @@ class Coordinator:
             document = dataclasses.replace(document, plan=plan)
         document = self.evictions.apply(document, self.next_epoch)
         document = self._with_weights(document)
-        if document == self.document:
+        if document is self.document or document == self.document:
             if self.changes.is_pending:
                 self.changes.on_commit(document)
             self.evictions.on_commit(document)
@@ -317,8 +320,8 @@ class Coordinator:
     def _write(self, document: ClusterDocument) -> None:
         generation, term = self._context.state.ballot
         seq = document.seq + 1 if document.version[:2] == (generation, term) else 1
-        for node_id in {member.node_id for member in self.document.members}:
-            if node_id in document.denied_node_ids:
+        for node_id in document.denied_node_ids:
+            if node_id in self.document.by_node_id:
                 self._heartbeats.bid_farewell(node_id)
         self._replica.store(dataclasses.replace(document, generation=generation, term=term, seq=seq))
         self._follow_members()
@@ -336,15 +339,16 @@ class Coordinator:
 
     def _with_members(self, document: ClusterDocument) -> ClusterDocument:
         now = self._context.now
-        known = {member.node_id for member in document.members}
-        kept_out = known | set(document.denied_node_ids)
-        unknown = [node_id for node_id in self._candidates if node_id not in kept_out]
+        members, denied = document.by_node_id, document.denied_node_ids
+        unknown = [n for n in self._candidates if n not in members and n not in denied]
         plan_runs = document.plan is not None and bool(document.plan.deployments)
         if self._joins.ready(unknown, now, plan_runs=plan_runs):
             joiners = tuple(member_of(self._candidates[node_id][0]) for node_id in unknown)
             document = dataclasses.replace(document, members=(*document.members, *joiners))
             for member in joiners:
                 self._context.announce("member admitted", node_id=member.node_id, discovery=member.discovery)
+        elif self._has_no_news(document):
+            return document
         addresses = {
             node_id: candidate.addresses
             for node_id, (candidate, at) in self._candidates.items()
@@ -359,8 +363,24 @@ class Coordinator:
         }
         return with_news(document, addresses, facts)
 
+    def _has_no_news(self, document: ClusterDocument) -> bool:
+        """Whether all records surely are as their nodes told; the usual case, without building anything."""
+        for node_id, member in document.by_node_id.items():
+            track, found = self.watch.tracks.get(node_id), self._candidates.get(node_id)
+            if track is not None and track.status is not None and track.status.facts is not None:
+                told = track.status.facts
+                if told is not member.facts and told != member.facts:
+                    return False
+            if found is not None and found[0].addresses != member.addresses:
+                return False
+        own = document.by_node_id.get(self._context.node_id)
+        return own is None or own.addresses == self._context.addresses
+
     def _with_weights(self, document: ClusterDocument) -> ClusterDocument:
-        verdicts = {member.node_id: self.liveness(member.node_id) for member in document.members}
+        verdicts = {node_id: self.liveness(node_id) for node_id in document.by_node_id}
+        all_there = not self.flaps.has_suppressed and all(v == "alive" for v in verdicts.values())
+        if all_there and document is self._balanced:
+            return document
         own = self._context.facts.versions
         changed = next_weight_change(
             document,
@@ -383,6 +403,8 @@ class Coordinator:
                 voters=[member.node_id for member in changed.members if member.voter],
                 tie_breaker_votes=changed.policy.tie_breaker_votes if changed.policy else 0,
             )
+        elif all_there:
+            self._balanced = document
         return changed
 
     def _follow_members(self) -> None:

@@ -144,7 +144,8 @@ class ClusterMachine:
         self._handle(event)
         if self._coordinator is not None and not isinstance(event, Tick | ResponseReceived | RequestFailed):
             self._coordinator.touch()
-        self._found()
+        if self._founder:
+            self._found()
         self._election.tick()
         while True:
             while context.inbox:
@@ -159,7 +160,8 @@ class ClusterMachine:
                 break
         self._recovery.finish()
         coordinator = self._coordinator
-        self._goodbye.advance(can_hand_over=coordinator is not None and coordinator.transfer.is_possible)
+        if self._goodbye.deadline is not None:
+            self._goodbye.advance(can_hand_over=coordinator is not None and coordinator.transfer.is_possible)
         self._standalone.advance()
         self._due = self._find_deadline()
         return context.take_effects()

@@ -235,17 +235,17 @@ class MemberWatch:
         """Announce verdicts that changed, and ask others about members that are silent."""
         now = self._context.now
         silent = []
-        for member in self._document().members:
-            node_id = member.node_id
+        verdicts, tracks = self._verdicts, self.tracks
+        for node_id in self._document().by_node_id:
             verdict = self.liveness(node_id)
-            before = self._verdicts.get(node_id, "unknown")
+            before = verdicts.get(node_id, "unknown")
             if verdict != before:
-                self._verdicts[node_id] = verdict
+                verdicts[node_id] = verdict
                 self._context.announce(f"member {verdict}", node_id=node_id, before=before)
-            track = self.tracks.get(node_id)
+            track = tracks.get(node_id)
             if track is not None:
                 track.gone_at = (track.gone_at or now) if verdict in GONE else None
-            if verdict in {"suspect", "cut"}:
+            if verdict == "suspect" or verdict == "cut":  # noqa: PLR1714  the path of every beat
                 silent.append(node_id)
         if silent and now >= self._next_probes:
             self._next_probes = now + self._context.settings.probe_seconds
