@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 
 _RECENT_HELLO_SECONDS = 30.0
+_GATHER_ABOVE_MEMBERS = 64
+_GATHER_SECONDS = 0.02
 
 
 class Coordinator:
@@ -83,6 +85,8 @@ class Coordinator:
         self._next_beat = context.now
         self._joins = JoinBatch(context.settings)
         self._is_touched = True
+        self._gather_until = context.now
+        self._lease_floor: float | None = None
         #: A document whose weights need no change while all its members are alive.
         self._balanced: ClusterDocument | None = None
         self._plan_seq = 0
@@ -120,7 +124,9 @@ class Coordinator:
         return self.planning.serving_state
 
     def next_deadline(self) -> float:
-        """When the next heartbeat is due; everything else is looked at then, too."""
+        """When the next heartbeat is due, or news has been gathered; everything else is looked at then, too."""
+        if self._is_touched and self._is_gathering:
+            return min(self._gather_until, self._next_beat)
         return self._next_beat
 
     def next_epoch(self) -> Epoch:
@@ -131,12 +137,18 @@ class Coordinator:
     def has_lease(self) -> bool:
         """Whether a quorum has followed within the lease, counted from when their heartbeats were sent."""
         oldest = self._context.now - self._context.settings.lease_seconds
+        if self._lease_floor is not None and self._lease_floor >= oldest:
+            return True  # those that followed then do so still
         following = {self._context.node_id}
+        floor = self._context.now
         for node_id in self._votes:
             lease_at = self.watch.tracks[node_id].lease_at
             if lease_at is not None and lease_at >= oldest:
                 following.add(node_id)
-        return outweighs(self._votes, following)
+                floor = min(floor, lease_at)
+        holds = outweighs(self._votes, following)
+        self._lease_floor = floor if holds else None
+        return holds
 
     def liveness(self, node_id: str) -> "Liveness":
         """The verdict on a member."""
@@ -249,11 +261,14 @@ class Coordinator:
     def advance(self) -> None:
         """Do whatever the present state calls for. Called after every event; twice does no harm.
 
-        Most events are answers to heartbeats without news; those cost nothing here until the next beat.
+        Most events are answers to heartbeats without news; those cost nothing here until the next beat. In a
+        large cluster a look is dear and news comes in crowds: it is gathered for a moment.
         """
-        if not self._is_touched and self._context.now < self._next_beat:
+        now = self._context.now
+        if now < self._next_beat and (not self._is_touched or (self._is_gathering and now < self._gather_until)):
             return
         self._is_touched = False
+        self._gather_until = now + _GATHER_SECONDS
         self.watch.excuse_silence()
         self.watch.look()
         progress = True
@@ -269,6 +284,10 @@ class Coordinator:
         if self._context.now >= self._next_beat:
             self._next_beat = self._context.now + self._context.settings.heartbeat_seconds
             self._heartbeats.send()
+
+    @property
+    def _is_gathering(self) -> bool:
+        return len(self.watch.tracks) > _GATHER_ABOVE_MEMBERS
 
     def _reason_to_go(self) -> str:
         """Why another should coordinate; "" where this node may."""
@@ -410,4 +429,5 @@ class Coordinator:
     def _follow_members(self) -> None:
         """Track exactly the members of the newest version, and count its votes."""
         self._votes = weights(self.document)
+        self._lease_floor = None
         self.watch.follow(member.node_id for member in self.document.members)

@@ -50,7 +50,7 @@ class MemberWatch:
         self._verdicts: dict[str, Liveness] = {}
         self._judged: dict[str, Liveness] = {}
         self._judged_in_step = context.step_number
-        self._health_score = context.health_score
+        self._health_score: int | None = None
         self._next_probes = context.now
         self.tracks: dict[str, MemberTrack] = {}
 
@@ -66,7 +66,7 @@ class MemberWatch:
         if self._judged_in_step != self._context.step_number:
             self._judged_in_step = self._context.step_number
             self._judged = {}
-            self._health_score = self._context.health_score + int(self._is_everybody_silent())
+            self._health_score = None
         verdict = self._judged.get(node_id)
         if verdict is None:
             verdict = self._judged[node_id] = self._judge(node_id)
@@ -76,13 +76,21 @@ class MemberWatch:
         track = self.tracks.get(node_id)
         if track is None:
             return "unknown"
+        context = self._context
+        silence = track.silence_seconds(context.now)
+        if track.left_at is not None or silence < context.settings.dead_after_seconds:
+            health_score = 0  # decides nothing below that, and is dear to find out
+        else:
+            if self._health_score is None:
+                self._health_score = context.health_score + int(self._is_everybody_silent())
+            health_score = self._health_score
         return liveness(
             track,
             self.facts_of(node_id),
-            self._context.facts,
-            now=self._context.now,
-            health_score=self._health_score,
-            settings=self._context.settings,
+            context.facts,
+            now=context.now,
+            health_score=health_score,
+            settings=context.settings,
         )
 
     def _is_everybody_silent(self) -> bool:
@@ -145,6 +153,18 @@ class MemberWatch:
             points = self._flaps.points(node_id, self._context.now)
             return f"it came and went too often ({points:.1f} points); planned again when that has faded"
         return ""
+
+    def gist(self) -> "list[tuple[str, Liveness, WorkerReport | None, bool]]":
+        """What of `statuses` is told at once when it changes; in the order of the members."""
+        own, tracks, found = self._context.node_id, self.tracks, []
+        for node_id in self._document().by_node_id:
+            track = tracks.get(node_id)
+            if node_id == own:
+                worker = self._replica.slot.report
+            else:
+                worker = track.status.worker if track is not None and track.status is not None else None
+            found.append((node_id, self.liveness(node_id), worker, track is not None and bool(track.refused)))
+        return found
 
     def statuses(self) -> tuple[MemberStatus, ...]:
         """Every member, as it is seen here."""
