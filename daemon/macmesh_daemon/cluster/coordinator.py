@@ -265,7 +265,9 @@ class Coordinator:
         large cluster a look is dear and news comes in crowds: it is gathered for a moment.
         """
         now = self._context.now
-        if now < self._next_beat and (not self._is_touched or (self._is_gathering and now < self._gather_until)):
+        if now < self._next_beat and (
+            not self._is_touched or (self._is_gathering and now < self._gather_until)
+        ):
             return
         self._is_touched = False
         self._gather_until = now + _GATHER_SECONDS
