@@ -175,8 +175,14 @@ class Coordinator:
 
     def evict(self, change_id: int, node_id: str) -> None:
         """Take the wish that a node be gone for good."""
-        if node_id == self._context.node_id and not self.transfer.is_possible:
-            message = "this node coordinates and no other voter could take over; start one first"
+        own = self.document.member(self._context.node_id)
+        going = self.evictions.wanted | {node_id}
+        if (
+            own is not None
+            and (own.evicting or own.node_id in going)
+            and not self.transfer.is_possible_without(going)
+        ):
+            message = "the coordinator is to go and no other voter could take over; start one first"
             self._context.emit(ChangeRejected(change_id, "LAST_VOTER", message))
             return
         self.evictions.begin(change_id, node_id)

@@ -31,6 +31,11 @@ class Evictions:
         self._accepted: set[int] = set()
         self._marked_at: dict[str, float] = {}
 
+    @property
+    def wanted(self) -> set[str]:
+        """Nodes whose eviction was asked for here and is not done."""
+        return set(self._open)
+
     def begin(self, change_id: int, node_id: str) -> None:
         """Take a wish."""
         self._open.setdefault(node_id, []).append(change_id)

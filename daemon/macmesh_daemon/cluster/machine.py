@@ -144,8 +144,7 @@ class ClusterMachine:
         self._handle(event)
         if self._coordinator is not None and not isinstance(event, Tick | ResponseReceived | RequestFailed):
             self._coordinator.touch()
-        if self._founder:
-            self._found()
+        self._found()
         self._election.tick()
         while True:
             while context.inbox:
