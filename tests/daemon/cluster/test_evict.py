@@ -463,3 +463,20 @@ def test_a_dead_voter_is_replaced_only_after_the_hold_down() -> None:
     assert dead not in weights(led(world))
     assert spare in weights(led(world))
     assert is_quorum(led(world), {n for n in world.nodes if n != dead})
+
+
+def test_the_office_goes_to_a_voter_that_holds_the_newest_document() -> None:
+    node = Solo(stored("abc"))
+    node.tick()
+    for pre_vote in (True, False):
+        node.step(ev.ResponseReceived("a", RequestVoteResponse(pre_vote, True, 1, 2), 1.0))  # noqa: FBT003
+    beats = {s.peer: s.message for s in only(node.tick(), fx.Send) if isinstance(s.message, HeartbeatRequest)}
+    newest = node.state.document_version
+    for peer, version in (("a", (1, 1, 1)), ("c", newest)):
+        answer = HeartbeatResponse(1, 2, beats[peer].round, *version, accepted=True)
+        node.step(ev.ResponseReceived(peer, answer, 1.0))
+    assert node.machine.view.document == node.state.document
+
+    calls = only(node.step(ev.LeaveWanted("goes down")), fx.Send)
+    offered = [call.peer for call in calls if isinstance(call.message, TransferLeadershipRequest)]
+    assert offered == ["c"]
