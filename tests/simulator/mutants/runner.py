@@ -25,7 +25,7 @@ _FIRST = {
     "replica.py": "test_replica.py",
     "worker_slot.py": "test_replica.py",
     "planning.py": "test_plans.py",
-    "rollout.py": "test_rollout.py",
+    "rollout.py": "test_plans.py",
     "evictions.py": "test_evict.py",
     "changes.py": "test_plans.py",
     "machine.py": "test_election.py",
