@@ -58,7 +58,7 @@ class Network:
 class Call:
     """One call over the simulated network, from one life of a node."""
 
-    __slots__ = ("_boots", "_is_done", "_sent_at", "_simulation", "node", "send")
+    __slots__ = ("_boots", "_sent_at", "_simulation", "is_done", "node", "send")
 
     def __init__(self, simulation: "Simulation", node: "SimNode", send: fx.Send) -> None:
         self.node = node
@@ -66,7 +66,7 @@ class Call:
         self._simulation = simulation
         self._boots = node.boots
         self._sent_at = simulation.now
-        self._is_done = False
+        self.is_done = False
 
     def deliver(self) -> None:
         """The request arrives."""
@@ -80,13 +80,13 @@ class Call:
         """The reply arrives. A transport drops what comes after the deadline; here it may come: harder."""
         simulation = self._simulation
         if self.node.boots == self._boots and self.node.away != "asleep":
-            self._is_done = True
+            self.is_done = True
             elapsed_ms = (simulation.now - self._sent_at) * 1000
             simulation.give(self.node, ev.ResponseReceived(self.send.peer, reply.message, elapsed_ms))
 
     def fail(self) -> None:
         """The deadline has come."""
-        if not self._is_done and self.node.boots == self._boots:
-            self._is_done = True
+        if not self.is_done and self.node.boots == self._boots:
+            self.is_done = True
             failed = ev.RequestFailed(self.send.peer, self.send.message, "deadline")
             self._simulation.give(self.node, failed)

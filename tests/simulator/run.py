@@ -6,6 +6,7 @@ from macmesh_daemon.cluster.messages import ClusterDocument
 from macmesh_daemon.cluster.settings import ClusterSettings
 
 from .chaos import chaos
+from .checker import InvariantBrokenError
 from .options import Options
 from .parts import facts_of, names_of, seeded, wanted_model
 from .world import World
@@ -75,7 +76,7 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         world.tale.tell(world.now, "--", "everything heals")
         world.heal()
         _replace_lost_quorum(world)
-        healed = world.run_until(world.agreed, AGREE_SECONDS)
+        healed = _until_agreed(world)
         world.insist(wanted_model("final"), READY_SECONDS)
         world.run_until(world.ready, READY_SECONDS)
         world.run_until(world.all_alive, AGREE_SECONDS)
@@ -109,6 +110,39 @@ def _replace_lost_quorum(world: World) -> None:
         return
     if not outweighs_half(document, {node.node_id for node in alive}):
         world.recover(newest)
+
+
+def _until_agreed(world: World) -> float:
+    """Let the nodes agree; where two operators have parted the cluster for good, do as a third does."""
+    begin = world.now
+    try:
+        world.run_until(world.agreed, AGREE_SECONDS)
+    except InvariantBrokenError:
+        raise
+    except AssertionError:
+        if not _stop_evicted(world):
+            raise
+        begin = world.now
+        world.run_until(world.agreed, AGREE_SECONDS)
+    return world.now - begin
+
+
+def _stop_evicted(world: World) -> bool:
+    """Stop nodes that went on by force although most others had evicted them: two clusters, by design.
+
+    Nobody on one side knew of the other. Neither undoes what its people asked for, and each refuses the other.
+    """
+    for node in world.nodes.values():
+        others = [n.machine for n in world.nodes.values() if n.machine is not None and n is not node]
+        denying = 0
+        for machine in others:
+            committed = machine._replica.committed
+            denying += committed is not None and node.node_id in committed.denied_node_ids
+        if node.machine is not None and 2 * denying > len(others):
+            world.crash(node)
+            node.is_gone = True
+            return True
+    return False
 
 
 def _fail_over(world: World) -> float | None:

@@ -82,6 +82,9 @@ class Simulation:
         self._star = star
         self._compute = compute or (lambda ask: split(ask.wanted, [m.node_id for m in ask.members]))
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        #: The ends of calls that all take equally long: in order as they are, and most come to nothing.
+        self._limits: deque[tuple[float, int, Call]] = deque()
+        self._usual_limit: float | None = None
         self._order = itertools.count()
         self._request_ids = itertools.count()
         self._replies: dict[int, Call] = {}
@@ -115,6 +118,15 @@ class Simulation:
         """Do something after a while."""
         heapq.heappush(self._heap, (self.now + seconds, next(self._order), action, args))
 
+    def _limit(self, call: Call, seconds: float) -> None:
+        """Let a call fail after a while, unless it was answered by then."""
+        if self._usual_limit is None:
+            self._usual_limit = seconds
+        if seconds == self._usual_limit:
+            self._limits.append((self.now + seconds, next(self._order), call))
+        else:
+            self.later(seconds, call.fail)
+
     def run(self, seconds: float) -> None:
         """Let time go by."""
         end = self.now + seconds
@@ -123,10 +135,21 @@ class Simulation:
         self.now = end
 
     def _next_time(self) -> float:
-        return self._heap[0][0] if self._heap else _NEVER
+        limits = self._limits
+        while limits and limits[0][2].is_done:
+            limits.popleft()
+        at = self._heap[0][0] if self._heap else _NEVER
+        return min(at, limits[0][0]) if limits else at
 
     def _run_next(self) -> None:
-        at, _, action, args = heapq.heappop(self._heap)
+        limits = self._limits
+        while limits and limits[0][2].is_done:
+            limits.popleft()
+        if limits and (not self._heap or limits[0][:2] < self._heap[0][:2]):
+            at, _, call = limits.popleft()
+            action, args = call.fail, ()
+        else:
+            at, _, action, args = heapq.heappop(self._heap)
         if at > self.now:
             self.now = at
             self._stands_since = self.events
@@ -176,8 +199,11 @@ class Simulation:
         node.next_tick = None
         self.tale.tell(self.now, node.node_id, "boot")
         self.step(node, ev.Tick())
-        for other in self.all_nodes():
-            if other.node_id != node.node_id and other.machine is not None and self._meet(node, other):
+        others = self.all_nodes()
+        if self._star and not node.founder:
+            others = [other for other in others if other.founder]
+        for other in others:
+            if other.node_id != node.node_id and other.machine is not None:
                 self.introduce(node, other)
                 self.introduce(other, node)
 
@@ -336,7 +362,7 @@ class Simulation:
         self.checker.on_send(node, effect)
         call = Call(self, node, effect)
         network, rng = self.network, self.rng
-        self.later(effect.deadline_seconds, call.fail)
+        self._limit(call, effect.deadline_seconds)
         for _ in range(network.copies(rng)):
             if network.passes(node.node_id, effect.peer, rng):
                 self.later(network.delay(rng), call.deliver)

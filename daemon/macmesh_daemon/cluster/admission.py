@@ -22,6 +22,8 @@ class JoinBatch:
     def ready(self, node_ids: "Iterable[str]", now: float, *, plan_runs: bool) -> bool:
         """Whether those that wait are admitted now."""
         waiting = set(node_ids)
+        if not waiting and not self._waiting_since:
+            return False
         self._waiting_since = {n: self._waiting_since.get(n, now) for n in waiting}
         if not waiting:
             return False

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 
 _RECENT_HELLO_SECONDS = 30.0
+_GATHER_ABOVE_MEMBERS = 64
+_GATHER_SECONDS = 0.02
 
 
 class Coordinator:
@@ -83,6 +85,10 @@ class Coordinator:
         self._next_beat = context.now
         self._joins = JoinBatch(context.settings)
         self._is_touched = True
+        self._gather_until = context.now
+        self._lease_floor: float | None = None
+        #: A document whose weights need no change while all its members are alive.
+        self._balanced: ClusterDocument | None = None
         self._plan_seq = 0
         self._leavers: list[tuple[int, str]] = []
         self.flaps = flaps
@@ -109,7 +115,8 @@ class Coordinator:
     @property
     def is_settled(self) -> bool:
         """Whether the newest version is committed, in the own term."""
-        return self._context.state.commit_version == self.document.version
+        state = self._context.state
+        return state.commit_version == state.document_version
 
     @property
     def serving_state(self) -> "ServingState":
@@ -117,7 +124,9 @@ class Coordinator:
         return self.planning.serving_state
 
     def next_deadline(self) -> float:
-        """When the next heartbeat is due; everything else is looked at then, too."""
+        """When the next heartbeat is due, or news has been gathered; everything else is looked at then, too."""
+        if self._is_touched and self._is_gathering:
+            return min(self._gather_until, self._next_beat)
         return self._next_beat
 
     def next_epoch(self) -> Epoch:
@@ -128,12 +137,18 @@ class Coordinator:
     def has_lease(self) -> bool:
         """Whether a quorum has followed within the lease, counted from when their heartbeats were sent."""
         oldest = self._context.now - self._context.settings.lease_seconds
+        if self._lease_floor is not None and self._lease_floor >= oldest:
+            return True  # those that followed then do so still
         following = {self._context.node_id}
+        floor = self._context.now
         for node_id in self._votes:
             lease_at = self.watch.tracks[node_id].lease_at
             if lease_at is not None and lease_at >= oldest:
                 following.add(node_id)
-        return outweighs(self._votes, following)
+                floor = min(floor, lease_at)
+        holds = outweighs(self._votes, following)
+        self._lease_floor = floor if holds else None
+        return holds
 
     def liveness(self, node_id: str) -> "Liveness":
         """The verdict on a member."""
@@ -160,8 +175,14 @@ class Coordinator:
 
     def evict(self, change_id: int, node_id: str) -> None:
         """Take the wish that a node be gone for good."""
-        if node_id == self._context.node_id and not self.transfer.is_possible:
-            message = "this node coordinates and no other voter could take over; start one first"
+        own = self.document.member(self._context.node_id)
+        going = self.evictions.wanted | {node_id}
+        if (
+            own is not None
+            and (own.evicting or own.node_id in going)
+            and not self.transfer.is_possible_without(going)
+        ):
+            message = "the coordinator is to go and no other voter could take over; start one first"
             self._context.emit(ChangeRejected(change_id, "LAST_VOTER", message))
             return
         self.evictions.begin(change_id, node_id)
@@ -246,11 +267,16 @@ class Coordinator:
     def advance(self) -> None:
         """Do whatever the present state calls for. Called after every event; twice does no harm.
 
-        Most events are answers to heartbeats without news; those cost nothing here until the next beat.
+        Most events are answers to heartbeats without news; those cost nothing here until the next beat. In a
+        large cluster a look is dear and news comes in crowds: it is gathered for a moment.
         """
-        if not self._is_touched and self._context.now < self._next_beat:
+        now = self._context.now
+        if now < self._next_beat and (
+            not self._is_touched or (self._is_gathering and now < self._gather_until)
+        ):
             return
         self._is_touched = False
+        self._gather_until = now + _GATHER_SECONDS
         self.watch.excuse_silence()
         self.watch.look()
         progress = True
@@ -266,6 +292,10 @@ class Coordinator:
         if self._context.now >= self._next_beat:
             self._next_beat = self._context.now + self._context.settings.heartbeat_seconds
             self._heartbeats.send()
+
+    @property
+    def _is_gathering(self) -> bool:
+        return len(self.watch.tracks) > _GATHER_ABOVE_MEMBERS
 
     def _reason_to_go(self) -> str:
         """Why another should coordinate; "" where this node may."""
@@ -306,7 +336,7 @@ class Coordinator:
             document = dataclasses.replace(document, plan=plan)
         document = self.evictions.apply(document, self.next_epoch)
         document = self._with_weights(document)
-        if document == self.document:
+        if document is self.document or document == self.document:
             if self.changes.is_pending:
                 self.changes.on_commit(document)
             self.evictions.on_commit(document)
@@ -317,8 +347,8 @@ class Coordinator:
     def _write(self, document: ClusterDocument) -> None:
         generation, term = self._context.state.ballot
         seq = document.seq + 1 if document.version[:2] == (generation, term) else 1
-        for node_id in {member.node_id for member in self.document.members}:
-            if node_id in document.denied_node_ids:
+        for node_id in document.denied_node_ids:
+            if node_id in self.document.by_node_id:
                 self._heartbeats.bid_farewell(node_id)
         self._replica.store(dataclasses.replace(document, generation=generation, term=term, seq=seq))
         self._follow_members()
@@ -336,15 +366,16 @@ class Coordinator:
 
     def _with_members(self, document: ClusterDocument) -> ClusterDocument:
         now = self._context.now
-        known = {member.node_id for member in document.members}
-        kept_out = known | set(document.denied_node_ids)
-        unknown = [node_id for node_id in self._candidates if node_id not in kept_out]
+        members, denied = document.by_node_id, document.denied_node_ids
+        unknown = [n for n in self._candidates if n not in members and n not in denied]
         plan_runs = document.plan is not None and bool(document.plan.deployments)
         if self._joins.ready(unknown, now, plan_runs=plan_runs):
             joiners = tuple(member_of(self._candidates[node_id][0]) for node_id in unknown)
             document = dataclasses.replace(document, members=(*document.members, *joiners))
             for member in joiners:
                 self._context.announce("member admitted", node_id=member.node_id, discovery=member.discovery)
+        elif self._has_no_news(document):
+            return document
         addresses = {
             node_id: candidate.addresses
             for node_id, (candidate, at) in self._candidates.items()
@@ -359,8 +390,24 @@ class Coordinator:
         }
         return with_news(document, addresses, facts)
 
+    def _has_no_news(self, document: ClusterDocument) -> bool:
+        """Whether all records surely are as their nodes told; the usual case, without building anything."""
+        for node_id, member in document.by_node_id.items():
+            track, found = self.watch.tracks.get(node_id), self._candidates.get(node_id)
+            if track is not None and track.status is not None and track.status.facts is not None:
+                told = track.status.facts
+                if told is not member.facts and told != member.facts:
+                    return False
+            if found is not None and found[0].addresses != member.addresses:
+                return False
+        own = document.by_node_id.get(self._context.node_id)
+        return own is None or own.addresses == self._context.addresses
+
     def _with_weights(self, document: ClusterDocument) -> ClusterDocument:
-        verdicts = {member.node_id: self.liveness(member.node_id) for member in document.members}
+        verdicts = {node_id: self.liveness(node_id) for node_id in document.by_node_id}
+        all_there = not self.flaps.has_suppressed and all(v == "alive" for v in verdicts.values())
+        if all_there and document is self._balanced:
+            return document
         own = self._context.facts.versions
         changed = next_weight_change(
             document,
@@ -383,9 +430,12 @@ class Coordinator:
                 voters=[member.node_id for member in changed.members if member.voter],
                 tie_breaker_votes=changed.policy.tie_breaker_votes if changed.policy else 0,
             )
+        elif all_there:
+            self._balanced = document
         return changed
 
     def _follow_members(self) -> None:
         """Track exactly the members of the newest version, and count its votes."""
         self._votes = weights(self.document)
+        self._lease_floor = None
         self.watch.follow(member.node_id for member in self.document.members)

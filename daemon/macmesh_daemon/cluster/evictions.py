@@ -31,12 +31,20 @@ class Evictions:
         self._accepted: set[int] = set()
         self._marked_at: dict[str, float] = {}
 
+    @property
+    def wanted(self) -> set[str]:
+        """Nodes whose eviction was asked for here and is not done."""
+        return set(self._open)
+
     def begin(self, change_id: int, node_id: str) -> None:
         """Take a wish."""
         self._open.setdefault(node_id, []).append(change_id)
 
     def apply(self, document: "ClusterDocument", next_epoch: "Callable[[], Epoch]") -> "ClusterDocument":
         """Take every eviction one step on; gives ``document`` itself where there is nothing to do."""
+        if not self._open and not any(member.evicting for member in document.members):
+            self._marked_at = {}
+            return document
         now = self._context.now
         members = {member.node_id: member for member in document.members}
         denied = set(document.denied_node_ids)

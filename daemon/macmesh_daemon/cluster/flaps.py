@@ -31,6 +31,11 @@ class FlapRecord:
         points, at = self._points.get(node_id, (0.0, now))
         return float(points * 0.5 ** ((now - at) / self._settings.flap_half_life_seconds))
 
+    @property
+    def has_suppressed(self) -> bool:
+        """Whether any node may be left out of new plans."""
+        return bool(self._suppressed)
+
     def is_suppressed(self, node_id: str, now: float) -> bool:
         """Whether the node is left out of new plans."""
         if node_id not in self._suppressed:

@@ -57,36 +57,30 @@ class Heartbeats:
         document = coordinator.document
         known = context.state.commit_version
         commit = known if known[:2] == document.version[:2] else NO_VERSION
-        statuses = coordinator.watch.statuses()
         serving_state, refusal_json = coordinator.serving_state, coordinator.planning.refusal_json
-        content = (
-            serving_state,
-            refusal_json,
-            tuple((s.node_id, s.liveness, s.worker, s.duplicate_identity) for s in statuses),
-        )
+        content = (serving_state, refusal_json, coordinator.watch.gist())
         tell = content != self._told or context.now >= self._next_status
         if tell:
             self._told = content
             self._next_status = context.now + context.settings.status_seconds
+        statuses = coordinator.watch.statuses() if tell else ()
+        generation, term, version = document.generation, document.term, document.version
+        deadline = context.settings.rpc_deadline_seconds
         for node_id, track in coordinator.watch.tracks.items():
-            context.send(
-                node_id,
-                HeartbeatRequest(
-                    generation=document.generation,
-                    term=document.term,
-                    round=track.next_round(context.now),
-                    document=None
-                    if track.stored == document.version or node_id == context.node_id
-                    else document,
-                    commit_generation=commit[0],
-                    commit_term=commit[1],
-                    commit_seq=commit[2],
-                    members=statuses if tell else (),
-                    serving_state=serving_state if tell else "",
-                    refusal_json=refusal_json if tell else "",
-                ),
-                context.settings.rpc_deadline_seconds,
+            has_it = track.stored == version or node_id == context.node_id
+            request = HeartbeatRequest(
+                generation=generation,
+                term=term,
+                round=track.next_round(context.now),
+                document=None if has_it else document,
+                commit_generation=commit[0],
+                commit_term=commit[1],
+                commit_seq=commit[2],
+                members=statuses,
+                serving_state=serving_state if tell else "",
+                refusal_json=refusal_json if tell else "",
             )
+            context.send(node_id, request, deadline)
         self._send_farewells(is_committed=commit == document.version)
 
     def _send_farewells(self, *, is_committed: bool) -> None:

@@ -122,6 +122,7 @@ class ClusterMachine:
         self._standalone = Standalone(self._context, self._election, self._replica)
         self._recovery = Recovery(self._context, self._election, self._replica)
         self._own_doubles: set[int] = set()
+        self._due = self._find_deadline()
 
     def step(self, event: Event, now: float) -> "list[Effect]":
         """Take one event and return what to do, in order; the only way in.
@@ -134,7 +135,7 @@ class ClusterMachine:
             LocalClusterMisuse: The event is not one that a shell may give.
         """
         context = self._context
-        due = self.next_deadline()
+        due = self._due
         context.begin(now)
         if self._coordinator is not None and not self._coordinator.has_lease():
             self._election.step_down("no quorum answered within the lease")
@@ -159,18 +160,26 @@ class ClusterMachine:
                 break
         self._recovery.finish()
         coordinator = self._coordinator
-        self._goodbye.advance(can_hand_over=coordinator is not None and coordinator.transfer.is_possible)
+        if self._goodbye.deadline is not None:
+            self._goodbye.advance(can_hand_over=coordinator is not None and coordinator.transfer.is_possible)
         self._standalone.advance()
+        self._due = self._find_deadline()
         return context.take_effects()
 
     def next_deadline(self) -> float | None:
         """When `step(Tick(), now)` is due at the latest; None where only an event can change anything."""
+        return self._due
+
+    def _find_deadline(self) -> float | None:
         if self._coordinator is not None:
             return self._coordinator.next_deadline()
         if self._may_found():
             return self._context.now
-        deadlines = (self._election.deadline, self._goodbye.deadline, self._standalone.deadline())
-        return min((at for at in deadlines if at is not None), default=None)
+        due = self._election.deadline
+        for at in (self._goodbye.deadline, self._standalone.deadline()):
+            if at is not None and (due is None or at < due):
+                due = at
+        return due
 
     @property
     def view(self) -> "ClusterView":

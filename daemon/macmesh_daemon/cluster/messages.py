@@ -6,7 +6,9 @@ None, a repeated field is a tuple, and the defaults are protobuf's. `macmesh_dae
 """
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 Version = tuple[int, int, int]
 """Version of a document: (generation, term, seq), compared lexicographically; (0, 0, 0) for none."""
@@ -143,7 +145,7 @@ class WantedModel:
     stage_count: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: it remembers what is asked at every step
 class Plan:
     """What the whole cluster runs under one epoch."""
 
@@ -151,7 +153,7 @@ class Plan:
     deployments: tuple[Deployment, ...] = ()
     wanted: WantedModel | None = None
 
-    @property
+    @cached_property
     def node_ids(self) -> tuple[str, ...]:
         """The nodes that run a stage, in the order of the stages."""
         return tuple(stage.node_id for deployment in self.deployments for stage in deployment.stages)
@@ -165,7 +167,7 @@ class Plan:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: it remembers what is asked at every step
 class NodeFacts:
     """What a node knows about its own machine."""
 
@@ -183,7 +185,7 @@ class NodeFacts:
     cpu_count: int = 0
     rdma_json: str = ""
 
-    @property
+    @cached_property
     def versions(self) -> tuple[str, str, str]:
         """Versions of macmesh, mlx and mlx-lm: all members of a plan run the same ones."""
         return (self.macmesh_version, self.mlx_version, self.mlx_lm_version)
@@ -209,7 +211,7 @@ class Policy:
     tie_breaker_votes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: it remembers what is asked at every step
 class ClusterDocument:
     """The one replicated, versioned document."""
 
@@ -222,14 +224,19 @@ class ClusterDocument:
     policy: Policy | None = None
     denied_node_ids: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def version(self) -> Version:
         """(generation, term, seq)."""
         return (self.generation, self.term, self.seq)
 
+    @cached_property
+    def by_node_id(self) -> Mapping[str, Member]:
+        """The members by their names, in their order."""
+        return {member.node_id: member for member in self.members}
+
     def member(self, node_id: str) -> Member | None:
         """The member ``node_id``, or None."""
-        return next((member for member in self.members if member.node_id == node_id), None)
+        return self.by_node_id.get(node_id)
 
 
 class WorkerState(enum.Enum):
@@ -361,6 +368,18 @@ class HeartbeatResponse:
     def document_version(self) -> Version:
         """Version of the document that the member has stored durably."""
         return (self.document_generation, self.document_term, self.document_seq)
+
+    def tells_the_same(self, other: "HeartbeatResponse") -> bool:
+        """Whether all but the number of the round is equal."""
+        return (
+            self.worker == other.worker
+            and self.document_version == other.document_version
+            and (self.generation, self.term) == (other.generation, other.term)
+            and (self.promised, self.active) == (other.promised, other.active)
+            and (self.accepted, self.leaving, self.boot_nonce)
+            == (other.accepted, other.leaving, other.boot_nonce)
+            and self.facts == other.facts
+        )
 
 
 @dataclass(frozen=True, slots=True)

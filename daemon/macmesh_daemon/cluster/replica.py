@@ -62,10 +62,14 @@ class Replica:
 
     def forget_told(self) -> None:
         """Forget what a coordinator told: this node leads now."""
-        #: What the coordinator last told of every member.
-        self.told_members: dict[str, MemberStatus] = {}
+        self._told: tuple[MemberStatus, ...] = ()
         self.told_serving_state = ""
         self.told_refusal_json = ""
+
+    @property
+    def told_members(self) -> dict[str, MemberStatus]:
+        """What the coordinator last told of every member."""
+        return {status.node_id: status for status in self._told}
 
     def store(self, document: ClusterDocument) -> None:
         """Store a newer document durably."""
@@ -108,7 +112,7 @@ class Replica:
                 self._election.restart_timer()
             self.learn_commit(request.commit_version)
             if request.members and sender != self._context.node_id:
-                self.told_members = {status.node_id: status for status in request.members}
+                self._told = request.members
                 self.told_serving_state = request.serving_state
                 self.told_refusal_json = request.refusal_json
         state = self._context.state

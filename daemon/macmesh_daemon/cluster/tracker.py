@@ -57,8 +57,10 @@ class MemberTrack:
     def next_round(self, now: float) -> int:
         """Number the next heartbeat."""
         self._round += 1
-        self._sent_at = {r: at for r, at in self._sent_at.items() if now - at < _FORGET_ROUND_SECONDS}
-        self._sent_at[self._round] = now
+        sent_at = self._sent_at
+        while sent_at and now - sent_at[oldest := next(iter(sent_at))] >= _FORGET_ROUND_SECONDS:
+            del sent_at[oldest]
+        sent_at[self._round] = now
         return self._round
 
     def forget_round(self, number: int) -> None:

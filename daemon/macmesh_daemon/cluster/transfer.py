@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from .messages import Member, TransferLeadershipRequest, TransferLeadershipResponse
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from .context import Context
     from .coordinator import Coordinator
 
@@ -34,6 +36,10 @@ class Transfer:
     def is_possible(self) -> bool:
         """Whether there is somebody to hand over to, if perhaps not yet with the newest version."""
         return bool(self._able())
+
+    def is_possible_without(self, node_ids: "Collection[str]") -> bool:
+        """Whether there is somebody beside these."""
+        return any(member.node_id not in node_ids for member in self._able())
 
     def _able(self) -> list[Member]:
         return [

@@ -50,7 +50,7 @@ class MemberWatch:
         self._verdicts: dict[str, Liveness] = {}
         self._judged: dict[str, Liveness] = {}
         self._judged_in_step = context.step_number
-        self._health_score = context.health_score
+        self._health_score: int | None = None
         self._next_probes = context.now
         self.tracks: dict[str, MemberTrack] = {}
 
@@ -66,7 +66,7 @@ class MemberWatch:
         if self._judged_in_step != self._context.step_number:
             self._judged_in_step = self._context.step_number
             self._judged = {}
-            self._health_score = self._context.health_score + int(self._is_everybody_silent())
+            self._health_score = None
         verdict = self._judged.get(node_id)
         if verdict is None:
             verdict = self._judged[node_id] = self._judge(node_id)
@@ -76,13 +76,21 @@ class MemberWatch:
         track = self.tracks.get(node_id)
         if track is None:
             return "unknown"
+        context = self._context
+        silence = track.silence_seconds(context.now)
+        if track.left_at is not None or silence < context.settings.dead_after_seconds:
+            health_score = 0  # decides nothing below that, and is dear to find out
+        else:
+            if self._health_score is None:
+                self._health_score = context.health_score + int(self._is_everybody_silent())
+            health_score = self._health_score
         return liveness(
             track,
             self.facts_of(node_id),
-            self._context.facts,
-            now=self._context.now,
-            health_score=self._health_score,
-            settings=self._context.settings,
+            context.facts,
+            now=context.now,
+            health_score=health_score,
+            settings=context.settings,
         )
 
     def _is_everybody_silent(self) -> bool:
@@ -146,6 +154,18 @@ class MemberWatch:
             return f"it came and went too often ({points:.1f} points); planned again when that has faded"
         return ""
 
+    def gist(self) -> "list[tuple[str, Liveness, WorkerReport | None, bool]]":
+        """What of `statuses` is told at once when it changes; in the order of the members."""
+        own, tracks, found = self._context.node_id, self.tracks, []
+        for node_id in self._document().by_node_id:
+            track = tracks.get(node_id)
+            if node_id == own:
+                worker = self._replica.slot.report
+            else:
+                worker = track.status.worker if track is not None and track.status is not None else None
+            found.append((node_id, self.liveness(node_id), worker, track is not None and bool(track.refused)))
+        return found
+
     def statuses(self) -> tuple[MemberStatus, ...]:
         """Every member, as it is seen here."""
         statuses = []
@@ -203,7 +223,7 @@ class MemberWatch:
                 self._context.announce("member flaps", node_id=peer, points=self._flaps.points(peer, now))
         if session == "restarted":
             self._context.announce("member restarted", node_id=peer)
-        is_same = before is not None and dataclasses.replace(before, round=response.round) == response
+        is_same = before is not None and response.tells_the_same(before)
         return not is_same or self._verdicts.get(peer) != "alive"
 
     def on_leave(self, peer: str, reason: str) -> None:
@@ -235,17 +255,17 @@ class MemberWatch:
         """Announce verdicts that changed, and ask others about members that are silent."""
         now = self._context.now
         silent = []
-        for member in self._document().members:
-            node_id = member.node_id
+        verdicts, tracks = self._verdicts, self.tracks
+        for node_id in self._document().by_node_id:
             verdict = self.liveness(node_id)
-            before = self._verdicts.get(node_id, "unknown")
+            before = verdicts.get(node_id, "unknown")
             if verdict != before:
-                self._verdicts[node_id] = verdict
+                verdicts[node_id] = verdict
                 self._context.announce(f"member {verdict}", node_id=node_id, before=before)
-            track = self.tracks.get(node_id)
+            track = tracks.get(node_id)
             if track is not None:
                 track.gone_at = (track.gone_at or now) if verdict in GONE else None
-            if verdict in {"suspect", "cut"}:
+            if verdict == "suspect" or verdict == "cut":  # noqa: PLR1714  the path of every beat
                 silent.append(node_id)
         if silent and now >= self._next_probes:
             self._next_probes = now + self._context.settings.probe_seconds

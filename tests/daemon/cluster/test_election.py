@@ -225,9 +225,11 @@ def test_a_second_coordinator_of_a_term_is_refused_and_reported() -> None:
 def test_a_coordinator_without_answers_steps_down_within_its_lease() -> None:
     node = elected()
     begun = node.now
-    while role(node) == "coordinator":
-        node.tick()
+    for _ in range(20):
+        if role(node) == "coordinator":
+            node.tick()
 
+    assert role(node) == "follower"
     assert node.now - begun <= node.settings.lease_seconds + node.settings.heartbeat_seconds
 
 
@@ -272,7 +274,7 @@ def test_portable_machines_wait_longer() -> None:
     for _ in range(200):
         for name, node in (("still", still), ("portable", portable)):
             node.machine._election.restart_timer()
-            deadline = node.machine.next_deadline()
+            deadline = node.machine._election.deadline
             assert deadline is not None
             waits[name].append(deadline - node.now)
 

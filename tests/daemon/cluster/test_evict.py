@@ -26,6 +26,7 @@ from macmesh_daemon.cluster.messages import (
     TransferLeadershipResponse,
 )
 from macmesh_daemon.cluster.quorum import is_quorum, weights
+from simulator.node import SimNode
 from simulator.parts import split, wanted_model
 from simulator.solo import Solo, beat, document, kinds, only, stored, vote
 from simulator.world import World
@@ -53,6 +54,11 @@ def is_out(world: World, node_id: str) -> bool:
         return False
     found = leader.up.view.document
     return node_id in found.denied_node_ids and found.member(node_id) is None
+
+
+def is_out_of(leader: SimNode, node_id: str) -> bool:
+    document = leader.up.view.document
+    return document is not None and node_id in document.denied_node_ids
 
 
 def outcomes(world: World, node_id: str, change_id: int = 99) -> list[str]:
@@ -117,6 +123,53 @@ def test_a_coordinator_alone_cannot_be_evicted() -> None:
 
     assert outcomes(world, "a") == ["ChangeRejected"]
     assert not is_out(world, "a")
+
+
+def test_the_only_heir_of_a_coordinator_that_is_to_go_stays() -> None:
+    """Else the last node would be marked for ever, and no plan could have it."""
+    world = World(1, 2)
+    world.start()
+    leader = world.coordinator()
+    assert leader is not None
+    (other,) = (name for name in world.nodes if name != leader.node_id)
+    world.run(3)
+    world.network.cut_between(leader.node_id, other)
+    evict(world, leader.node_id, 1)
+    evict(world, other, 2)
+
+    assert outcomes(world, leader.node_id, 2) == ["ChangeRejected"]
+    world.network.cut.clear()
+    world.run_until(lambda: is_out(world, leader.node_id), 20)
+    world.crash(leader)
+    assert led(world).member(other) is not None
+
+
+def test_two_operators_part_a_cluster_and_neither_side_takes_the_other_in() -> None:
+    """One evicts a node, the other forces a recovery on it before it has heard of that."""
+    world = World(1, 3)
+    world.start()
+    leader = world.coordinator()
+    assert leader is not None
+    lost = next(name for name in world.nodes if name != leader.node_id)
+    for name in world.nodes:
+        if name != lost:
+            world.network.cut_between(name, lost)
+    evict(world, lost)
+    world.run_until(lambda: is_out_of(leader, lost), 20)
+    world.run(10)
+    world.recover(lost)
+    world.run(1)
+    world.network.cut.clear()
+    world.introduce_all()
+    world.run(20)
+
+    assert leader.up.view.role == "coordinator"
+    assert is_out_of(leader, lost)
+    view = world.nodes[lost].up.view
+    assert view.role == "coordinator"
+    assert view.generation > leader.up.view.generation
+    others = [n.up.view.coordinator_node_id for name, n in world.nodes.items() if name != lost]
+    assert others == [leader.node_id] * 2
 
 
 def test_the_last_other_voter_goes_though_a_third_is_dead() -> None:
@@ -410,3 +463,20 @@ def test_a_dead_voter_is_replaced_only_after_the_hold_down() -> None:
     assert dead not in weights(led(world))
     assert spare in weights(led(world))
     assert is_quorum(led(world), {n for n in world.nodes if n != dead})
+
+
+def test_the_office_goes_to_a_voter_that_holds_the_newest_document() -> None:
+    node = Solo(stored("abc"))
+    node.tick()
+    for pre_vote in (True, False):
+        node.step(ev.ResponseReceived("a", RequestVoteResponse(pre_vote, True, 1, 2), 1.0))  # noqa: FBT003
+    beats = {s.peer: s.message for s in only(node.tick(), fx.Send) if isinstance(s.message, HeartbeatRequest)}
+    newest = node.state.document_version
+    for peer, version in (("a", (1, 1, 1)), ("c", newest)):
+        answer = HeartbeatResponse(1, 2, beats[peer].round, *version, accepted=True)
+        node.step(ev.ResponseReceived(peer, answer, 1.0))
+    assert node.machine.view.document == node.state.document
+
+    calls = only(node.step(ev.LeaveWanted("goes down")), fx.Send)
+    offered = [call.peer for call in calls if isinstance(call.message, TransferLeadershipRequest)]
+    assert offered == ["c"]

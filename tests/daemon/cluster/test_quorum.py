@@ -151,6 +151,8 @@ def test_no_step_is_taken_that_those_who_answer_could_not_commit() -> None:
 
     assert change(stuck, dead="cde") is stuck
     assert change(doc("ab", "c", tie="a"), dead="bc").members == doc("ab", "c").members
+    thin = doc("abc", "d", tie="a")
+    assert change(thin, dead="bc") is thin, "two of three voters are silent: a fourth could not be committed"
 
 
 def test_a_voter_that_is_gone_for_a_moment_is_not_replaced() -> None:

@@ -21,6 +21,7 @@ from macmesh_daemon.cluster.messages import (
 from macmesh_daemon.cluster.quorum import weights
 from macmesh_daemon.cluster.settings import ClusterSettings
 from macmesh_daemon.cluster.tracker import MemberTrack
+from macmesh_daemon.cluster.watch import MemberWatch
 from simulator.node import SimNode
 from simulator.parts import facts_of, split, wanted_model
 from simulator.solo import Solo, beat, document, kinds, only, stored, vote
@@ -422,3 +423,44 @@ def test_settings_of_the_watch_that_contradict_each_other_are_refused(field: str
     change: Callable[..., ClusterSettings] = dataclasses.replace
     with pytest.raises(LocalClusterSettingsInvalid, match=field):
         change(SETTINGS, **{field: value})
+
+
+def test_an_answer_to_what_was_asked_before_the_goodbye_does_not_take_it_back() -> None:
+    track = MemberTrack(since=0.0)
+    before = track.next_round(1.0)
+    track.left_at = 1.5
+    track.on_answer(HeartbeatResponse(round=before, accepted=True), 1.0, 2.0)
+    assert track.left_at == 1.5
+
+    after = track.next_round(2.0)
+    track.on_answer(HeartbeatResponse(round=after, accepted=True), 1.0, 2.1)
+    assert track.left_at is None
+
+
+# -- large clusters -------------------------------------------------------------------------------------
+
+
+def test_a_large_cluster_looks_at_its_news_in_crowds_and_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    look = MemberWatch.look
+
+    def counted(self: MemberWatch) -> None:
+        if len(self.tracks) > 64:
+            looks.append(self._context.now)
+        look(self)
+
+    monkeypatch.setattr(MemberWatch, "look", counted)
+    world = World(1, 80, expect=1, star=True, story_lines=0)
+    world.run(3.0)
+    leader = world.coordinator()
+    assert leader is not None
+    assert world.agreed()
+    assert 12 <= len(looks) < 130, "and not one for each piece of news, of which there are over a thousand"
+
+    world.run(0.2)
+    now = leader.clock.local(world.now)
+    world.step(leader, ev.LoadWanted(7, M))
+    world.step(leader, ev.LoadWanted(8, M))
+    deadline = leader.up.next_deadline()
+    assert deadline is not None
+    assert deadline - now <= 0.02 + 1e-9

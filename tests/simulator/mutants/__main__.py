@@ -1,6 +1,7 @@
 """``python -m simulator.mutants``: every break of the catalogue must be caught; prints who caught it."""
 
 import argparse
+import resource
 import sys
 import time
 
@@ -15,7 +16,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
     parser.add_argument("--simulate-seconds", type=float, default=3.0, help="for the simulator, each")
     parser.add_argument("--limit-seconds", type=float, default=180.0, help="for all, each")
-    parser.add_argument("--both", action="store_true", help="run the tests although the simulator caught it")
+    parser.add_argument("--both", action="store_true", help="simulate, whatever the tests have caught")
     args = parser.parse_args()
     begin = time.perf_counter()
     survivors = 0
@@ -31,7 +32,11 @@ def main() -> int:
         survivors += not verdict.is_caught
         by = " | ".join(filter(None, [verdict.seed, verdict.test])) or "NOBODY"
         print(f"{verdict.mutant.name:<55} {verdict.seconds:5.1f}  {by[:150]}", flush=True)
-    print(f"{len(chosen)} mutants, {survivors} survived, {time.perf_counter() - begin:.0f} s")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"{len(chosen)} mutants, {survivors} survived, {time.perf_counter() - begin:.0f} s, "
+        f"{used.ru_utime + used.ru_stime:.0f} s of CPU"
+    )
     return 1 if survivors else 0
 
 

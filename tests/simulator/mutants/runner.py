@@ -25,8 +25,12 @@ _FIRST = {
     "replica.py": "test_replica.py",
     "worker_slot.py": "test_replica.py",
     "planning.py": "test_plans.py",
-    "rollout.py": "test_rollout.py",
+    "rollout.py": "test_plans.py",
     "evictions.py": "test_evict.py",
+    "changes.py": "test_plans.py",
+    "machine.py": "test_election.py",
+    "tracker.py": "test_watch.py",
+    "transfer.py": "test_evict.py",
     "standalone.py": "test_standalone.py",
     "generations.py": "test_recovery.py",
     "recovery.py": "test_recovery.py",
@@ -65,18 +69,18 @@ def broken_text(mutant: Mutant) -> str:
 def try_mutant(
     mutant: Mutant, *, simulate_seconds: float, limit_seconds: float, both: bool = False
 ) -> Verdict:
-    """Run simulator and tests over a broken copy.
+    """Run tests and simulator over a broken copy: where the break shows soonest, the simulator, all the rest.
 
     Args:
         mutant: The break.
         simulate_seconds: How long the simulator looks for it.
         limit_seconds: After this long the trial counts as caught: a core that hangs is broken.
-        both: Whether the tests run although the simulator caught it.
+        both: Whether the simulator and the tests have their turn, whoever else caught it.
     """
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="macmesh-mutant-") as folder:
         copy = Path(folder) / "macmesh_daemon"
-        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PACKAGE, copy)
         (copy / "cluster" / mutant.file).write_text(broken_text(mutant))
         environment = {
             **os.environ,
@@ -90,6 +94,7 @@ def try_mutant(
             folder,
             str(simulate_seconds),
             str(int(both)),
+            f"{DIRECTED[0]}/{_FIRST[mutant.file]}",
         ]
         try:
             done = subprocess.run(

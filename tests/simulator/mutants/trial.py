@@ -42,19 +42,26 @@ def simulate(seconds: float) -> str:
     return ""
 
 
+def test(paths: list[str]) -> str:
+    """Run tests until one fails; its name, "" where none does."""
+    failure = _FirstFailure()
+    with contextlib.redirect_stdout(io.StringIO()):
+        # Hypothesis's profile "ci" has no deadline: a slow machine is no catch.
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout=60", "--hypothesis-profile=ci"]
+        pytest.main([*options, *paths], plugins=[failure])
+    return failure.name
+
+
 def main() -> None:
     """Try the package that is found first."""
-    folder, seconds, both, *tests = sys.argv[1:]
+    folder, seconds, both, first, *rest = sys.argv[1:]
     if not Path(macmesh_daemon.cluster.__file__).is_relative_to(Path(folder).resolve()):
         sys.exit(f"{macmesh_daemon.cluster.__file__} is not the broken copy in {folder}")
-    found = {"seed": simulate(float(seconds)), "test": ""}
-    if not found["seed"] or both == "1":
-        first = _FirstFailure()
-        with contextlib.redirect_stdout(io.StringIO()):
-            # Hypothesis's profile "ci" has no deadline: a slow machine is no catch.
-            options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout=60", "--hypothesis-profile=ci"]
-            pytest.main([*options, *tests], plugins=[first])
-        found["test"] = first.name
+    found = {"seed": "", "test": test([first])}
+    if not found["test"] or both == "1":
+        found["seed"] = simulate(float(seconds))
+    if not found["test"] and (not found["seed"] or both == "1"):
+        found["test"] = test(rest)
     print(json.dumps(found))
 
 
