@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 PROTOS := $(wildcard proto/macmesh/v1/*.proto)
 NATIVE := rdma/CMakeLists.txt $(wildcard rdma/native/*/*.h rdma/native/*/*.cpp)
 
-.PHONY: help setup demo sim mutants test lint types imports proto proto-check unit native sanitize format lock clean
+.PHONY: help setup demo sim mutants faults test lint types imports proto proto-check unit native sanitize format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ sim: setup ## the cluster core under seeded faults: SEEDS=2000 FIRST=0 JOBS=2
 
 mutants: setup ## single-line breaks of the cluster core, each of which must be caught
 	PYTHONPATH=tests $(BIN)/python -m simulator.mutants --jobs $(JOBS)
+
+faults: setup ## faults on real daemons, most in network namespaces (root on Linux); ONLY=NAME for one
+	PYTHONPATH=tests $(BIN)/python -m faults $(if $(ONLY),--only $(ONLY))
 
 test: setup lint types imports proto-check native unit demo ## everything CI checks
 
