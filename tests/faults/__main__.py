@@ -34,9 +34,7 @@ def isolation() -> tuple[tuple[str, ...], str]:
     if os.geteuid() != 0:
         return (), "not root: namespaces cannot be made"
     check = "mount -t tmpfs tmpfs /run && ip link add e0 type veth peer name e1 && nft list tables"
-    tried = subprocess.run(  # noqa: S603  constant
-        [*_UNSHARE, "sh", "-c", check], capture_output=True, check=False, timeout=20
-    )
+    tried = subprocess.run([*_UNSHARE, "sh", "-c", check], capture_output=True, check=False, timeout=20)
     if tried.returncode:
         return (), f"namespaces are not permitted here: {tried.stderr.decode('utf-8', 'replace').strip()}"
     return _UNSHARE, ""
@@ -46,7 +44,7 @@ async def run_group(group: Group, names: list[str], prefix: tuple[str, ...], why
     """Run a group's scenarios in a process of its own."""
     missing = [program for program in group.needs if shutil.which(program) is None]
     reason = ""
-    if not prefix and not group.on_loopback:
+    if not prefix and not group.unprivileged:
         reason = why_not
     elif missing:
         reason = f"needs {', '.join(missing)}"

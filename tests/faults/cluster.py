@@ -115,9 +115,10 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.nodes: list[Node] = []
+        #: Those that came later by a join.
         self.joined: list[Node] = []
 
-    async def prepare(  # noqa: PLR0914  one line per setting
+    async def prepare(
         self,
         count: int,
         *,

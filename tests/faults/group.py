@@ -28,14 +28,14 @@ SCENARIO_DEADLINE_SECONDS = 120.0
 
 async def run_group(group: Group, names: list[str], *, isolated: bool) -> None:
     """Set up, run each scenario, and end everything."""
-    folder = Path(tempfile.mkdtemp(prefix="mm-f-", dir="/tmp"))  # noqa: S108  a socket's path must be short
+    folder = Path(tempfile.mkdtemp(prefix="mm-f-", dir="/tmp"))
     world = World(folder, Cluster(folder / "c"), Result("set-up", group.name))
     broken = ""
     try:
         try:
             if isolated:
                 await sh("ip link set lo up")
-            if not group.on_loopback:
+            if not group.unprivileged:
                 world.lan = Lan()
                 await world.lan.build()
             async with asyncio.timeout(SCENARIO_DEADLINE_SECONDS):
@@ -58,6 +58,9 @@ async def run_group(group: Group, names: list[str], *, isolated: bool) -> None:
         for cluster in (world.cluster, *world.others):
             with contextlib.suppress(Exception):
                 await cluster.stop()
+        for place in world.mounts:
+            with contextlib.suppress(Exception):
+                await sh(f"umount --lazy {place}")
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 

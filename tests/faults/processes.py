@@ -221,5 +221,5 @@ GROUP = Group(
         "coordinator-frozen": coordinator_frozen,
         "daemon-hung": daemon_hung,
     },
-    on_loopback=True,
+    unprivileged=True,
 )

@@ -202,5 +202,5 @@ GROUP = Group(
         "worker-frozen": worker_frozen,
         "two-of-three-lost": two_of_three_lost,
     },
-    on_loopback=True,
+    unprivileged=True,
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from faults.cluster import announced, eventually, now, told
 from faults.links import FAILOVER_SECONDS, HEAL_SECONDS, healed, pause
+from faults.processes import frozen
 from faults.world import Group
 from macmesh_daemon.eventlog.records import Kind
 
@@ -56,11 +57,16 @@ async def leads(nodes: list[Node]) -> Node | None:
 async def even_split(world: World) -> None:
     """Four nodes, two and two: the half with the tie-breaker leads, the other does nothing."""
     tie_breaker = await tie_breaker_of(world)
-    leader = await world.cluster.formed()
     others = [n for n in world.cluster.nodes if n is not tie_breaker]
-    # Where it can be, the coordinator is on the losing side: then there is something to decide.
+    # The coordinator is to be on the losing side, so that there is something to decide.
+    began = now()
+    if await world.cluster.formed() is tie_breaker:
+        async with frozen(tie_breaker):
+            await told(others, announced("coordinator elected"), "a successor", since=began)
+    leader = await world.cluster.formed()
     losing = sorted(others, key=lambda n: n is not leader)[:2]
     winning = [n for n in world.cluster.nodes if n not in losing]
+    world.holds("the coordinator is in the half without the tie-breaker", leader in losing)
     hurt = now()
     for one in losing:
         for other in winning:
@@ -109,8 +115,8 @@ async def other_lost(world: World) -> None:
     await eventually(led, "the tie-breaker leads alone", 20)
     world.measure("kill -> the tie-breaker leads, the other counts as dead", now() - hurt, target=4.5 + 2.0)
     async with tie_breaker.client() as client:
-        await client.unload(timeout_seconds=10)
-    world.holds("it can change the plan", True)
+        epoch = await client.unload(timeout_seconds=10)
+    world.holds("it can change the plan", epoch, epoch)
     await other.wait(5)
     await other.up()
     await healed(world, "the other answers again -> one cluster", HEAL_SECONDS)
@@ -137,13 +143,14 @@ async def coordinator_leaves(world: World) -> None:
     tie_breaker = await tie_breaker_of(world)
     [other] = [n for n in world.cluster.nodes if n is not tie_breaker]
     leader = await world.cluster.formed()
-    if leader is other:
-        world.holds("the one that goes coordinated", True)
     began = now()
     other.signal(signal.SIGTERM)
     if leader is not other:
         left = await told([tie_breaker], announced("member left", node_id=other.node_id), "left", since=began)
         world.measure("SIGTERM -> the other counts as gone", left.mono - began, target=0.5)
+    else:
+        elected = await told([tie_breaker], announced("coordinator elected"), "elected", since=began)
+        world.measure("SIGTERM -> the other has taken over", elected.mono - began, target=0.5)
     code = await other.wait(12)
     world.holds("it ends in order", code == 0, code)
     world.measure("SIGTERM -> the process is gone", now() - began, target=10.0)
@@ -165,5 +172,5 @@ TWO = Group(
         "two-nodes-tie-breaker-lost": tie_breaker_lost,
         "two-nodes-goodbye": coordinator_leaves,
     },
-    on_loopback=True,
+    unprivileged=True,
 )

@@ -25,6 +25,7 @@ class World:
         cluster: The cluster under test.
         lan: Its network; None on loopback.
         others: Further clusters on the same network.
+        mounts: File systems of the group's own.
         result: Of the scenario that runs.
     """
 
@@ -33,6 +34,7 @@ class World:
     result: Result
     lan: Lan | None = None
     others: list[Cluster] = field(default_factory=list)
+    mounts: list[Path] = field(default_factory=list)
 
     @property
     def network(self) -> Lan:
@@ -63,9 +65,6 @@ class World:
         self.result.holds.append(what)
 
 
-Scenario = "Callable[[World], Awaitable[None]]"
-
-
 @dataclass(frozen=True, slots=True)
 class Group:
     """Scenarios that share a cluster, in the order in which they can.
@@ -75,11 +74,11 @@ class Group:
         set_up: Starts the cluster.
         scenarios: By name. The docstring of each says what is done and what must come of it.
         needs: Programs without which it cannot run.
-        on_loopback: It needs no network of its own.
+        unprivileged: It needs no namespaces: loopback suffices.
     """
 
     name: str
     set_up: Callable[[World], Awaitable[None]]
     scenarios: dict[str, Callable[[World], Awaitable[None]]]
     needs: tuple[str, ...] = ()
-    on_loopback: bool = False
+    unprivileged: bool = False
