@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from faults.cluster import MODEL, Node, announced, eventually, now, told
@@ -17,6 +16,8 @@ from macmesh import MacmeshError
 from macmesh_daemon.demo.nodes import free_ports
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from faults.world import World
 
 FOLDER_BYTES = 24 << 20

@@ -11,7 +11,13 @@ import socket
 import sys
 import time
 
-from zeroconf import DNSAddress, DNSOutgoing, DNSPointer, DNSService, DNSText
+from zeroconf import (  # type: ignore[attr-defined]  # it has them, but lists them in no __all__
+    DNSAddress,
+    DNSOutgoing,
+    DNSPointer,
+    DNSService,
+    DNSText,
+)
 
 _TYPE = "_macmesh._tcp.local."
 _GROUP, _PORT = "224.0.0.251", 5353

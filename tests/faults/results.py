@@ -93,7 +93,7 @@ def table(results: list[Result]) -> str:
     """Scenario, what was measured, target, verdict: for people."""
     rows = [("scenario", "measured", "value", "target", "verdict")]
     rows += [
-        (result.scenario, f.what, f"{f.value:.2f} {f.unit}", _target(f), f.verdict)
+        (result.scenario, f.what, f"{_number(f.value)} {f.unit}".rstrip(), _target(f), f.verdict)
         for result in results
         for f in result.figures
     ]
@@ -108,6 +108,12 @@ def table(results: list[Result]) -> str:
         if result.outcome != "passed":
             lines.append(_line(("", " ".join(result.reason.split())[:200], "", "", ""), widths))
     return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    if value == int(value):
+        return str(int(value))
+    return f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def _target(figure: Figure) -> str:
