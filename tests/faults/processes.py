@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from macmesh_daemon.eventlog.records import Record
 
 DEAD_SECONDS = 4.0
+#: A killed process closes its connections, so it could be suspected and judged at once. The core does not yet tell
+#: a refused connection from silence: these two are goals, the limits beside them are what is promised.
+SUSPECT_SECONDS, KILLED_DEAD_SECONDS = 0.05, 1.0
 FAILOVER_SECONDS = 2.5
 NEW_PLAN_SECONDS = 3.0
 #: A daemon imports for some seconds on a busy machine before it can say anything.
@@ -79,9 +82,9 @@ async def member_killed(world: World) -> None:
     hurt = now()
     victim.signal(signal.SIGKILL)
     suspect = await told([leader], announced("member suspect", node_id=victim.node_id), "suspect", since=hurt)
-    world.measure("SIGKILL -> suspect", suspect.mono - hurt, target=1.25)
+    world.measure("SIGKILL -> suspect", suspect.mono - hurt, target=SUSPECT_SECONDS, limit=1.5)
     dead = await told([leader], announced("member dead", node_id=victim.node_id), "dead", since=hurt)
-    world.measure("-> dead", dead.mono - hurt, target=DEAD_SECONDS)
+    world.measure("-> dead", dead.mono - hurt, target=KILLED_DEAD_SECONDS, limit=DEAD_SECONDS)
     committed = await told([leader], announced("plan committed"), "plan committed", since=hurt)
     world.measure("dead -> plan without it committed", committed.mono - dead.mono, target=NEW_PLAN_SECONDS)
     others = [n for n in world.cluster.nodes if n is not victim]

@@ -138,6 +138,38 @@ async def tie_breaker_lost(world: World) -> None:
     await healed(world, "the tie-breaker answers again -> one cluster", HEAL_SECONDS)
 
 
+async def served_without_quorum(world: World) -> None:
+    """Of two nodes with a model the tie-breaker dies: the other serves on where it had the stage, else for itself."""
+    tie_breaker = await tie_breaker_of(world)
+    [other] = [n for n in world.cluster.nodes if n is not tie_breaker]
+    status = await world.cluster.load(tie_breaker)
+    had_stage = status.document.plan.deployments[0].stages[0].node_id == other.node_id
+    hurt = now()
+    tie_breaker.signal(signal.SIGKILL)
+    await tie_breaker.wait(5)
+
+    async def serves() -> bool | None:
+        seen = await other.status()
+        alone = seen is not None and any("plans for itself only" in line for line in seen.health)
+        ready = seen is not None and seen.serving_state == "ready"
+        return True if ready and not (seen and seen.has_quorum) and alone is not had_stage else None
+
+    await eventually(serves, "the other serves without a quorum", 40)
+    what = "its part of the plan goes on" if had_stage else "it plans for itself after 15 s"
+    world.measure(f"kill -> the other serves alone: {what}", now() - hurt, target=5.0 if had_stage else 25.0)
+    async with other.client() as client:
+        done = await client.complete("A plan is", max_tokens=8, temperature=0.0, ignore_eos=True)
+    world.holds("it generates", len(done.token_ids) == 8, done)
+    led = [r for r in other.records() if r.mono > hurt and r.kind == Kind.LEADS]
+    world.holds("it does not elect itself", not led, led)
+    await tie_breaker.up()
+    await healed(world, "the tie-breaker answers again -> one cluster", HEAL_SECONDS)
+    await world.cluster.serving(other, 60)
+    seen = await other.status()
+    lines = [h for h in (seen.health if seen else ()) if "itself" in h]
+    world.holds("and it is served by the cluster again", seen is not None and not lines, lines)
+
+
 async def coordinator_leaves(world: World) -> None:
     """SIGTERM one of two: it says goodbye, and the other knows at once."""
     tie_breaker = await tie_breaker_of(world)
@@ -170,6 +202,7 @@ TWO = Group(
     {
         "two-nodes-other-lost": other_lost,
         "two-nodes-tie-breaker-lost": tie_breaker_lost,
+        "two-nodes-served-without-quorum": served_without_quorum,
         "two-nodes-goodbye": coordinator_leaves,
     },
     unprivileged=True,
