@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from faults.cluster import announced, eventually, now, told
 from faults.world import Group
+from macmesh import MacmeshError
 from macmesh_daemon.eventlog.records import Kind
 
 if TYPE_CHECKING:
@@ -173,9 +175,57 @@ async def ip_change(world: World) -> None:
     world.holds("the coordinator stays", not terms_led(world, hurt), terms_led(world, hurt))
 
 
+async def partition_while_serving(world: World) -> None:
+    """Cut a stage off in the middle of a stream: a plan without it, and after healing nothing of the old epoch."""
+    leader, *others = await members(world)
+    await world.cluster.load(leader)
+    status = await world.cluster.serving(leader, 60)
+    stages = [s.node_id for s in status.document.plan.deployments[0].stages]
+    victim = next(n for n in others if n.node_id in stages)
+    other = next(n for n in others if n is not victim)
+    stream = asyncio.create_task(_generate(other), name="stream")
+    await told([other], lambda r: r.kind == Kind.ACCEPTED, "the request is taken", since=0)
+    hurt = now()
+    await world.network.unplug(victim.machine)
+    committed = await told([leader], announced("plan committed"), "a plan without it", since=hurt)
+    world.measure("cut off -> plan without it committed", committed.mono - hurt, target=DEAD_SECONDS + 1.0)
+    reason = await stream
+    world.measure("-> the stream has ended with a reason", now() - hurt, target=DEAD_SECONDS + 2.0)
+    world.holds("the client is told", reason, reason)
+    ready = await told([leader], announced("plan ready"), "ready", since=hurt, deadline_seconds=60)
+    world.measure("-> ready again without it", ready.mono - hurt, target=DEAD_SECONDS + 6.0)
+    await world.network.plug(victim.machine)
+    await healed(world)
+
+    async def obsolete_worker_gone() -> bool | None:
+        seen = await leader.status()
+        epoch = seen.document.plan.epoch if seen is not None else None
+        old = [r for r in victim.records() if r.kind == Kind.WORKER_STOPPED and r.mono > hurt]
+        return True if epoch is not None and old else None
+
+    healed_at = now()
+    await eventually(obsolete_worker_gone, "the worker of the old epoch is gone", 30)
+    world.measure("-> the old epoch's worker is gone", max(0.0, now() - healed_at), target=HEAL_SECONDS)
+    await world.cluster.serving(victim, 60)
+
+
+async def _generate(node: Node) -> str:
+    """Generate until the end; the reason of a failure, "" where it went well."""
+    try:
+        async with node.client() as client:
+            await client.complete("A plan is", max_tokens=1900, ignore_eos=True)
+    except MacmeshError as error:
+        return str(error.reason)
+    return ""
+
+
 async def flapping_link(world: World) -> None:
     """A member's link comes and goes: after four returns it is left out of new plans, and told so."""
-    leader, victim, _ = await members(world)
+    leader, *others = await members(world)
+    status = await leader.status()
+    deployments = status.document.plan.deployments if status is not None else ()
+    stages = {s.node_id for d in deployments for s in d.stages}
+    victim = next((n for n in others if n.node_id in stages), others[0])
     hurt = now()
     returns = 0
     for _ in range(FLAPS):
@@ -191,6 +241,8 @@ async def flapping_link(world: World) -> None:
     flaps = await told([leader], announced("member flaps", node_id=victim.node_id), "flaps", since=hurt)
     world.measure("returns until it is left out of plans", returns, target=FLAPS, unit="")
     world.measure("first cut -> left out of plans", flaps.mono - hurt)
+    plans = sum(r.mono >= hurt and announced("plan committed")(r) for r in leader.records())
+    world.measure("plan changes by the flapping node", plans, target=1, limit=1, unit="")
     status = await leader.status()
     lines = [h for h in (status.health if status else ()) if victim.node_id[:8] in h and "left out" in h]
     world.holds("`status` says why", lines, status)
@@ -208,6 +260,7 @@ GROUP = Group(
         "bridge": bridge,
         "loss-20": loss,
         "ip-change": ip_change,
+        "partition-while-serving": partition_while_serving,
         "flapping-link": flapping_link,
     },
 )
