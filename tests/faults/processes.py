@@ -159,7 +159,7 @@ async def _silence(world: World, fault: Callable[[Node], AbstractAsyncContextMan
         world.measure("stopped -> suspect", suspect.mono - hurt, target=1.5)
         dead = await told([leader], announced("member dead", node_id=victim.node_id), "dead", since=hurt)
         world.measure("-> dead", dead.mono - hurt, target=DEAD_SECONDS)
-    goes_on = now()
+        goes_on = now()
     await world.cluster.formed()
     world.measure("goes on -> alive again", now() - goes_on, target=5.0)
     again = [r for r in leader.records() if r.mono >= hurt and r.kind == Kind.LED]
@@ -176,7 +176,7 @@ async def coordinator_frozen(world: World) -> None:
         hurt = now()
         async with frozen(leader):
             elected = await told(others, announced("coordinator elected"), "a successor", since=hurt)
-        goes_on = now()
+            goes_on = now()
         led = await told([leader], lambda r: r.kind == Kind.LED, "the old one stepped down", since=goes_on)
         await world.cluster.formed()
         failovers.append(elected.mono - hurt)

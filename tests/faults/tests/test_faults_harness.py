@@ -54,10 +54,10 @@ async def test_what_needs_namespaces_is_skipped_with_the_reason() -> None:
 
 def test_namespaces_that_are_not_permitted_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = subprocess.CompletedProcess([], 1, b"", b"unshare: Operation not permitted\n")
-    monkeypatch.setattr(runner.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(runner.sys, "platform", "linux")
-    monkeypatch.setattr(runner.shutil, "which", lambda program: f"/bin/{program}")
-    monkeypatch.setattr(runner.subprocess, "run", lambda *_args, **_kwargs: refused)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("shutil.which", lambda program: f"/bin/{program}")
+    monkeypatch.setattr("subprocess.run", lambda *_args, **_kwargs: refused)
     prefix, why_not = runner.isolation()
     assert prefix == ()
     assert "Operation not permitted" in why_not
