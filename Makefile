@@ -9,7 +9,7 @@ UV := $(or $(shell command -v uv),$(BIN)/uv)
 PROTOS := $(wildcard proto/macmesh/v1/*.proto)
 NATIVE := rdma/CMakeLists.txt $(wildcard rdma/native/*/*.h rdma/native/*/*.cpp)
 
-.PHONY: help setup demo sim mutants test lint types imports proto proto-check unit native sanitize format lock clean
+.PHONY: help setup demo sim mutants faults test lint types imports proto proto-check unit native sanitize format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ sim: setup ## the cluster core under seeded faults: SEEDS=2000 FIRST=0 JOBS=2
 
 mutants: setup ## single-line breaks of the cluster core, each of which must be caught
 	PYTHONPATH=tests $(BIN)/python -m simulator.mutants --jobs $(JOBS)
+
+faults: setup ## faults on real daemons, most in network namespaces (root on Linux); ONLY=NAME for one
+	PYTHONPATH=tests $(BIN)/python -m faults $(if $(ONLY),--only $(ONLY))
 
 test: setup lint types imports proto-check native unit ## what there is to check; the build server checks more
 	$(MAKE) sim SEEDS=300

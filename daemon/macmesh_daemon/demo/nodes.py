@@ -56,8 +56,10 @@ def free_ports(count: int) -> list[int]:
 class DemoNode:
     """One daemon process."""
 
-    def __init__(self, folder: Path, node_id: str) -> None:
+    def __init__(self, folder: Path, node_id: str, *, launcher: tuple[str, ...] = ()) -> None:
+        """Name the daemon; `launcher` is a command that execs what follows it, such as ``ip netns exec``."""
         self.folder = folder
+        self._launcher = launcher
         self.node_id = node_id
         self.config_path = folder / "macmesh.toml"
         self.log_path = folder / "macmeshd.log"
@@ -72,6 +74,7 @@ class DemoNode:
         try:
             with self.log_path.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
+                    *self._launcher,
                     sys.executable,
                     "-m",
                     "macmesh_daemon.cli.macmeshd",

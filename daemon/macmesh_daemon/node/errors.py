@@ -38,8 +38,9 @@ class LocalStateCorrupt(NodeError):  # noqa: N818  same
 
     def __init__(self, path: "Path", what: str) -> None:
         super().__init__(
-            f"the state file {path} is damaged: {what}. A node must not guess its votes and promises: "
-            "restore the file from a backup, or move it away and let the node join again under a new identity"
+            f"the state file {path} is damaged: {what}. A node must not guess its votes and promises, and an "
+            "older copy of the file would forget some: move the whole data folder away, evict this node's id "
+            "elsewhere, and let the machine join again under a new identity"
         )
         self.path = path
 

@@ -1,0 +1,19 @@
+"""All groups of scenarios, those that take longest first."""
+
+from __future__ import annotations
+
+from faults import disks, links, neighbours, processes, serving, splits, strangers
+
+GROUPS = {
+    group.name: group
+    for group in (
+        links.GROUP,
+        serving.GROUP,
+        neighbours.GROUP,
+        disks.GROUP,
+        processes.GROUP,
+        strangers.GROUP,
+        splits.TWO,
+        splits.FOUR,
+    )
+}
