@@ -51,7 +51,6 @@ async def run_group(group: Group, names: list[str], *, isolated: bool) -> None:
                 await _run(group, name, world)
                 if world.result.outcome == "failed":
                     broken = await _mended(world)
-            world.result.settle()
             sys.stdout.write(json.dumps(world.result.to_json()) + "\n")
             sys.stdout.flush()
     finally:
@@ -72,6 +71,9 @@ async def _run(group: Group, name: str, world: World) -> None:
             await group.scenarios[name](world)
         checked = [await asyncio.to_thread(cluster.checked) for cluster in (world.cluster, *world.others)]
         result.checker = "; ".join(checked)
+        result.settle()
+        if result.outcome == "failed":
+            result.reason += f"\n{tails(world, lines=60)}"
     except Exception:  # noqa: BLE001  whatever it is, it is told
         result.outcome, result.reason = "failed", f"{traceback.format_exc(limit=-3)}\n{tails(world)}"
     result.wall_seconds = round(time.monotonic() - began, 2)
@@ -95,10 +97,10 @@ async def _mended(world: World) -> str:
     return ""
 
 
-def tails(world: World) -> str:
+def tails(world: World, lines: int = 12) -> str:
     """The ends of all daemons' logs."""
     nodes = [node for cluster in (world.cluster, *world.others) for node in cluster.everybody]
-    return "\n".join(f"-- {node.name} {node.node_id[:8]}\n{node.log_tail(12)}" for node in nodes)
+    return "\n".join(f"-- {node.name} {node.node_id[:8]}\n{node.log_tail(lines)}" for node in nodes)
 
 
 def main() -> None:
