@@ -84,7 +84,7 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         failover = _fail_over(world)
     except Exception as error:  # a core that raises has failed, too
         raise RunFailedError(
-            f"seed {options.seed}: {type(error).__name__}: {str(error).splitlines()[0]}\n"
+            f"seed {options.seed}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}\n"
             f"replay: PYTHONPATH=tests python -m simulator --seed {options.seed} --trace "
             f"--options '{options.to_json()}'\n{world.story}"
         ) from error

@@ -1,5 +1,6 @@
 """Time, nodes and the execution of what they decide."""
 
+import contextlib
 import heapq
 import itertools
 from collections import deque
@@ -308,7 +309,8 @@ class Simulation:
             if node.machine is machine:
                 if survive < len(effects) and isinstance(broken := effects[survive], fx.Persist):
                     self.checker.on_persist(node, broken.state)
-                    node.drive.write(broken.state, rng.randrange(len(PROTOCOL) + 1))
+                    with contextlib.suppress(DriveFullError):  # it crashes all the same
+                        node.drive.write(broken.state, rng.randrange(len(PROTOCOL) + 1))
                 self.crash(node, power=rng.random() < faults.power_loss)
             return
         self._execute_all(node, effects)
