@@ -44,7 +44,7 @@ class LinkOptions:
     frame_bytes: int = 65536
     buffer_sizes: int = 6
     max_outstanding: int = 256
-    spin_us: float = 20.0
+    spin_us: float = 100.0
     sockets_per_link: int = 1
     checksum_payloads: bool = False
 

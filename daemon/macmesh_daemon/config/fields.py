@@ -279,10 +279,10 @@ class Config:
         ),
     )
     link_spin_us: float = field(
-        default=20.0,
+        default=100.0,
         metadata=_doc(
             "How long a wait for a link spins before it blocks.",
-            reason="about what waking up costs; a late peer costs no processor time beyond it",
+            reason="what waking up costs where the processor has gone to sleep; a late peer costs no processor time beyond it",
             unit="microseconds",
             minimum=0,
             maximum=10000,

@@ -43,7 +43,7 @@ def measure(providers: list[str], *, quick: bool, preset: str = "latency") -> li
     rows += run_ranks(2, {"provider": "socket", "quick": quick})
     for provider in providers:
         task = {"provider": provider, "quick": quick, "preset": preset}
-        rows += run_ranks(2, {**task, "what": ["sends", "all_sums", "late_peer"]})
+        rows += run_ranks(2, {**task, "what": ["sends", "sends_apart", "all_sums", "late_peer"]})
         rows += run_ranks(4, {**task, "what": ["all_sums"]})
         if provider != "ring":
             rows += run_ranks(2, {**task, "what": ["links"]})

@@ -75,6 +75,7 @@ def _measured(group: Any, task: dict[str, Any]) -> list[Row]:
     measured = Measured(group, task["provider"], quick=task["quick"])
     kinds = {
         "sends": measured.sends,
+        "sends_apart": measured.sends_apart,
         "all_sums": measured.all_sums,
         "late_peer": measured.late_peer,
         "hops": Hops(group, task["provider"], quick=task["quick"]).rows,

@@ -24,12 +24,23 @@ class Measured:
         self._provider = provider
         self._quick = quick
         self._rank = group.rank()
-        # A receive has no inputs: on a stream shared with sends it could run before the send that it follows.
         self._out = mx.new_stream(mx.cpu)
-        self._in = mx.new_stream(mx.cpu)
+        # Each operation is evaluated before the next one here, so that one stream will do.
+        self._in = self._out
 
     def sends(self) -> list[Row]:
         """One-way latency and bandwidth between ranks 0 and 1; the rows come from rank 0."""
+        return self._sends("send")
+
+    def sends_apart(self) -> list[Row]:
+        """The same with a stream for sends and one for receives, as where a graph holds several of each."""
+        self._in = mx.new_stream(mx.cpu)
+        try:
+            return self._sends("send_apart")
+        finally:
+            self._in = self._out
+
+    def _sends(self, operation: str) -> list[Row]:
         rows = []
         for size_bytes in SIZES_BYTES:
             array = mx.zeros(size_bytes, dtype=mx.uint8)
@@ -39,7 +50,7 @@ class Measured:
             speed = self._flood(array, flood_count(size_bytes, quick=self._quick))
             if self._rank == 0:
                 p50, p99 = percentiles(seconds)
-                rows.append(Row(self._provider, "mlx", "send", 2, size_bytes, p50, p99, round(speed, 3)))
+                rows.append(Row(self._provider, "mlx", operation, 2, size_bytes, p50, p99, round(speed, 3)))
         return rows
 
     def all_sums(self) -> list[Row]:

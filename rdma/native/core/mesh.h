@@ -57,7 +57,7 @@ class Mesh {
     Epoch epoch;
     std::string name;              // for messages to people, such as "stages"
     double timeout_seconds = 4.0;  // of every operation
-    double spin_us = 20.0;
+    double spin_us = 100.0;
     bool checksum_payloads = false;  // of what this rank sends
   };
 

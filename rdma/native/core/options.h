@@ -14,7 +14,7 @@ struct LinkOptions {
   std::uint32_t frame_bytes = 65536;   // bytes of a buffer of the smallest class
   std::uint32_t buffer_sizes = 6;      // size classes: frame_bytes, twice that, ...
   std::uint32_t max_outstanding = 256; // frames in flight per direction
-  double spin_us = 20.0;               // how long a wait spins before it blocks
+  double spin_us = 100.0;              // how long a wait spins before it blocks
 
   // Payload bytes of the buffers of one direction: num_buffers * frame_bytes * (2^buffer_sizes - 1).
   [[nodiscard]] std::size_t buffer_bytes() const {

@@ -111,7 +111,7 @@ def test_a_placement_becomes_a_deployment_with_its_ledgers() -> None:
     ]
     assert deployment.transport == "auto"
     assert deployment.link_buffers == LinkBuffers(
-        num_buffers=2, frame_bytes=4096, buffer_sizes=2, max_outstanding=256, spin_us=20.0, sockets=1
+        num_buffers=2, frame_bytes=4096, buffer_sizes=2, max_outstanding=256, spin_us=100.0, sockets=1
     )
     for stage in deployment.stages:
         assert stage.ledger is not None
