@@ -282,7 +282,7 @@ class Config:
         default=100.0,
         metadata=_doc(
             "How long a wait for a link spins before it blocks.",
-            reason="what waking up costs where the processor has gone to sleep; a late peer costs no processor time beyond it",
+            reason="what waking up a sleeping processor costs; a late peer costs no processor time beyond it",
             unit="microseconds",
             minimum=0,
             maximum=10000,
