@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -21,10 +21,19 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(60)
 
 
+class OneByOne(asyncio.Event):
+    """Lets one through each time it is set."""
+
+    async def wait(self) -> Literal[True]:
+        await super().wait()
+        self.clear()
+        return True
+
+
 async def test_a_request_in_flight_ends_on_record_when_its_node_stops(tmp_path: Path) -> None:
     async with Mesh(tmp_path, 1) as mesh:
         [node] = mesh.nodes
-        gate = asyncio.Event()
+        gate = OneByOne()
         node.make_worker = lambda: FakeWorker(gate=gate)
         await mesh.formed()
         async with node.client() as client:
@@ -34,7 +43,6 @@ async def test_a_request_in_flight_ends_on_record_when_its_node_stops(tmp_path: 
             ) as stream:
                 gate.set()
                 await anext(stream)
-                gate.clear()
                 stopping = asyncio.create_task(node.end())
                 with pytest.raises(MacmeshError):
                     async for _ in stream:
