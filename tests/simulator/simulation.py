@@ -71,6 +71,7 @@ class Simulation:
         self.settings = settings or ClusterSettings()
         self.expect = count if expect is None else expect
         self.tale = Story(story_lines)
+        self._tells = story_lines != 0
         self.announced: list[tuple[float, str, fx.Announce]] = []
         self.log: list[tuple[float, str, fx.Effect]] = []
         self.keep_log = False
@@ -131,26 +132,25 @@ class Simulation:
     def run(self, seconds: float) -> None:
         """Let time go by."""
         end = self.now + seconds
-        while self._next_time() <= end:
-            self._run_next()
+        while self._run_next(end):
+            pass
         self.now = end
 
-    def _next_time(self) -> float:
-        limits = self._limits
+    def _run_next(self, end: float) -> bool:
+        """Let the next thing happen, where it is due by ``end``; False where nothing is."""
+        limits, heap = self._limits, self._heap
         while limits and limits[0][2].is_done:
             limits.popleft()
-        at = self._heap[0][0] if self._heap else _NEVER
-        return min(at, limits[0][0]) if limits else at
-
-    def _run_next(self) -> None:
-        limits = self._limits
-        while limits and limits[0][2].is_done:
-            limits.popleft()
-        if limits and (not self._heap or limits[0][:2] < self._heap[0][:2]):
+        args: tuple[Any, ...]
+        if limits and (not heap or limits[0][:2] < heap[0][:2]):
+            if limits[0][0] > end:
+                return False
             at, _, call = limits.popleft()
             action, args = call.fail, ()
+        elif heap and heap[0][0] <= end:
+            at, _, action, args = heapq.heappop(heap)
         else:
-            at, _, action, args = heapq.heappop(self._heap)
+            return False
         if at > self.now:
             self.now = at
             self._stands_since = self.events
@@ -158,6 +158,7 @@ class Simulation:
             raise LivelockError(f"{_MOST_EVENTS_AT_ONCE} events and no time went by")
         self.events += 1
         action(*args)
+        return True
 
     # -- lives of nodes -------------------------------------------------------------------------------
 
@@ -297,7 +298,7 @@ class Simulation:
         self.steps += 1
         if type(event) in _CHANGES:
             node.open_changes.add(event.change_id)  # type: ignore[union-attr]
-        if type(event) is not ev.Tick:
+        if self._tells and type(event) is not ev.Tick:
             self.tale.tell(self.now, node.node_id, "<-", event)
         effects = machine.step(event, node.clock.local(self.now))
         self.checker.on_step(node, machine)
@@ -313,20 +314,23 @@ class Simulation:
                         node.drive.write(broken.state, rng.randrange(len(PROTOCOL) + 1))
                 self.crash(node, power=rng.random() < faults.power_loss)
             return
-        self._execute_all(node, effects)
+        if effects:
+            self._execute_all(node, effects)
         if node.machine is machine:
             self._arm(node)
 
     def _execute_all(self, node: SimNode, effects: list[fx.Effect]) -> None:
         machine = node.machine
         for effect in effects:
-            for trap in self.traps:
-                if trap(node, effect):
-                    self.traps.remove(trap)
-                    break
+            if self.traps:
+                for trap in self.traps:
+                    if trap(node, effect):
+                        self.traps.remove(trap)
+                        break
             if node.machine is not machine:
                 return
-            self.tale.tell(self.now, node.node_id, "->", effect)
+            if self._tells:
+                self.tale.tell(self.now, node.node_id, "->", effect)
             if self.keep_log:
                 self.log.append((self.now, node.node_id, effect))
             self._executors[type(effect)](node, effect)
@@ -371,17 +375,19 @@ class Simulation:
 
     def take_request(self, call: Call) -> None:
         """A request arrives."""
-        target = self.nodes.get(call.send.peer)
-        clone = self.clones.get(call.send.peer)
+        send = call.send
+        target = self.nodes.get(send.peer)
+        clone = self.clones.get(send.peer)
         if clone is not None and self.rng.random() < 0.5:
             target = clone
         if target is None or target.machine is None or target.away == "asleep":
             return
         request_id = next(self._request_ids)
         self._replies[request_id] = call
-        target.open_requests[request_id] = call.node.node_id
-        self.checker.on_request(target, request_id, call.node.node_id)
-        self.give(target, ev.RequestReceived(request_id, call.node.node_id, call.send.message))
+        sender = call.node.node_id
+        target.open_requests[request_id] = sender
+        self.checker.on_request(target, request_id, sender)
+        self.give(target, ev.RequestReceived(request_id, sender, send.message))
 
     def _reply(self, node: SimNode, effect: fx.Reply) -> None:
         self.checker.on_reply(node, effect)

@@ -129,10 +129,9 @@ class World(Simulation):
         end = begin + limit_seconds
         steps = -1
         while steps == self.steps or not condition():
-            if self._next_time() > end:
-                raise AssertionError(f"not within {limit_seconds} s\n" + self.story)
             steps = self.steps
-            self._run_next()
+            if not self._run_next(end):
+                raise AssertionError(f"not within {limit_seconds} s\n" + self.story)
         return self.now - begin
 
     # -- what it is asked -----------------------------------------------------------------------------

@@ -64,6 +64,9 @@ if TYPE_CHECKING:
     from .state import PersistentState
     from .view import ClusterView
 
+_NO_NEWS = (Tick, ResponseReceived, RequestFailed)
+"""Events that do not call for a look at everything, or do so themselves."""
+
 
 class ClusterMachine:
     """Election, membership and plans of one node, without I/O, clock or randomness of its own.
@@ -143,9 +146,10 @@ class ClusterMachine:
             self._election.was_away()
             self._standalone.was_away()
         self._handle(event)
-        if self._coordinator is not None and not isinstance(event, Tick | ResponseReceived | RequestFailed):
+        if self._coordinator is not None and not isinstance(event, _NO_NEWS):
             self._coordinator.touch()
-        self._found()
+        if context.state.document is None:
+            self._found()
         self._election.tick()
         while True:
             while context.inbox:
@@ -173,7 +177,7 @@ class ClusterMachine:
     def _find_deadline(self) -> float | None:
         if self._coordinator is not None:
             return self._coordinator.next_deadline()
-        if self._may_found():
+        if self._context.state.document is None and self._may_found():
             return self._context.now
         due = self._election.deadline
         for at in (self._goodbye.deadline, self._standalone.deadline()):

@@ -153,10 +153,10 @@ class Standalone:
         state = self._context.state
         document = state.document
         return (
-            self._context.settings.standalone
-            and not self._context.is_leaving
-            and document is not None
+            document is not None
             and document.wanted is not None
+            and self._context.settings.standalone
+            and not self._context.is_leaving
             and document.member(self._context.node_id) is not None
         )
 

@@ -212,7 +212,12 @@ class MemberWatch:
             track.forget_round(response.round)
             return session == "duplicate"
         before = track.status
-        was_gone = self.liveness(peer) in GONE
+        # Nobody else is gone, and to ask for the verdict at every answer is dear.
+        may_be_gone = (
+            track.left_at is not None
+            or track.silence_seconds(now) >= self._context.settings.dead_after_seconds
+        )
+        was_gone = may_be_gone and self.liveness(peer) in GONE
         is_back = not response.leaving and (was_gone or session == "restarted")
         if not track.on_answer(response, round_trip_ms, now):
             return False
