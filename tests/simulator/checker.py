@@ -160,7 +160,7 @@ class Checker:
             self._deny(node, reply)
         if isinstance(message, HeartbeatResponse):
             told = message.document_version
-            if not told <= disk.document_version:
+            if told > disk.document_version:
                 self._fail(node, f"it tells document {told} before it is durable")
             if not (message.generation, message.term) <= disk.ballot:
                 self._fail(node, "it tells a term it has not stored")

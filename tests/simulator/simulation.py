@@ -132,32 +132,34 @@ class Simulation:
     def run(self, seconds: float) -> None:
         """Let time go by."""
         end = self.now + seconds
-        while self._run_next(end):
+        while self._run_to_step(end):
             pass
         self.now = end
 
-    def _run_next(self, end: float) -> bool:
-        """Let the next thing happen, where it is due by ``end``; False where nothing is."""
-        limits, heap = self._limits, self._heap
-        while limits and limits[0][2].is_done:
-            limits.popleft()
+    def _run_to_step(self, end: float) -> bool:
+        """Let things happen until a machine has made a step; False where no more is due by ``end``."""
+        limits, heap, pop, steps = self._limits, self._heap, heapq.heappop, self.steps
         args: tuple[Any, ...]
-        if limits and (not heap or limits[0][:2] < heap[0][:2]):
-            if limits[0][0] > end:
+        while steps == self.steps:
+            while limits and limits[0][2].is_done:
+                limits.popleft()
+            at = heap[0][0] if heap else _NEVER
+            if limits and (limits[0][0] < at or (limits[0][0] == at and limits[0][1] < heap[0][1])):
+                at = limits[0][0]
+                if at > end:
+                    return False
+                action, args = limits.popleft()[2].fail, ()
+            elif at <= end:
+                _, _, action, args = pop(heap)
+            else:
                 return False
-            at, _, call = limits.popleft()
-            action, args = call.fail, ()
-        elif heap and heap[0][0] <= end:
-            at, _, action, args = heapq.heappop(heap)
-        else:
-            return False
-        if at > self.now:
-            self.now = at
-            self._stands_since = self.events
-        elif self.events - self._stands_since > _MOST_EVENTS_AT_ONCE:
-            raise LivelockError(f"{_MOST_EVENTS_AT_ONCE} events and no time went by")
-        self.events += 1
-        action(*args)
+            if at > self.now:
+                self.now = at
+                self._stands_since = self.events
+            elif self.events - self._stands_since > _MOST_EVENTS_AT_ONCE:
+                raise LivelockError(f"{_MOST_EVENTS_AT_ONCE} events and no time went by")
+            self.events += 1
+            action(*args)
         return True
 
     # -- lives of nodes -------------------------------------------------------------------------------

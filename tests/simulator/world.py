@@ -127,10 +127,8 @@ class World(Simulation):
         """
         begin = self.now
         end = begin + limit_seconds
-        steps = -1
-        while steps == self.steps or not condition():
-            steps = self.steps
-            if not self._run_next(end):
+        while not condition():
+            if not self._run_to_step(end):
                 raise AssertionError(f"not within {limit_seconds} s\n" + self.story)
         return self.now - begin
 

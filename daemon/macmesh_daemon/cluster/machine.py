@@ -296,7 +296,10 @@ class ClusterMachine:
             return
         # Whoever leads a term that somebody has left behind must know.
         self._election.observe((message.generation, message.term))
-        if isinstance(message, ProbeResponse) and message.target_node_id == event.peer:
+        if isinstance(message, HeartbeatResponse):
+            if self._coordinator is not None:
+                self._coordinator.on_heartbeat_response(event.peer, message, event.round_trip_ms)
+        elif isinstance(message, ProbeResponse) and message.target_node_id == event.peer:
             self._probes.on_outcome(event.peer, reached=message.reached)
         elif isinstance(message, LeaveResponse):
             if message.heard:

@@ -100,7 +100,8 @@ class Standalone:
         now = self._context.now
         if self._election.hears_coordinator or not self._may_begin():
             self._alone_since = now
-            self._end()
+            if self.is_on:
+                self._end()
             return
         if not self._phase:
             if now >= self._begin_at and not self._serves_cluster():
