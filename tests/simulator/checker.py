@@ -162,8 +162,8 @@ class Checker:
             told = message.document_version
             if told > disk.document_version:
                 self._fail(node, f"it tells document {told} before it is durable")
-            if not (message.generation, message.term) <= disk.ballot:
-                self._fail(node, "it tells a term it has not stored")
+            is_stored = (message.generation, message.term) <= disk.ballot
+            self._must(is_stored, node, "it tells a term it has not stored")
         elif isinstance(message, RequestVoteResponse):
             if message.granted and not message.pre_vote:
                 sender = node.open_requests[reply.request_id]

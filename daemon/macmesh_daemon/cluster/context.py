@@ -58,7 +58,7 @@ class Context:
 
     def begin(self, now: float) -> None:
         """Start a step. Time that seems to go back stands still."""
-        if now > self.now:
+        if now > self.now:  # noqa: PLR1730  the path of every event
             self.now = now
         self.step_number += 1
 

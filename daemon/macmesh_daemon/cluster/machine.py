@@ -148,8 +148,7 @@ class ClusterMachine:
         self._handle(event)
         if self._coordinator is not None and not isinstance(event, _NO_NEWS):
             self._coordinator.touch()
-        if context.state.document is None:
-            self._found()
+        self._found()
         self._election.tick()
         while True:
             while context.inbox:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from .quick import quickly_made
+
 Version = tuple[int, int, int]
 """Version of a document: (generation, term, seq), compared lexicographically; (0, 0, 0) for none."""
 
@@ -325,6 +327,7 @@ class RequestVoteResponse:
     reason: str = ""
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class HeartbeatRequest:
     """The coordinator's heartbeat; carries the document where the member's is older."""
@@ -346,6 +349,7 @@ class HeartbeatRequest:
         return (self.commit_generation, self.commit_term, self.commit_seq)
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class HeartbeatResponse:
     """What the member knows of itself."""
