@@ -132,27 +132,32 @@ class Simulation:
     def run(self, seconds: float) -> None:
         """Let time go by."""
         end = self.now + seconds
-        while self._run_to_step(end):
-            pass
+        self._run_to(end, _NEVER)
         self.now = end
 
-    def _run_to_step(self, end: float) -> bool:
-        """Let things happen until a machine has made a step; False where no more is due by ``end``."""
-        limits, heap, pop, steps = self._limits, self._heap, heapq.heappop, self.steps
+    def _run_to(self, end: float, steps: float) -> bool:
+        """Let things happen until the machines have made so many steps; False where no more is due by ``end``."""
+        limits, heap, pop = self._limits, self._heap, heapq.heappop
         args: tuple[Any, ...]
-        while steps == self.steps:
-            while limits and limits[0][2].is_done:
-                limits.popleft()
+        while self.steps < steps:
             at = heap[0][0] if heap else _NEVER
-            if limits and (limits[0][0] < at or (limits[0][0] == at and limits[0][1] < heap[0][1])):
-                at = limits[0][0]
-                if at > end:
-                    return False
-                action, args = limits.popleft()[2].fail, ()
-            elif at <= end:
-                _, _, action, args = pop(heap)
+            if limits and limits[0][0] <= at:
+                limit_at, order, call = limits[0]
+                if call.is_done:
+                    limits.popleft()
+                    continue
+                is_limit = limit_at < at or order < heap[0][1]
             else:
+                is_limit = False
+            if is_limit:
+                at = limit_at
+            if at > end:
                 return False
+            if is_limit:
+                limits.popleft()
+                action, args = call.fail, ()
+            else:
+                _, _, action, args = pop(heap)
             if at > self.now:
                 self.now = at
                 self._stands_since = self.events

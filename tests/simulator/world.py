@@ -128,7 +128,7 @@ class World(Simulation):
         begin = self.now
         end = begin + limit_seconds
         while not condition():
-            if not self._run_to_step(end):
+            if not self._run_to(end, self.steps + 1):
                 raise AssertionError(f"not within {limit_seconds} s\n" + self.story)
         return self.now - begin
 

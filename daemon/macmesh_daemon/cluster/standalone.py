@@ -100,7 +100,7 @@ class Standalone:
         now = self._context.now
         if self._election.hears_coordinator or not self._may_begin():
             self._alone_since = now
-            if self.is_on:
+            if self._phase or self._refused is not None:
                 self._end()
             return
         if not self._phase:
