@@ -295,7 +295,7 @@ class Simulation:
         for event in waiting:
             self.give(node, event)
         if node.machine is not None:
-            self._arm(node)
+            self._arm(node, node.machine)
 
     def step(self, node: SimNode, event: ev.Event) -> None:
         """Give a machine an event and do what it decides; perhaps crash in the middle of that."""
@@ -308,7 +308,8 @@ class Simulation:
         if self._tells and type(event) is not ev.Tick:
             self.tale.tell(self.now, node.node_id, "<-", event)
         effects = machine.step(event, node.clock.local(self.now))
-        self.checker.on_step(node, machine)
+        if machine._coordinator is not None:
+            self.checker.on_step(node, machine)
         rng, faults = self.rng, self.faults
         survive = len(effects)
         if survive and faults.crash_in_step and rng.random() < faults.crash_in_step:
@@ -324,7 +325,7 @@ class Simulation:
         if effects:
             self._execute_all(node, effects)
         if node.machine is machine:
-            self._arm(node)
+            self._arm(node, machine)
 
     def _execute_all(self, node: SimNode, effects: list[fx.Effect]) -> None:
         machine = node.machine
@@ -342,13 +343,16 @@ class Simulation:
                 self.log.append((self.now, node.node_id, effect))
             self._executors[type(effect)](node, effect)
 
-    def _arm(self, node: SimNode) -> None:
+    def _arm(self, node: SimNode, machine: ClusterMachine) -> None:
         """Wake the machine at its deadline."""
-        deadline = node.up.next_deadline()
+        deadline = machine.next_deadline()
         if deadline is None:
             return
-        at = max(self.now, node.clock.real(deadline))
-        if node.next_tick is not None and node.next_tick <= at:
+        at, tick = node.clock.real(deadline), node.next_tick
+        if tick is not None and tick <= at:
+            return
+        at = max(self.now, at)
+        if tick is not None and tick <= at:
             return
         node.next_tick = at
         self.later(at - self.now, self._tick, node, node.boots, at)

@@ -127,7 +127,9 @@ class ClusterMachine:
         self._own_doubles: set[int] = set()
         self._due = self._find_deadline()
 
-    def step(self, event: Event, now: float) -> "list[Effect]":
+    def step(  # noqa: C901  one line after the other: the path of every event
+        self, event: Event, now: float
+    ) -> "list[Effect]":
         """Take one event and return what to do, in order; the only way in.
 
         Args:
@@ -148,7 +150,8 @@ class ClusterMachine:
         self._handle(event)
         if self._coordinator is not None and not isinstance(event, _NO_NEWS):
             self._coordinator.touch()
-        self._found()
+        if self._founder:
+            self._found()
         self._election.tick()
         while True:
             while context.inbox:
@@ -176,12 +179,15 @@ class ClusterMachine:
     def _find_deadline(self) -> float | None:
         if self._coordinator is not None:
             return self._coordinator.next_deadline()
-        if self._context.state.document is None and self._may_found():
+        if self._founder and self._may_found():
             return self._context.now
         due = self._election.deadline
-        for at in (self._goodbye.deadline, self._standalone.deadline()):
-            if at is not None and (due is None or at < due):
-                due = at
+        at = self._goodbye.deadline
+        if at is not None and (due is None or at < due):
+            due = at
+        at = self._standalone.deadline()
+        if at is not None and (due is None or at < due):
+            due = at
         return due
 
     @property
