@@ -88,8 +88,13 @@ class Checker:
         state = machine._context.state
         disk = node.drive.state
         checked = node.checked
-        if checked is not None and checked[0] is state and checked[1] is disk:
-            return  # neither ever changes, and what the check has noted of them stays noted
+        if (
+            checked is not None
+            and checked[0] is state
+            and checked[1] is disk
+            and self.coordinators.get(state.ballot) == node.node_id
+        ):
+            return  # neither ever changes, so all else was found to hold and is noted
         self._check_coordinator(node, machine, disk)
         node.checked = (state, disk)
 
