@@ -6,9 +6,12 @@ asked ends once. A node that was evicted is never answered but by a refusal. To 
 voted, stored or made active stands on the drive before anybody is told, and never goes back.
 """
 
+from typing import NoReturn
+
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster.machine import ClusterMachine
 from macmesh_daemon.cluster.messages import (
+    NO_VERSION,
     Ballot,
     ClusterDocument,
     CommitResponse,
@@ -83,12 +86,25 @@ class Checker:
         if machine._coordinator is None:
             return
         state = machine._context.state
+        disk = node.drive.state
+        checked = node.checked
+        if (
+            checked is not None
+            and checked[0] is state
+            and checked[1] is disk
+            and self.coordinators.get(state.ballot) == node.node_id
+        ):
+            return  # neither ever changes, so all else was found to hold and is noted
+        self._check_coordinator(node, machine, disk)
+        node.checked = (state, disk)
+
+    def _check_coordinator(self, node: SimNode, machine: ClusterMachine, disk: PersistentState) -> None:
+        state = machine._context.state
         ballot = state.ballot
-        disk = node.disk
         if disk.ballot != ballot:
             return
-        leader = self.coordinators.setdefault(ballot, node.node_id)
-        self._must(leader == node.node_id, node, f"second coordinator of term {ballot}")
+        if self.coordinators.setdefault(ballot, node.node_id) != node.node_id:
+            self._fail(node, f"second coordinator of term {ballot}")
         version = state.commit_version
         # What is told of a version stands behind its Persist.
         if version[:2] == ballot and version not in self.committed and version <= disk.document_version:
@@ -123,34 +139,36 @@ class Checker:
 
     def on_send(self, node: SimNode, call: fx.Send) -> None:
         """A call leaves a node."""
-        message, disk = call.message, node.disk
-        if isinstance(message, RequestVoteRequest):
+        message, disk = call.message, node.drive.state
+        stored = disk.document_version
+        if isinstance(message, HeartbeatRequest):
+            told = message.document.version if message.document is not None else NO_VERSION
+            if not message.commit_version <= stored:
+                self._fail(node, "it tells a commit it lost")
+        elif isinstance(message, RequestVoteRequest):
             if not message.pre_vote:
                 ballot = (message.generation, message.term)
                 is_own = disk.ballot == ballot and disk.voted_for == node.node_id
                 self._must(is_own, node, f"it asks for votes in {ballot} without its own on the drive")
             told = message.document_version
-        elif isinstance(message, HeartbeatRequest):
-            told = message.document.version if message.document else (0, 0, 0)
-            self._must(message.commit_version <= disk.document_version, node, "it tells a commit it lost")
         else:
             return
-        self._must(told <= disk.document_version, node, f"it tells document {told} before it is durable")
+        if not told <= stored:
+            self._fail(node, f"it tells document {told} before it is durable")
 
     def on_reply(self, node: SimNode, reply: fx.Reply) -> None:
         """A reply leaves a node."""
-        self._must(
-            reply.request_id in node.open_requests, node, f"second reply to request {reply.request_id}"
-        )
-        message, disk = reply.message, node.disk
+        if reply.request_id not in node.open_requests:
+            self._fail(node, f"second reply to request {reply.request_id}")
+        message, disk = reply.message, node.drive.state
         if reply.request_id in node.denied_requests:
             self._deny(node, reply)
         if isinstance(message, HeartbeatResponse):
             told = message.document_version
-            self._must(told <= disk.document_version, node, f"it tells document {told} before it is durable")
-            self._must(
-                (message.generation, message.term) <= disk.ballot, node, "it tells a term it has not stored"
-            )
+            if told > disk.document_version:
+                self._fail(node, f"it tells document {told} before it is durable")
+            is_stored = (message.generation, message.term) <= disk.ballot
+            self._must(is_stored, node, "it tells a term it has not stored")
         elif isinstance(message, RequestVoteResponse):
             if message.granted and not message.pre_vote:
                 sender = node.open_requests[reply.request_id]
@@ -167,7 +185,8 @@ class Checker:
 
     def on_request(self, node: SimNode, request_id: int, sender: str) -> None:
         """A request reaches a node: whether its sender is denied is settled by what the node knows now."""
-        committed = node.up._replica.committed
+        assert node.machine is not None
+        committed = node.machine._replica.committed
         if committed is not None and sender in committed.denied_node_ids:
             node.denied_requests.add(request_id)
 
@@ -213,4 +232,8 @@ class Checker:
 
     def _must(self, holds: bool, node: SimNode, what: str) -> None:
         if not holds:
-            raise InvariantBrokenError(f"{node.node_id}: {what}")
+            self._fail(node, what)
+
+    def _fail(self, node: SimNode, what: str) -> NoReturn:
+        """Say what is broken; for the checks of every step, that make no text where all is well."""
+        raise InvariantBrokenError(f"{node.node_id}: {what}")

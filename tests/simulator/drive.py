@@ -60,9 +60,10 @@ class Drive:
         Raises:
             TornStateError: The file is torn.
         """
-        if self._file.is_torn:
+        file = self._file
+        if file.is_torn:
             raise TornStateError
-        state = self._file.cached or self._file.state
+        state = file.cached or file.state
         return PersistentState() if state is None else state
 
     @state.setter

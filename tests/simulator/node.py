@@ -45,6 +45,8 @@ class SimNode:
         open_changes: Changes of people that it has not ended.
         outcomes: What became of them.
         is_gone: It left for good: it was evicted, left, or lost its identity.
+        checked: What it had in mind and on its drive when the checker last found nothing wrong with a
+            coordinator here.
     """
 
     def __init__(self, node_id: str, facts: NodeFacts, *, founder: bool) -> None:
@@ -69,6 +71,7 @@ class SimNode:
         self.open_changes: set[int] = set()
         self.outcomes: list[fx.ChangeAccepted | fx.ChangeDone | fx.ChangeRejected] = []
         self.is_gone = False
+        self.checked: tuple[PersistentState, PersistentState] | None = None
 
     @property
     def up(self) -> ClusterMachine:

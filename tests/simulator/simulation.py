@@ -71,6 +71,7 @@ class Simulation:
         self.settings = settings or ClusterSettings()
         self.expect = count if expect is None else expect
         self.tale = Story(story_lines)
+        self._tells = story_lines != 0
         self.announced: list[tuple[float, str, fx.Announce]] = []
         self.log: list[tuple[float, str, fx.Effect]] = []
         self.keep_log = False
@@ -131,33 +132,40 @@ class Simulation:
     def run(self, seconds: float) -> None:
         """Let time go by."""
         end = self.now + seconds
-        while self._next_time() <= end:
-            self._run_next()
+        self._run_to(end, _NEVER)
         self.now = end
 
-    def _next_time(self) -> float:
-        limits = self._limits
-        while limits and limits[0][2].is_done:
-            limits.popleft()
-        at = self._heap[0][0] if self._heap else _NEVER
-        return min(at, limits[0][0]) if limits else at
-
-    def _run_next(self) -> None:
-        limits = self._limits
-        while limits and limits[0][2].is_done:
-            limits.popleft()
-        if limits and (not self._heap or limits[0][:2] < self._heap[0][:2]):
-            at, _, call = limits.popleft()
-            action, args = call.fail, ()
-        else:
-            at, _, action, args = heapq.heappop(self._heap)
-        if at > self.now:
-            self.now = at
-            self._stands_since = self.events
-        elif self.events - self._stands_since > _MOST_EVENTS_AT_ONCE:
-            raise LivelockError(f"{_MOST_EVENTS_AT_ONCE} events and no time went by")
-        self.events += 1
-        action(*args)
+    def _run_to(self, end: float, steps: float) -> bool:
+        """Let things happen until the machines have made so many steps; False where no more is due by ``end``."""
+        limits, heap, pop = self._limits, self._heap, heapq.heappop
+        args: tuple[Any, ...]
+        while self.steps < steps:
+            at = heap[0][0] if heap else _NEVER
+            if limits and limits[0][0] <= at:
+                limit_at, order, call = limits[0]
+                if call.is_done:
+                    limits.popleft()
+                    continue
+                is_limit = limit_at < at or order < heap[0][1]
+            else:
+                is_limit = False
+            if is_limit:
+                at = limit_at
+            if at > end:
+                return False
+            if is_limit:
+                limits.popleft()
+                action, args = call.fail, ()
+            else:
+                _, _, action, args = pop(heap)
+            if at > self.now:
+                self.now = at
+                self._stands_since = self.events
+            elif self.events - self._stands_since > _MOST_EVENTS_AT_ONCE:
+                raise LivelockError(f"{_MOST_EVENTS_AT_ONCE} events and no time went by")
+            self.events += 1
+            action(*args)
+        return True
 
     # -- lives of nodes -------------------------------------------------------------------------------
 
@@ -287,7 +295,7 @@ class Simulation:
         for event in waiting:
             self.give(node, event)
         if node.machine is not None:
-            self._arm(node)
+            self._arm(node, node.machine)
 
     def step(self, node: SimNode, event: ev.Event) -> None:
         """Give a machine an event and do what it decides; perhaps crash in the middle of that."""
@@ -297,10 +305,11 @@ class Simulation:
         self.steps += 1
         if type(event) in _CHANGES:
             node.open_changes.add(event.change_id)  # type: ignore[union-attr]
-        if type(event) is not ev.Tick:
+        if self._tells and type(event) is not ev.Tick:
             self.tale.tell(self.now, node.node_id, "<-", event)
         effects = machine.step(event, node.clock.local(self.now))
-        self.checker.on_step(node, machine)
+        if machine._coordinator is not None:
+            self.checker.on_step(node, machine)
         rng, faults = self.rng, self.faults
         survive = len(effects)
         if survive and faults.crash_in_step and rng.random() < faults.crash_in_step:
@@ -313,31 +322,37 @@ class Simulation:
                         node.drive.write(broken.state, rng.randrange(len(PROTOCOL) + 1))
                 self.crash(node, power=rng.random() < faults.power_loss)
             return
-        self._execute_all(node, effects)
+        if effects:
+            self._execute_all(node, effects)
         if node.machine is machine:
-            self._arm(node)
+            self._arm(node, machine)
 
     def _execute_all(self, node: SimNode, effects: list[fx.Effect]) -> None:
         machine = node.machine
         for effect in effects:
-            for trap in self.traps:
-                if trap(node, effect):
-                    self.traps.remove(trap)
-                    break
+            if self.traps:
+                for trap in self.traps:
+                    if trap(node, effect):
+                        self.traps.remove(trap)
+                        break
             if node.machine is not machine:
                 return
-            self.tale.tell(self.now, node.node_id, "->", effect)
+            if self._tells:
+                self.tale.tell(self.now, node.node_id, "->", effect)
             if self.keep_log:
                 self.log.append((self.now, node.node_id, effect))
             self._executors[type(effect)](node, effect)
 
-    def _arm(self, node: SimNode) -> None:
+    def _arm(self, node: SimNode, machine: ClusterMachine) -> None:
         """Wake the machine at its deadline."""
-        deadline = node.up.next_deadline()
+        deadline = machine.next_deadline()
         if deadline is None:
             return
-        at = max(self.now, node.clock.real(deadline))
-        if node.next_tick is not None and node.next_tick <= at:
+        at, tick = node.clock.real(deadline), node.next_tick
+        if tick is not None and tick <= at:
+            return
+        at = max(self.now, at)
+        if tick is not None and tick <= at:
             return
         node.next_tick = at
         self.later(at - self.now, self._tick, node, node.boots, at)
@@ -371,17 +386,19 @@ class Simulation:
 
     def take_request(self, call: Call) -> None:
         """A request arrives."""
-        target = self.nodes.get(call.send.peer)
-        clone = self.clones.get(call.send.peer)
+        send = call.send
+        target = self.nodes.get(send.peer)
+        clone = self.clones.get(send.peer)
         if clone is not None and self.rng.random() < 0.5:
             target = clone
         if target is None or target.machine is None or target.away == "asleep":
             return
         request_id = next(self._request_ids)
         self._replies[request_id] = call
-        target.open_requests[request_id] = call.node.node_id
-        self.checker.on_request(target, request_id, call.node.node_id)
-        self.give(target, ev.RequestReceived(request_id, call.node.node_id, call.send.message))
+        sender = call.node.node_id
+        target.open_requests[request_id] = sender
+        self.checker.on_request(target, request_id, sender)
+        self.give(target, ev.RequestReceived(request_id, sender, send.message))
 
     def _reply(self, node: SimNode, effect: fx.Reply) -> None:
         self.checker.on_reply(node, effect)

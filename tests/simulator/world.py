@@ -127,12 +127,9 @@ class World(Simulation):
         """
         begin = self.now
         end = begin + limit_seconds
-        steps = -1
-        while steps == self.steps or not condition():
-            if self._next_time() > end:
+        while not condition():
+            if not self._run_to(end, self.steps + 1):
                 raise AssertionError(f"not within {limit_seconds} s\n" + self.story)
-            steps = self.steps
-            self._run_next()
         return self.now - begin
 
     # -- what it is asked -----------------------------------------------------------------------------

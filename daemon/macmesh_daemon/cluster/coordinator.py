@@ -404,8 +404,9 @@ class Coordinator:
         return own is None or own.addresses == self._context.addresses
 
     def _with_weights(self, document: ClusterDocument) -> ClusterDocument:
-        verdicts = {node_id: self.liveness(node_id) for node_id in document.by_node_id}
-        all_there = not self.flaps.has_suppressed and all(v == "alive" for v in verdicts.values())
+        known = self.watch.verdicts()
+        verdicts = {n: known.get(n) or self.liveness(n) for n in document.by_node_id}
+        all_there = not self.flaps.has_suppressed and set(verdicts.values()) <= {"alive"}
         if all_there and document is self._balanced:
             return document
         own = self._context.facts.versions

@@ -26,6 +26,7 @@ from .messages import (
     Version,
     WantedModel,
 )
+from .quick import quickly_made
 from .state import PersistentState
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Persist:
     state: PersistentState
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Send:
     """Call ``peer``, which is never this node itself."""
@@ -48,6 +50,7 @@ class Send:
     deadline_seconds: float
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class Reply:
     """Answer a `RequestReceived`."""

@@ -272,4 +272,5 @@ class Election:
         shortest = settings.election_timeout_min_seconds
         if context.facts.portable:
             shortest += settings.portable_bias_seconds
-        self.deadline = context.now + context.rng.uniform(shortest, settings.election_timeout_max_seconds)
+        longest = settings.election_timeout_max_seconds
+        self.deadline = context.now + (shortest + (longest - shortest) * context.rng.random())

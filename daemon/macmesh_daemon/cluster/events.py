@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from .messages import Deployment, Epoch, NodeFacts, Request, Response, WantedModel, WorkerReport
+from .quick import quickly_made
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class CandidateVerified:
     has_cluster: bool
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class RequestReceived:
     """A peer called. Exactly one `Reply` with this ``request_id`` follows, perhaps in a later step.
@@ -46,6 +48,7 @@ class RequestReceived:
     message: Request
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class ResponseReceived:
     """The answer to a `Send`.

@@ -64,6 +64,9 @@ if TYPE_CHECKING:
     from .state import PersistentState
     from .view import ClusterView
 
+_NO_NEWS = (Tick, ResponseReceived, RequestFailed)
+"""Events that do not call for a look at everything, or do so themselves."""
+
 
 class ClusterMachine:
     """Election, membership and plans of one node, without I/O, clock or randomness of its own.
@@ -124,7 +127,9 @@ class ClusterMachine:
         self._own_doubles: set[int] = set()
         self._due = self._find_deadline()
 
-    def step(self, event: Event, now: float) -> "list[Effect]":
+    def step(  # noqa: C901  one line after the other: the path of every event
+        self, event: Event, now: float
+    ) -> "list[Effect]":
         """Take one event and return what to do, in order; the only way in.
 
         Args:
@@ -143,9 +148,10 @@ class ClusterMachine:
             self._election.was_away()
             self._standalone.was_away()
         self._handle(event)
-        if self._coordinator is not None and not isinstance(event, Tick | ResponseReceived | RequestFailed):
+        if self._coordinator is not None and not isinstance(event, _NO_NEWS):
             self._coordinator.touch()
-        self._found()
+        if self._founder:
+            self._found()
         self._election.tick()
         while True:
             while context.inbox:
@@ -173,12 +179,15 @@ class ClusterMachine:
     def _find_deadline(self) -> float | None:
         if self._coordinator is not None:
             return self._coordinator.next_deadline()
-        if self._may_found():
+        if self._founder and self._may_found():
             return self._context.now
         due = self._election.deadline
-        for at in (self._goodbye.deadline, self._standalone.deadline()):
-            if at is not None and (due is None or at < due):
-                due = at
+        at = self._goodbye.deadline
+        if at is not None and (due is None or at < due):
+            due = at
+        at = self._standalone.deadline()
+        if at is not None and (due is None or at < due):
+            due = at
         return due
 
     @property
@@ -292,7 +301,10 @@ class ClusterMachine:
             return
         # Whoever leads a term that somebody has left behind must know.
         self._election.observe((message.generation, message.term))
-        if isinstance(message, ProbeResponse) and message.target_node_id == event.peer:
+        if isinstance(message, HeartbeatResponse):
+            if self._coordinator is not None:
+                self._coordinator.on_heartbeat_response(event.peer, message, event.round_trip_ms)
+        elif isinstance(message, ProbeResponse) and message.target_node_id == event.peer:
             self._probes.on_outcome(event.peer, reached=message.reached)
         elif isinstance(message, LeaveResponse):
             if message.heard:

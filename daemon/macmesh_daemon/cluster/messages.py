@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from .quick import quickly_made
+
 Version = tuple[int, int, int]
 """Version of a document: (generation, term, seq), compared lexicographically; (0, 0, 0) for none."""
 
@@ -325,6 +327,7 @@ class RequestVoteResponse:
     reason: str = ""
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class HeartbeatRequest:
     """The coordinator's heartbeat; carries the document where the member's is older."""
@@ -346,6 +349,7 @@ class HeartbeatRequest:
         return (self.commit_generation, self.commit_term, self.commit_seq)
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class HeartbeatResponse:
     """What the member knows of itself."""
@@ -372,13 +376,18 @@ class HeartbeatResponse:
     def tells_the_same(self, other: "HeartbeatResponse") -> bool:
         """Whether all but the number of the round is equal."""
         return (
-            self.worker == other.worker
-            and self.document_version == other.document_version
-            and (self.generation, self.term) == (other.generation, other.term)
-            and (self.promised, self.active) == (other.promised, other.active)
-            and (self.accepted, self.leaving, self.boot_nonce)
-            == (other.accepted, other.leaving, other.boot_nonce)
-            and self.facts == other.facts
+            (self.worker is other.worker or self.worker == other.worker)
+            and self.document_seq == other.document_seq
+            and self.document_term == other.document_term
+            and self.document_generation == other.document_generation
+            and self.term == other.term
+            and self.generation == other.generation
+            and (self.promised is other.promised or self.promised == other.promised)
+            and (self.active is other.active or self.active == other.active)
+            and self.accepted == other.accepted
+            and self.leaving == other.leaving
+            and self.boot_nonce == other.boot_nonce
+            and (self.facts is other.facts or self.facts == other.facts)
         )
 
 

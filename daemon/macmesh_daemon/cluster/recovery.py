@@ -43,9 +43,9 @@ class Recovery:
 
     def finish(self) -> None:
         """Tell the outcome, which is there by the end of the same step: its own vote is a quorum."""
-        change_id, self._change_id = self._change_id, None
-        if change_id is None:
+        if self._change_id is None:
             return
+        change_id, self._change_id = self._change_id, None
         committed = self._replica.committed
         if committed is None or committed.generation != self._context.state.generation:
             self._reject(change_id, "NO_QUORUM", "the recovery was not committed; see the log")

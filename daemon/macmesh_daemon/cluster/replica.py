@@ -115,25 +115,27 @@ class Replica:
                 self._told = request.members
                 self.told_serving_state = request.serving_state
                 self.told_refusal_json = request.refusal_json
-        state = self._context.state
+        context = self._context
+        state = context.state
+        version = state.document_version
         worker = self.slot.report
         is_local = worker is not None and worker.epoch is not None and worker.epoch.is_local
-        self._context.reply(
+        context.reply(
             request_id,
             HeartbeatResponse(
                 generation=state.generation,
                 term=state.term,
                 round=request.round,
-                document_generation=state.document_version[0],
-                document_term=state.document_version[1],
-                document_seq=state.document_version[2],
+                document_generation=version[0],
+                document_term=version[1],
+                document_seq=version[2],
                 promised=state.promised,
                 active=state.active,
                 worker=None if is_local else worker,
                 accepted=not refused,
-                boot_nonce=self._context.boot_nonce,
-                facts=self._context.facts,
-                leaving=self._context.is_leaving,
+                boot_nonce=context.boot_nonce,
+                facts=context.facts,
+                leaving=context.is_leaving,
             ),
         )
 

@@ -100,7 +100,8 @@ class Standalone:
         now = self._context.now
         if self._election.hears_coordinator or not self._may_begin():
             self._alone_since = now
-            self._end()
+            if self._phase or self._refused is not None:
+                self._end()
             return
         if not self._phase:
             if now >= self._begin_at and not self._serves_cluster():
@@ -153,10 +154,10 @@ class Standalone:
         state = self._context.state
         document = state.document
         return (
-            self._context.settings.standalone
-            and not self._context.is_leaving
-            and document is not None
+            document is not None
             and document.wanted is not None
+            and self._context.settings.standalone
+            and not self._context.is_leaving
             and document.member(self._context.node_id) is not None
         )
 

@@ -1,11 +1,12 @@
 """What a node must not forget."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from .messages import Ballot, ClusterDocument, Epoch, Plan, Version
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: it remembers what is asked at every step
 class PersistentState:
     """The durable part of a node; mirrors ``PersistentState`` of ``proto/macmesh/v1/state.proto``.
 
@@ -27,17 +28,17 @@ class PersistentState:
     active_plan: Plan | None = None
     local_seq: int = 0
 
-    @property
+    @cached_property
     def ballot(self) -> Ballot:
         """(generation, term)."""
         return (self.generation, self.term)
 
-    @property
+    @cached_property
     def document_version(self) -> Version:
         """Version of the stored document; (0, 0, 0) where there is none."""
         return self.document.version if self.document else (0, 0, 0)
 
-    @property
+    @cached_property
     def commit_version(self) -> Version:
         """The newest version known to be committed; (0, 0, 0) where none is."""
         return (self.commit_generation, self.commit_term, self.commit_seq)

@@ -72,6 +72,11 @@ class MemberWatch:
             verdict = self._judged[node_id] = self._judge(node_id)
         return verdict
 
+    def verdicts(self) -> "dict[str, Liveness]":
+        """The verdicts on all members, in their order."""
+        judged = self._judged if self._judged_in_step == self._context.step_number else {}
+        return {n: judged.get(n) or self.liveness(n) for n in self._document().by_node_id}
+
     def _judge(self, node_id: str) -> "Liveness":
         track = self.tracks.get(node_id)
         if track is None:
@@ -157,13 +162,13 @@ class MemberWatch:
     def gist(self) -> "list[tuple[str, Liveness, WorkerReport | None, bool]]":
         """What of `statuses` is told at once when it changes; in the order of the members."""
         own, tracks, found = self._context.node_id, self.tracks, []
-        for node_id in self._document().by_node_id:
+        for node_id, verdict in self.verdicts().items():
             track = tracks.get(node_id)
             if node_id == own:
                 worker = self._replica.slot.report
             else:
                 worker = track.status.worker if track is not None and track.status is not None else None
-            found.append((node_id, self.liveness(node_id), worker, track is not None and bool(track.refused)))
+            found.append((node_id, verdict, worker, track is not None and bool(track.refused)))
         return found
 
     def statuses(self) -> tuple[MemberStatus, ...]:
@@ -212,7 +217,12 @@ class MemberWatch:
             track.forget_round(response.round)
             return session == "duplicate"
         before = track.status
-        was_gone = self.liveness(peer) in GONE
+        # Nobody else is gone, and to ask for the verdict at every answer is dear.
+        may_be_gone = (
+            track.left_at is not None
+            or track.silence_seconds(now) >= self._context.settings.dead_after_seconds
+        )
+        was_gone = may_be_gone and self.liveness(peer) in GONE
         is_back = not response.leaving and (was_gone or session == "restarted")
         if not track.on_answer(response, round_trip_ms, now):
             return False
