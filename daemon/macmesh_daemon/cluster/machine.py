@@ -9,6 +9,7 @@ from .election import Election
 from .errors import LocalClusterMisuse
 from .events import (
     CandidateVerified,
+    ConnectionLost,
     Event,
     EvictWanted,
     FactsChanged,
@@ -63,6 +64,9 @@ if TYPE_CHECKING:
     from .settings import ClusterSettings
     from .state import PersistentState
     from .view import ClusterView
+
+_UNTOUCHING = Tick | ResponseReceived | RequestFailed | ConnectionLost
+"""Events after which the coordinator itself says whether there is news."""
 
 
 class ClusterMachine:
@@ -143,7 +147,7 @@ class ClusterMachine:
             self._election.was_away()
             self._standalone.was_away()
         self._handle(event)
-        if self._coordinator is not None and not isinstance(event, Tick | ResponseReceived | RequestFailed):
+        if self._coordinator is not None and not isinstance(event, _UNTOUCHING):
             self._coordinator.touch()
         self._found()
         self._election.tick()
@@ -211,7 +215,10 @@ class ClusterMachine:
                 if isinstance(event.message, ProbeRequest) and event.message.target_node_id == event.peer:
                     self._probes.on_outcome(event.peer, reached=False)
                 elif self._coordinator is not None:
-                    self._coordinator.on_request_failed(event.peer, event.message)
+                    self._coordinator.on_request_failed(event.peer, event.message, event.kind)
+            case ConnectionLost():
+                if self._coordinator is not None:
+                    self._coordinator.on_connection_lost(event.peer)
             case CandidateVerified():
                 self._on_candidate(event)
             case PlanComputed():
