@@ -201,7 +201,7 @@ class ClusterMachine:
         document = self._context.state.document
         return document is not None and node_id in document.denied_node_ids
 
-    def _handle(self, event: Event) -> None:  # noqa: C901, PLR0912  one arm for each kind of event
+    def _handle(self, event: Event) -> None:  # noqa: C901, PLR0912, PLR0915  one arm for each kind of event
         match event:
             case Tick():
                 pass
