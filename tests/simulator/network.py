@@ -24,6 +24,7 @@ class Network:
         delay_seconds: How long a message takes at most that is not late.
         reset: Probability that a connection is reset for nothing: the call is refused, or lost on its way.
         cut: (source, target) pairs that nothing passes.
+        rejected: (source, target) pairs between which a packet filter answers every call with a reset.
     """
 
     loss: float = 0.0
@@ -33,6 +34,7 @@ class Network:
     delay_seconds: float = 0.01
     reset: float = 0.0
     cut: set[tuple[str, str]] = field(default_factory=set)
+    rejected: set[tuple[str, str]] = field(default_factory=set)
 
     def passes(self, source: str, target: str, rng: random.Random) -> bool:
         """Whether a message arrives."""

@@ -387,6 +387,9 @@ class Simulation:
         self._limit(call, effect.deadline_seconds)
         for _ in range(network.copies(rng)):
             if network.passes(node.node_id, effect.peer, rng):
+                if (node.node_id, effect.peer) in network.rejected:
+                    self.later(network.delay(rng), call.break_off, "refused")
+                    continue
                 if network.reset and rng.random() < network.reset:
                     kind: ev.FailureKind = rng.choice(("refused", "lost"))
                     self.later(network.delay(rng), call.break_off, kind)

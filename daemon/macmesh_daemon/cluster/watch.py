@@ -282,7 +282,7 @@ class MemberWatch:
     def look(self) -> None:
         """Announce verdicts that changed, and ask others about members that are silent."""
         now = self._context.now
-        silent = []
+        silent, refusing = [], []
         verdicts, tracks = self._verdicts, self.tracks
         for node_id in self._document().by_node_id:
             verdict = self.liveness(node_id)
@@ -290,8 +290,9 @@ class MemberWatch:
             if verdict != before:
                 verdicts[node_id] = verdict
                 self._context.announce(f"member {verdict}", node_id=node_id, before=before)
-                if verdict == "suspect" and node_id in tracks and tracks[node_id].refused_since is not None:
-                    self._probe(node_id)
+                track = tracks.get(node_id)
+                if verdict == "suspect" and track is not None and track.refused_since is not None:
+                    refusing.append(node_id)
             track = tracks.get(node_id)
             if track is not None:
                 track.gone_at = (track.gone_at or now) if verdict in GONE else None
@@ -299,8 +300,9 @@ class MemberWatch:
                 silent.append(node_id)
         if silent and now >= self._next_probes:
             self._next_probes = now + self._context.settings.probe_seconds
-            for node_id in silent:
-                self._probe(node_id)
+            refusing = silent
+        for node_id in refusing:  # its verdict falls before the next round of questions
+            self._probe(node_id)
 
     def _probe(self, target: str) -> None:
         """Ask a few others whether they reach a silent member."""
