@@ -186,7 +186,7 @@ void bind_group(nb::module_& m) {
           "abort", [](const PyMeshGroup& self, const std::string& reason) { self.impl->mesh()->abort(reason); },
           "reason"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("close", [](const PyMeshGroup& self) { self.impl->close(); });
-  bind_host(group);
+  bind_host(m, group);
 
   nb::module_::import_("atexit").attr("register")(nb::cpp_function(&close_all));
 }

@@ -124,7 +124,10 @@ nb::bytes host_receive_message(const PyMeshGroup& self, int peer, std::optional<
 
 }  // namespace
 
-void bind_host(nb::class_<PyMeshGroup>& group) {
+void bind_host(nb::module_& m, nb::class_<PyMeshGroup>& group) {
+  m.def(
+      "require_memory", [](const std::vector<mx::array>& arrays) { require_memory(arrays, "require_memory"); },
+      "arrays"_a);
   group.def("host_send", &host_send, "peer"_a, "arrays"_a, "timeout_seconds"_a = nb::none())
       .def("host_receive_into", &host_receive_into, "peer"_a, "arrays"_a, "timeout_seconds"_a = nb::none())
       .def("host_receive", &host_receive, "peer"_a, "timeout_seconds"_a = nb::none())

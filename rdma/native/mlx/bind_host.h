@@ -6,7 +6,7 @@
 
 namespace mm {
 
-// Adds the host transfers to MeshGroup.
-void bind_host(nanobind::class_<PyMeshGroup>& group);
+// Adds the host transfers to MeshGroup, and what they ask of arrays.
+void bind_host(nanobind::module_& m, nanobind::class_<PyMeshGroup>& group);
 
 }  // namespace mm
