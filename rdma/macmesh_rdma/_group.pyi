@@ -145,10 +145,14 @@ class MeshGroup:
         The host transfers raise RuntimeError as `send_bytes` does; one that was refused does not end the group.
 
         Args:
+            peer: Rank of the receiver.
+            arrays: Of any number, also none; they travel together.
             timeout_seconds: Deadline of the whole call. None: the group's; infinity: none.
         """
 
-    def host_receive_into(self, peer: int, arrays: Sequence[mx.array], timeout_seconds: float | None = None) -> None:
+    def host_receive_into(
+        self, peer: int, arrays: Sequence[mx.array], timeout_seconds: float | None = None
+    ) -> None:
         """Fills the memory of evaluated, row-contiguous arrays with what `host_send` sends on the other side."""
 
     def host_receive(self, peer: int, timeout_seconds: float | None = None) -> list[mx.array]:

@@ -1,6 +1,7 @@
 """The contract of `HostLane`, in memory and over our own groups, with the ranks as threads of one process."""
 
 import contextlib
+import functools
 import math
 import threading
 import time
@@ -133,7 +134,8 @@ def test_what_was_described_on_a_placeholder_computes_with_what_came(lanes: Lane
     for _ in range(2):
         described = placeholder[0] * 2 + 1
         at_once(
-            lambda: lanes[1].send(0, given, SECONDS), lambda: lanes[0].receive_into(1, placeholder, SECONDS)
+            functools.partial(lanes[1].send, 0, given, SECONDS),
+            lambda: lanes[0].receive_into(1, placeholder, SECONDS),
         )
         assert same([described], [given[0] * 2 + 1])
         given = [sample((1, 1, 3072), mx.bfloat16, 9)]
@@ -313,7 +315,7 @@ def test_a_killed_rank_in_memory_is_lost() -> None:
 
 
 def test_host_transfers_and_groups_operations_share_one_order() -> None:
-    with group_lanes(2, "shm") as (one, other):
+    with group_lanes(2, "shm", LinkOptions()) as (one, other):
         assert isinstance(one, GroupHostLane)
         assert isinstance(other, GroupHostLane)
         one.send_message(1, b"first", SECONDS)
