@@ -15,6 +15,7 @@ difference, and where the time of a hop went: evaluating, sending, receiving wit
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -133,14 +134,14 @@ class Rank:
             described = timed("describe", lambda: self.describe(placeholder, result))
             if not self._first or step > 0:
                 timed("receive", lambda: self._lane.receive_into(self._peer, [placeholder], SECONDS))
-            timed("evaluate", lambda array=described: evaluate(array))
-            timed("send", lambda array=described: self._lane.send(self._peer, [array], SECONDS))
+            timed("evaluate", functools.partial(evaluate, described))
+            timed("send", functools.partial(self._lane.send, self._peer, [described], SECONDS))
             del described
             spent["hop"].append((time.perf_counter() - began) / 2)
         if self._first:
             self._lane.receive_into(self._peer, [placeholder], SECONDS)
         self._stage = None
-        checksum = float(mx.abs(placeholder.astype(mx.float32)).sum().item())
+        checksum: Any = mx.abs(placeholder.astype(mx.float32)).sum().item()
         if self._first and not 0 <= checksum < self._size + 1:
             raise RuntimeError(f"what came cannot be: its absolute sum is {checksum}")
         return {

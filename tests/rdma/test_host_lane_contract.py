@@ -154,8 +154,8 @@ def test_every_direction_at_once(lanes: Lanes) -> None:
 
     pairs = [(0, 1), (1, 0), (1, 2), (2, 1), (2, 0), (0, 2)]
     at_once(
-        *(lambda pair=pair: send(*pair) for pair in pairs),  # type: ignore[misc]  # bound
-        *(lambda pair=pair: receive(*pair) for pair in pairs),  # type: ignore[misc]  # bound
+        *(lambda pair=pair: send(*pair) for pair in pairs),
+        *(lambda pair=pair: receive(*pair) for pair in pairs),
     )
 
 
