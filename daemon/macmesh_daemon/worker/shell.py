@@ -138,6 +138,7 @@ class WorkerShell:
         """Joins the other stages. The same addresses may come twice: an answer may have been lost."""
         if self._peers is None:
             self._peers = peers
+            log.info("the other stages are known", stage=self._start.stage_index)
             group.create_task(self._join(peers), name="join")
         elif peers != self._peers:
             self._fail("other addresses came while the stages were joining; they must start anew to meet")
@@ -163,6 +164,7 @@ class WorkerShell:
         if sorted(peer.stage_index for peer in peers.peers) != list(range(self._stages)):
             raise LocalStartError(f"addresses came for {len(peers.peers)} stages of {self._stages}")
         await self._control.join(peers)
+        log.info("control lane stands", stage=self._start.stage_index)
         exchange = self._exchange
         if exchange is not None:
             self._inference.open_lane(lambda: self._open_jaccl(exchange))
