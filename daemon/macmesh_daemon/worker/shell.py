@@ -30,8 +30,9 @@ from macmesh_rdma.sync.mode import VARIABLE as SYNC_VARIABLE
 if TYPE_CHECKING:
     from macmesh_rdma.stock_lane import StockLane
 
-JOIN_DEADLINE_SECONDS = 30.0
-"""From the peers' addresses to all connections; the peers have loaded by then."""
+JOIN_DEADLINE_SECONDS = 8.0
+"""For the control lane, and again for the tensor lane. Both fit into the coordinator's patience with stages that
+connect, so that a stage that waits in vain says for whom before the plan is made anew without a word."""
 EXCHANGE_DEADLINE_SECONDS = 5.0
 """For the event loop to take one message of the set-up."""
 LEAVE_DEADLINE_SECONDS = 5.0
@@ -145,11 +146,12 @@ class WorkerShell:
 
     async def _join(self, peers: peer_pb2.SetPeersRequest) -> None:
         try:
+            await self._loaded.wait()  # they are told of each other once all have loaded
             async with asyncio.timeout(JOIN_DEADLINE_SECONDS):
-                await self._loaded.wait()
                 await self._join_lanes(peers)
         except TimeoutError:
-            self._lose_peer(f"not all stages were connected within {JOIN_DEADLINE_SECONDS:g} s")
+            missing = self._control.missing if self._control is not None else ""
+            self._lose_peer(f"not all stages were connected within {JOIN_DEADLINE_SECONDS:g} s: {missing}")
         except RemoteNeighbourError as error:
             self._lose_peer(str(error))
         except (WorkerError, TransportError) as error:
