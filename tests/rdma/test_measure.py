@@ -52,7 +52,7 @@ def test_both_sides_move_the_same_few_frames_and_count_them(monkeypatch: pytest.
     small = LinkOptions(num_buffers=2, frame_bytes=4096, buffer_sizes=2)
     size_bytes = FRAMES_PER_FLOOD * 8192
     for rank in (0, 1):
-        speed = measure_link(None, rank, 1 - rank, small, 1.0)  # type: ignore[arg-type]  the recorder takes any
+        speed = measure_link(None, rank, 1 - rank, small, 1.0)  # type: ignore[arg-type]  # the recorder takes any
         assert speed.gb_per_s == pytest.approx(size_bytes * FLOODS / 1e9)
     assert native.floods == [
         ("flood", size_bytes, FLOODS),
