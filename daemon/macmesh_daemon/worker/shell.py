@@ -30,8 +30,9 @@ from macmesh_rdma.sync.mode import VARIABLE as SYNC_VARIABLE
 if TYPE_CHECKING:
     from macmesh_rdma.stock_lane import StockLane
 
-JOIN_DEADLINE_SECONDS = 30.0
-"""From the peers' addresses to all connections; the peers have loaded by then."""
+JOIN_DEADLINE_SECONDS = 8.0
+"""For the control lane, and again for the tensor lane. Both fit into the coordinator's patience with stages that
+connect, so that a stage that waits in vain says for whom before the plan is made anew without a word."""
 EXCHANGE_DEADLINE_SECONDS = 5.0
 """For the event loop to take one message of the set-up."""
 LEAVE_DEADLINE_SECONDS = 5.0
@@ -138,17 +139,19 @@ class WorkerShell:
         """Joins the other stages. The same addresses may come twice: an answer may have been lost."""
         if self._peers is None:
             self._peers = peers
+            log.info("the other stages are known", stage=self._start.stage_index)
             group.create_task(self._join(peers), name="join")
         elif peers != self._peers:
             self._fail("other addresses came while the stages were joining; they must start anew to meet")
 
     async def _join(self, peers: peer_pb2.SetPeersRequest) -> None:
         try:
+            await self._loaded.wait()  # they are told of each other once all have loaded
             async with asyncio.timeout(JOIN_DEADLINE_SECONDS):
-                await self._loaded.wait()
                 await self._join_lanes(peers)
         except TimeoutError:
-            self._lose_peer(f"not all stages were connected within {JOIN_DEADLINE_SECONDS:g} s")
+            missing = self._control.missing if self._control is not None else ""
+            self._lose_peer(f"not all stages were connected within {JOIN_DEADLINE_SECONDS:g} s: {missing}")
         except RemoteNeighbourError as error:
             self._lose_peer(str(error))
         except (WorkerError, TransportError) as error:
@@ -163,6 +166,7 @@ class WorkerShell:
         if sorted(peer.stage_index for peer in peers.peers) != list(range(self._stages)):
             raise LocalStartError(f"addresses came for {len(peers.peers)} stages of {self._stages}")
         await self._control.join(peers)
+        log.info("control lane stands", stage=self._start.stage_index)
         exchange = self._exchange
         if exchange is not None:
             self._inference.open_lane(lambda: self._open_jaccl(exchange))

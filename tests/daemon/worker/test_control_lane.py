@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from macmesh.v1 import lane_pb2, peer_pb2
+from macmesh_daemon.cluster.settings import ClusterSettings
 from macmesh_daemon.supervisor.local_plan import local_plan, throwaway_identities
+from macmesh_daemon.worker import shell
 from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError
 from macmesh_daemon.worker.identity import require_node, stage_proof
@@ -125,6 +127,24 @@ async def test_what_cannot_be_sent_ends_the_plan_and_is_told_once() -> None:
         await stages[1].lane.close()
         stages[0].lane.send_down(b"late")
         assert stages[0].lost.empty()
+
+
+async def test_a_stage_that_waits_says_for_whom() -> None:
+    async with bound(starts(3)) as stages:
+        # Stage 2 was never told of the others: it says no hello, and does not connect to the head.
+        head, second = (asyncio.create_task(stage.lane.join(peers(stages))) for stage in stages[:2])
+        while stages[0].lane.missing != "stage 2 has not connected to us":
+            assert not head.done()
+            await asyncio.sleep(0)
+        assert stages[1].lane.missing == f"stage 2 at {stages[2].address} has not said hello"
+        await stages[2].lane.join(peers(stages))
+        await asyncio.gather(head, second)
+        assert [stage.lane.missing for stage in stages] == ["", "", ""]
+
+
+def test_a_stage_gives_up_joining_before_the_coordinator_gives_up_the_plan() -> None:
+    both_lanes_seconds = 2 * shell.JOIN_DEADLINE_SECONDS
+    assert both_lanes_seconds < ClusterSettings().connect_timeout_seconds
 
 
 async def test_a_node_of_another_cluster_is_turned_away() -> None:
