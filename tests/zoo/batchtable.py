@@ -46,7 +46,8 @@ class Row:
 def prompt(name: str, tokens: int) -> list[int]:
     """Token ids that differ from model to model and length to length."""
     state = mx.random.key(sum(map(ord, name)) + tokens)
-    return [int(token) for token in mx.random.randint(4, 300, (tokens,), key=state).tolist()]
+    drawn: Any = mx.random.randint(4, 300, (tokens,), key=state).tolist()
+    return [int(token) for token in drawn]
 
 
 @dataclass
@@ -66,12 +67,13 @@ class Requests:
     def step(self, tokens: Sequence[Sequence[int]], caches: Caches) -> list[int]:
         """One step for each row; the most likely next tokens."""
         caches.advance(len(tokens[0]))
-        logits = self.model(mx.array(tokens), cache=caches.entries)
+        logits = self.model(mx.array([list(row) for row in tokens]), cache=caches.entries)
         chosen = mx.argmax(logits[:, -1], axis=-1)
         if len(tokens[0]) > 1:
             caches.copy_states(range(len(caches.entries)))
         mx.eval(chosen, caches.owned_arrays())
-        return [int(token) for token in chosen.tolist()]
+        found: Any = chosen.tolist()
+        return [int(token) for token in found]
 
     def prefill(self, tokens: Sequence[int], caches: StageCaches) -> None:
         """All but the last token, in chunks."""
@@ -115,7 +117,11 @@ def batched(requests: Requests, prompts: Sequence[Sequence[int]]) -> list[list[i
     run(batch, (0, 1, 2), 5)
     batch = _batch([BatchRow(batch, 1), BatchRow(batch, 2)])
     run(batch, (1, 2), 4)
-    left = compose([], CAPACITY_TOKENS, [BatchRow(batch, 1)]).leaving[0].resized(CAPACITY_TOKENS)
+    left = (
+        compose([], CAPACITY_TOKENS, [BatchRow(batch, 1)], [batch.lengths[1]])
+        .leaving[0]
+        .resized(CAPACITY_TOKENS)
+    )
     run(left, (2,), 2)
     return out
 
@@ -144,7 +150,9 @@ def compare(name: str, *, force: bool = False) -> Row:
     try:
         found = batched(requests, prompts)
     except Exception as problem:  # noqa: BLE001  any failure of foreign code is the answer
-        return Row(name, equal=False, reason=f"{type(problem).__name__}: {' '.join(str(problem).split())[:150]}")
+        return Row(
+            name, equal=False, reason=f"{type(problem).__name__}: {' '.join(str(problem).split())[:150]}"
+        )
     for index, (mine, theirs) in enumerate(zip(found, wanted, strict=True)):
         if mine != theirs[: len(mine)]:
             return Row(name, equal=False, reason=f"request {index}: {mine} in batches, {theirs} alone")
@@ -160,7 +168,11 @@ def main(names: Sequence[str]) -> int:
         print(rows[-1].text, flush=True)  # noqa: T201  its output
     equal, alone = sum(row.equal for row in rows), sum(bool(row.unbatchable) for row in rows)
     print(f"{len(rows)} architectures, {equal} equal in batches, {alone} run alone")  # noqa: T201  its output
-    return 0 if all(row.equal or row.unbatchable or row.name in METAL_ONLY | BROKEN.keys() for row in rows) else 1
+    return (
+        0
+        if all(row.equal or row.unbatchable or row.name in METAL_ONLY | BROKEN.keys() for row in rows)
+        else 1
+    )
 
 
 if __name__ == "__main__":

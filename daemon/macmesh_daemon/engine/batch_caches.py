@@ -10,7 +10,7 @@ from macmesh_daemon.engine.batch_entries import RowCache, batch_entry, single_en
 from macmesh_daemon.engine.cache_fit import round_up_tokens
 from macmesh_daemon.engine.cache_ghosts import Positions, advance_ghost
 from macmesh_daemon.engine.cache_members import arrays_described, members
-from macmesh_daemon.engine.caches import StageCaches, bytes_of, copy_states
+from macmesh_daemon.engine.caches import StageCaches, bytes_of, can_cut, copy_states, lowest_trim_limit
 from macmesh_daemon.engine.errors import LocalStageError
 
 
@@ -90,6 +90,15 @@ class BatchRow:
             return self.caches.length
         return self.caches.lengths[self.row or 0]
 
+    @property
+    def trim_below_tokens(self) -> int | None:
+        """Up to which length it can be cut back; 0: never; None: always."""
+        return lowest_trim_limit(self.caches.entries)
+
+    def can_trim_to(self, tokens: int) -> bool:
+        """Whether it can be cut back to its first so many tokens."""
+        return can_cut(self.length, tokens, self.trim_below_tokens)
+
     def entry(self, index: int) -> RowCache:
         """The request's part of one cache."""
         return RowCache(self.caches.entries[index], self.row, self.length)
@@ -104,7 +113,10 @@ class Composed:
 
 
 def compose(
-    rows: Sequence[BatchRow], capacity_tokens: int, leaving: Sequence[BatchRow] = ()
+    rows: Sequence[BatchRow],
+    capacity_tokens: int,
+    leaving: Sequence[BatchRow] = (),
+    keep_tokens: Sequence[int] = (),
 ) -> Composed:
     """Makes rows a batch, and rows of a batch caches of their own; the caches that they come from end.
 
@@ -114,10 +126,11 @@ def compose(
     Args:
         rows: Of the batch, in order; none: no batch is made.
         capacity_tokens: Most tokens that the longest row will have.
-        leaving: Rows of an old batch to be kept, each with as much room as it has tokens.
+        leaving: Rows of an old batch that are kept, each with as much room as tokens of it are kept.
+        keep_tokens: How many tokens of each of these.
 
     Raises:
-        LocalStageError: the longest row is longer than the capacity.
+        LocalStageError: the longest row is longer than the capacity; nothing has been changed.
     """
     sources = {id(row.caches): row.caches for row in (*rows, *leaving)}
     lengths = [row.length for row in rows]
@@ -134,8 +147,8 @@ def compose(
         if rows:
             joined_entries.append(batch_entry([row.entry(index) for row in rows], allocated, positions))
             mx.eval([array for member in members(joined_entries[-1]) for array in arrays_described(member)])
-        for row, entries in zip(leaving, single_entries, strict=True):
-            entries.append(single_entry(row.entry(index), row.length))
+        for row, tokens, entries in zip(leaving, keep_tokens, single_entries, strict=True):
+            entries.append(single_entry(row.entry(index), tokens))
         for source in sources.values():
             source.entries[index] = None
     batch = (
@@ -144,7 +157,7 @@ def compose(
     return Composed(
         batch,
         [
-            StageCaches(entries, model.owned, row.length, row.length)
-            for row, entries in zip(leaving, single_entries, strict=True)
+            StageCaches(entries, model.owned, tokens, tokens)
+            for tokens, entries in zip(keep_tokens, single_entries, strict=True)
         ],
     )

@@ -23,7 +23,9 @@ from macmesh_daemon.engine.cache_ghosts import Positions, is_ghost
 
 # mlx-lm is not typed.
 _ARRAYS_CACHE: Any = ArraysCache
-_SINGLE: dict[type, type] = {BatchKVCache: KVCache, BatchRotatingKVCache: RotatingKVCache}
+_CACHE_LIST: Any = CacheList
+_KV_CACHE: Any = KVCache
+_RING: Any = RotatingKVCache
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,9 +72,12 @@ def batch_entry(rows: Sequence[RowCache], capacity_tokens: int, positions: Posit
         positions: Of the rows.
     """
     first = rows[0].entry
-    if type(first) is CacheList:
-        return CacheList(
-            *(batch_entry(inner, capacity_tokens, positions) for inner in zip(*(row.inner() for row in rows), strict=True))
+    if type(first) is _CACHE_LIST:
+        return _CACHE_LIST(
+            *(
+                batch_entry(inner, capacity_tokens, positions)
+                for inner in zip(*(row.inner() for row in rows), strict=True)
+            )
         )
     if type(first) is _ARRAYS_CACHE:
         return _states([row.entry.cache for row in rows], rows)
@@ -110,32 +115,44 @@ def _written(rows: Sequence[RowCache], kept: list[int], longest: int, allocated:
 
 
 def _states(states: list[list[mx.array | None]], rows: Sequence[RowCache]) -> Any:
-    batch = ArraysCache(len(states[0]))
+    batch = _ARRAYS_CACHE(len(states[0]))
     for slot in range(len(states[0])):
-        found = [None if (array := state[slot]) is None else row.view(array) for state, row in zip(states, rows, strict=True)]
+        found = [
+            None if (array := state[slot]) is None else row.view(array)
+            for state, row in zip(states, rows, strict=True)
+        ]
         arrays = [array for array in found if array is not None]
         if arrays:
-            batch.cache[slot] = joined([mx.zeros_like(arrays[0]) if array is None else array for array in found], axis=0)
+            shape = max(array.shape for array in arrays)
+            batch.cache[slot] = joined([_padded(array, shape, arrays[0].dtype) for array in found], axis=0)
     return batch
 
 
-def single_entry(row: RowCache, reserve_tokens: int) -> Any:
-    """One request's cache, of a row of a batch; evaluated."""
-    if type(row.entry) is CacheList:
-        return CacheList(*(single_entry(inner, reserve_tokens) for inner in row.inner()))
+def _padded(array: mx.array | None, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    """A state of that shape; a short history of token ids begins with zeros, as a model over n-grams has it."""
+    if array is None:
+        return mx.zeros(shape, dtype)
+    return mx.pad(array, [(wide - narrow, 0) for wide, narrow in zip(shape, array.shape, strict=True)])
+
+
+def single_entry(row: RowCache, tokens: int) -> Any:
+    """One request's cache, of the first so many tokens of a row of a batch; evaluated."""
+    if type(row.entry) is _CACHE_LIST:
+        return _CACHE_LIST(*(single_entry(inner, tokens) for inner in row.inner()))
     if type(row.entry) is _ARRAYS_CACHE:
-        single = ArraysCache(len(row.entry.cache))
+        single = _ARRAYS_CACHE(len(row.entry.cache))
         single.cache = [None if array is None else row.view(array) for array in row.entry.cache]
-        refit(single, reserve_tokens)
+        refit(single, tokens)
         return single
     ring = type(row.entry) is BatchRotatingKVCache
-    cache: Any = RotatingKVCache(row.entry.max_size) if ring else KVCache()
+    cache: Any = _RING(row.entry.max_size) if ring else _KV_CACHE()
     cache.offset = row.length
     if row.entry.keys is not None:
         cache.keys, cache.values = (_single_rows(row, array) for array in (row.entry.keys, row.entry.values))
         if ring:
             cache._idx = cache.keys.shape[2]
-    refit(cache, reserve_tokens)
+    cache.trim(row.length - tokens)
+    refit(cache, tokens)
     return cache
 
 

@@ -3,7 +3,15 @@
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, ChunkedKVCache, KVCache, QuantizedKVCache, RotatingKVCache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    BatchKVCache,
+    BatchRotatingKVCache,
+    ChunkedKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+)
 
 from macmesh_daemon.engine.cache_members import arrays_held
 
@@ -19,9 +27,9 @@ def round_up_tokens(tokens: int) -> int:
 def trim_below(member: Any) -> int | None:
     """Up to which length a cache can be cut back; None: any. What it dropped or summed up is lost."""
     kind = type(member)
-    if kind in {KVCache, QuantizedKVCache}:
+    if kind in {KVCache, QuantizedKVCache, BatchKVCache}:
         return None
-    if kind is RotatingKVCache:
+    if kind in {RotatingKVCache, BatchRotatingKVCache}:
         return int(member.max_size) - 1
     return int(member.chunk_size) if kind is ChunkedKVCache else 0
 

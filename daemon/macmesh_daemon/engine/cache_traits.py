@@ -6,8 +6,8 @@ from typing import Any
 
 from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
-from macmesh_daemon.engine.cache_fit import trim_below
 from macmesh_daemon.engine.cache_members import members
+from macmesh_daemon.engine.caches import lowest_trim_limit
 from macmesh_daemon.engine.unbatchable import REASONS
 
 # mlx-lm is not typed.
@@ -32,8 +32,7 @@ def cache_traits(entries: Iterable[Any], architecture: str = "") -> CacheTraits:
         architecture: Name of the mlx-lm module that implements the model.
     """
     flat = [member for entry in entries for member in members(entry)]
-    limits = [limit for member in flat if (limit := trim_below(member)) is not None]
-    return CacheTraits(_unbatchable(flat) or REASONS.get(architecture, ""), min(limits, default=None))
+    return CacheTraits(_unbatchable(flat) or REASONS.get(architecture, ""), lowest_trim_limit(flat))
 
 
 def _unbatchable(flat: list[Any]) -> str:

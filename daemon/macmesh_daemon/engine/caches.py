@@ -15,10 +15,19 @@ from macmesh_daemon.engine.cache_ghosts import advance_ghost
 from macmesh_daemon.engine.cache_members import arrays_described, arrays_held, is_compressed, members
 from macmesh_daemon.engine.errors import LocalStageError
 
-__all__ = ["Caches", "StageCaches", "advance_ghost", "allocate_at_once", "arrays_of", "make_caches", "round_up_tokens"]
+__all__ = [
+    "Caches",
+    "StageCaches",
+    "advance_ghost",
+    "allocate_at_once",
+    "arrays_of",
+    "make_caches",
+    "round_up_tokens",
+]
 
 # mlx-lm is not typed.
 _ARRAYS_CACHE: Any = ArraysCache
+_CACHE_LIST: Any = CacheList
 
 KV_GROUP_SIZE = 64
 """Elements of a row of keys or values that share a scale where they are quantised; what the planner charges."""
@@ -74,8 +83,7 @@ class StageCaches:
     @property
     def trim_below_tokens(self) -> int | None:
         """Up to which length it can be cut back; 0: never; None: always."""
-        limits = [trim_below(member) for entry in self.entries for member in members(entry)]
-        return min((limit for limit in limits if limit is not None), default=None)
+        return lowest_trim_limit(self.entries)
 
     def advance(self, tokens: int) -> None:
         """Begins a step of so many tokens.
@@ -95,8 +103,7 @@ class StageCaches:
 
     def can_trim_to(self, tokens: int) -> bool:
         """Whether the caches can be cut back to their first so many tokens."""
-        limit = self.trim_below_tokens
-        return tokens == self.length or (0 <= tokens < self.length and (limit is None or self.length <= limit))
+        return can_cut(self.length, tokens, self.trim_below_tokens)
 
     def trim_to(self, tokens: int) -> None:
         """Cuts off what was computed beyond so many tokens, on owned and foreign layers alike.
@@ -157,6 +164,17 @@ class StageCaches:
         return self.arrays_at(self.owned)
 
 
+def lowest_trim_limit(entries: Iterable[Any]) -> int | None:
+    """Up to which length all of the caches can be cut back; 0: never; None: always."""
+    limits = [trim_below(member) for entry in entries for member in members(entry)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def can_cut(length: int, tokens: int, limit: int | None) -> bool:
+    """Whether caches of a length can be cut to so many tokens, where that is possible up to a limit."""
+    return tokens == length or (0 <= tokens < length and (limit is None or length <= limit))
+
+
 def copy_states(entries: Iterable[Any]) -> None:
     """Describes copies of the recurrent states of some caches."""
     for entry in entries:
@@ -175,7 +193,9 @@ def _copied(array: mx.array | None) -> mx.array | None:
 
 def bytes_of(entries: Iterable[Any]) -> int:
     """Bytes that caches hold."""
-    return sum(array.nbytes for entry in entries for member in members(entry) for array in arrays_held(member))
+    return sum(
+        array.nbytes for entry in entries for member in members(entry) for array in arrays_held(member)
+    )
 
 
 def arrays_of(tree: Any) -> list[mx.array]:
@@ -210,13 +230,15 @@ def make_caches(
 
 def _quantised(entry: Any, bits: int) -> Any:
     """The cache that takes a new cache's place; recurrent states stay as they are, as in mlx-lm."""
-    if type(entry) is CacheList:
-        return CacheList(*(_quantised(inner, bits) for inner in entry.caches))
+    if type(entry) is _CACHE_LIST:
+        return _CACHE_LIST(*(_quantised(inner, bits) for inner in entry.caches))
     if type(entry) is KVCache:
         return QuantizedKVCache(group_size=KV_GROUP_SIZE, bits=bits)
     if type(entry) is _ARRAYS_CACHE:
         return entry
-    raise LocalStageError(f"mlx-lm cannot quantise a cache of the class {type(entry).__name__}: load without kv_bits")
+    raise LocalStageError(
+        f"mlx-lm cannot quantise a cache of the class {type(entry).__name__}: load without kv_bits"
+    )
 
 
 def allocate_at_once(entry: Any, tokens: int) -> None:
