@@ -19,10 +19,11 @@ from macmesh_daemon.engine.batch_caches import BatchCaches, BatchRow, compose
 from macmesh_daemon.engine.cache_traits import cache_traits
 from macmesh_daemon.engine.caches import Caches, StageCaches, make_caches
 from zoo import BROKEN, CONFIGS, METAL_ONLY, build_model
+from zoo.cachetable import exact_memory
 
-PROMPT_TOKENS = (5, 19, 11)
+PROMPT_TOKENS = (5, 14, 10)
 CHUNK_TOKENS = 6
-NEW_TOKENS = 14
+NEW_TOKENS = 9
 CAPACITY_TOKENS = max(PROMPT_TOKENS) + NEW_TOKENS
 
 
@@ -112,17 +113,17 @@ def batched(requests: Requests, prompts: Sequence[Sequence[int]]) -> list[list[i
             out[row] += found
 
     batch = _batch([BatchRow(singles[0]), BatchRow(singles[1])])
-    run(batch, (0, 1), 3)
+    run(batch, (0, 1), 2)
     batch = _batch([BatchRow(batch, 0), BatchRow(batch, 1), BatchRow(singles[2])])
-    run(batch, (0, 1, 2), 5)
+    run(batch, (0, 1, 2), 4)
     batch = _batch([BatchRow(batch, 1), BatchRow(batch, 2)])
-    run(batch, (1, 2), 4)
+    run(batch, (1, 2), 2)
     left = (
         compose([], CAPACITY_TOKENS, [BatchRow(batch, 1)], [batch.lengths[1]])
         .leaving[0]
         .resized(CAPACITY_TOKENS)
     )
-    run(left, (2,), 2)
+    run(left, (2,), 1)
     return out
 
 

@@ -8,7 +8,7 @@ from macmesh_daemon.engine.steps import Close, Open, Reuse, Row, Step
 from zoo.batchtable import Requests, prompt
 
 RESERVE_TOKENS = 40
-LONG_TOKENS, NEW_TOKENS, MORE_TOKENS = 15, 6, 8
+LONG_TOKENS, NEW_TOKENS, MORE_TOKENS = 11, 4, 4
 GREEDY = Sampling()
 
 

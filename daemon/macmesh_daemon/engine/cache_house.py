@@ -87,25 +87,29 @@ class CacheHouse:
         """
         if not step.rows or (step.kind != "decode" and len(step.rows) > 1):
             raise RemoteScheduleError(f"step {step.number} ({step.kind}) cannot have {len(step.rows)} rows")
-        slots = [self._slot(row.slot, row.request_id) for row in step.rows]
-        if step.batch is None:
-            if len(slots) > 1:
-                raise RemoteScheduleError(f"step {step.number} has {len(slots)} rows and names no batch")
-            caches = slots[0].caches
-            if caches is None:
-                raise RemoteScheduleError(
-                    f"step {step.number} runs slot {step.rows[0].slot} alone, a row of batch {slots[0].batch}"
-                )
-            _require_offset(step, step.rows[0], caches.length)
-            return caches
-        batch = _of(self._batches, step.batch, "batch")
+        if step.batch is not None:
+            return self._batch_for(step, step.batch)
+        if len(step.rows) > 1:
+            raise RemoteScheduleError(f"step {step.number} has {len(step.rows)} rows and names no batch")
+        row = step.rows[0]
+        slot = self._slot(row.slot, row.request_id)
+        if slot.caches is None:
+            raise RemoteScheduleError(
+                f"step {step.number} runs slot {row.slot} alone, a row of batch {slot.batch}"
+            )
+        _require_offset(step, row, slot.caches.length)
+        return slot.caches
+
+    def _batch_for(self, step: Step, number: int) -> BatchCaches:
+        batch = _of(self._batches, number, "batch")
         named = tuple(row.slot for row in step.rows)
         if batch.leaving or named != batch.slots:
             raise RemoteScheduleError(
-                f"step {step.number} has the slots {list(named)} for batch {step.batch}, whose rows are "
+                f"step {step.number} has the slots {list(named)} for batch {number}, whose rows are "
                 f"{list(batch.slots)}, {len(batch.leaving)} of them closed"
             )
         for row, length in zip(step.rows, batch.caches.lengths, strict=True):
+            self._slot(row.slot, row.request_id)
             _require_offset(step, row, length)
         return batch.caches
 
