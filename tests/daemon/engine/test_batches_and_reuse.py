@@ -4,11 +4,11 @@ import pytest
 
 from macmesh_daemon.engine.cache_traits import cache_traits
 from macmesh_daemon.engine.unbatchable import REASONS
-from zoo import BROKEN, CONFIGS, METAL_ONLY
-from zoo.batchtable import Requests, compare
+from zoo import CONFIGS
+from zoo.batchtable import NOT_COMPUTED, Requests, compare
 from zoo.reuse import compare_reuse
 
-COMPUTED = [name for name in CONFIGS if name not in METAL_ONLY | BROKEN.keys()]
+COMPUTED = [name for name in CONFIGS if name not in NOT_COMPUTED]
 #: One of every combination of kinds of caches, and those that run alone only.
 KINDS = (
     "llama",
