@@ -18,7 +18,7 @@ from macmesh_daemon.engine.anatomy import (
     require_splittable,
     swap_methods,
 )
-from macmesh_daemon.engine.caches import StageCaches, advance_ghost, arrays_of, make_caches
+from macmesh_daemon.engine.caches import Caches, StageCaches, arrays_of, make_caches
 from macmesh_daemon.engine.errors import LocalModelLoadError, LocalStageError
 from macmesh_daemon.engine.files import check_model_files
 
@@ -32,7 +32,7 @@ class _Passing:
 
     incoming: mx.array | None = None
     outgoing: mx.array | None = None
-    caches: StageCaches | None = None
+    caches: Caches | None = None
     tokens: int = 0
 
 
@@ -80,7 +80,7 @@ class StageModel:
         """New caches for a request of at most so many tokens, prompt and output together."""
         return make_caches(self._model, self._anatomy, self.layers, reserve_tokens)
 
-    def step(self, inputs: mx.array, caches: StageCaches) -> mx.array:
+    def step(self, inputs: mx.array, caches: Caches) -> mx.array:
         """Describes one step; `evaluate` runs it. Of several tokens, the layers run here already.
 
         Args:
@@ -94,14 +94,13 @@ class StageModel:
             LocalStageError: more tokens than the caches were reserved for.
         """
         tokens = inputs.shape[1]
-        caches.require_room(tokens)
-        caches.length += tokens
+        caches.advance(tokens)
         passing = self._passing
         passing.caches, passing.tokens = caches, tokens
         if not self.is_head:
             passing.incoming = inputs
             # Never computed: the layers before this stage pass on the hidden state, not what they get.
-            inputs = mx.zeros((1, tokens), mx.int32)
+            inputs = mx.zeros((inputs.shape[0], tokens), mx.int32)
         logits: mx.array = self._model(inputs, cache=caches.entries)
         outgoing, self._passing = passing.outgoing, _Passing()
         if self.is_tail:
@@ -113,7 +112,7 @@ class StageModel:
         return outgoing
 
     @staticmethod
-    def evaluate(result: mx.array | None, caches: StageCaches) -> None:
+    def evaluate(result: mx.array | None, caches: Caches) -> None:
         """Runs what was described: the result, if one is wanted, and the caches."""
         mx.eval([*([] if result is None else [result]), *caches.owned_arrays()])
 
@@ -161,7 +160,7 @@ class StageModel:
             if passing.caches is None:
                 raise LocalStageError("a layer was called outside a step")
             for index in ghosts:
-                advance_ghost(passing.caches.entries[index], passing.tokens)
+                passing.caches.advance_ghost(index, passing.tokens)
             passed = passing.incoming if before else passing.outgoing
             if passed is None:
                 raise LocalStageError("a layer was called before the hidden state was there")
