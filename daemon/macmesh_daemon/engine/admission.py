@@ -50,7 +50,9 @@ def refusal_of(request: Request, limits: Limits, budget: CacheBudget) -> Refused
         return Refused(request.request_id, "INVALID_ARGUMENT", "a request needs an id and a prompt")
     if request.max_tokens < 0:
         return Refused(
-            request.request_id, "INVALID_ARGUMENT", f"max_tokens is {request.max_tokens}; it must be 0 or more"
+            request.request_id,
+            "INVALID_ARGUMENT",
+            f"max_tokens is {request.max_tokens}; it must be 0 or more",
         )
     if wrong := sampling_refusal(request.sampling):
         return Refused(request.request_id, "INVALID_ARGUMENT", wrong)

@@ -28,7 +28,9 @@ class Holdings:
 
     def entry_bytes(self, reserve_tokens: int, *, prefill: bool) -> Bytes:
         """What a kept entry costs."""
-        windows = self._budget.prefill(reserve_tokens, self._chunk_tokens) if prefill else self._budget.nothing
+        windows = (
+            self._budget.prefill(reserve_tokens, self._chunk_tokens) if prefill else self._budget.nothing
+        )
         return add(self._budget.reserved(reserve_tokens), windows, self._budget.slack)
 
     def groups_bytes(self, target: Group | None = None, newcomer: Running | None = None) -> Bytes:
@@ -50,7 +52,11 @@ class Holdings:
     def entries_bytes(self, without: Iterable[int] = ()) -> Bytes:
         """What the kept entries cost."""
         left_out = set(without)
-        costs = [self.entry_bytes(e.reserve_tokens, prefill=e.prefill) for e in self.entries if e.number not in left_out]
+        costs = [
+            self.entry_bytes(e.reserve_tokens, prefill=e.prefill)
+            for e in self.entries
+            if e.number not in left_out
+        ]
         return add(self._budget.nothing, *costs)
 
     def evictions(self, needed: Bytes, spared: Entry | None = None) -> list[Entry] | None:

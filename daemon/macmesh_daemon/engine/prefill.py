@@ -29,9 +29,7 @@ class ChunkSizer:
         if tokens <= 0 or seconds <= 0:
             return
         newest, before = seconds / tokens, self._seconds_per_token
-        self._seconds_per_token = (
-            newest if before is None else before + _NEWEST_WEIGHT * (newest - before)
-        )
+        self._seconds_per_token = newest if before is None else before + _NEWEST_WEIGHT * (newest - before)
 
     def tokens(self, *, others_decode: bool) -> int:
         """Most tokens of the next chunk."""

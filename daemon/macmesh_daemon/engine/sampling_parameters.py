@@ -54,17 +54,16 @@ def sampling_refusal(sampling: Sampling) -> str:
 
 
 def _processor_refusal(sampling: Sampling) -> str:
-    if not 0 <= sampling.repetition_penalty <= _LARGEST_PENALTY:
-        return f"repetition_penalty is {sampling.repetition_penalty:g}; it must lie between 0 and {_LARGEST_PENALTY:g}"
-    if not 0 <= sampling.repetition_context_tokens <= MOST_PENALTY_CONTEXT_TOKENS:
-        return (
-            f"repetition_context_tokens is {sampling.repetition_context_tokens}; it must lie between 0 and "
-            f"{MOST_PENALTY_CONTEXT_TOKENS}"
-        )
-    for name in ("presence_penalty", "frequency_penalty"):
+    bounds = {
+        "repetition_penalty": (0, _LARGEST_PENALTY),
+        "repetition_context_tokens": (0, MOST_PENALTY_CONTEXT_TOKENS),
+        "presence_penalty": (-_LARGEST_PENALTY, _LARGEST_PENALTY),
+        "frequency_penalty": (-_LARGEST_PENALTY, _LARGEST_PENALTY),
+    }
+    for name, (low, high) in bounds.items():
         value = getattr(sampling, name)
-        if not abs(value) <= _LARGEST_PENALTY:  # NaN fails too
-            return f"{name} is {value:g}; it must lie between {-_LARGEST_PENALTY:g} and {_LARGEST_PENALTY:g}"
+        if not low <= value <= high:  # NaN fails too
+            return f"{name} is {value:g}; it must lie between {low:g} and {high:g}"
     if len(sampling.logit_bias) > MOST_LOGIT_BIASES:
         return f"logit_bias has {len(sampling.logit_bias)} tokens; at most {MOST_LOGIT_BIASES} are taken"
     tokens = [token for token, _ in sampling.logit_bias]

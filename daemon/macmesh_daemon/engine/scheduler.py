@@ -16,7 +16,6 @@ and given away, and an entry taken up, while steps before are still on their way
 import collections
 import dataclasses
 import heapq
-from collections.abc import Iterable
 
 from macmesh_daemon.engine.admission import Admission, Admissions, refusal_of
 from macmesh_daemon.engine.budget import CacheBudget
@@ -99,9 +98,7 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether nothing runs or waits, nothing is on its way and no operation has still to be told."""
-        return not (
-            self._waiting or self._running or self._on_their_way or self._ended or self._operations
-        )
+        return not (self._waiting or self._running or self._on_their_way or self._ended or self._operations)
 
     @property
     def stats(self) -> SchedulerStats:
@@ -130,8 +127,11 @@ class Scheduler:
             return [Refused(name, "INVALID_ARGUMENT", f"{name} is being served already")]
         if refusal := refusal_of(request, self._limits, self._budget):
             return [refusal]
-        must_wait = bool(self._waiting) or not self._free_slots or self._find(request, self._now) is None
-        if must_wait and len(self._waiting) >= self._limits.waiting:
+        self._retire()
+        self._waiting.add(request)
+        self._waiting.admit(self._take, self._now)
+        if name in self._waiting and len(self._waiting) > self._limits.waiting:
+            self._waiting.remove(name)
             return [
                 Refused(
                     name,
@@ -139,9 +139,7 @@ class Scheduler:
                     f"{len(self._running)} requests run and {len(self._waiting)} wait; try again later",
                 )
             ]
-        self._waiting.add(request)
-        self._room_changed = True
-        return self._waiting.tell(self._estimate, self._now) if must_wait else []
+        return self._waiting.tell(self._estimate, self._now)
 
     def cancel(self, request_id: str) -> list[Effect]:
         """Ends a request; its slot is free at the next step. An unknown one has just ended and is ignored."""
@@ -179,10 +177,14 @@ class Scheduler:
         oldest = self._on_their_way[0] if self._on_their_way else None
         if oldest is None or result.number != oldest.step.number:
             expected = oldest.step.number if oldest else None
-            raise ValueError(f"a result came for step {result.number}, but step {expected} is the next to be done")
+            raise ValueError(
+                f"a result came for step {result.number}, but step {expected} is the next to be done"
+            )
         step = oldest.step
         if len(result.sampled) != (len(step.rows) if step.kind == "decode" else 0):
-            raise ValueError(f"step {step.number} has {len(step.rows)} rows, its result {len(result.sampled)}")
+            raise ValueError(
+                f"step {step.number} has {len(step.rows)} rows, its result {len(result.sampled)}"
+            )
         self._on_their_way.popleft()
         if step.kind == "prefill":
             began = max(oldest.began, self._last_done)
@@ -252,9 +254,7 @@ class Scheduler:
         self._ended.append(running)
         del self._running[running.request.request_id]
         seconds, before = self._now - running.began, self._request_seconds
-        self._request_seconds = (
-            seconds if before is None else before + _NEWEST_WEIGHT * (seconds - before)
-        )
+        self._request_seconds = seconds if before is None else before + _NEWEST_WEIGHT * (seconds - before)
 
     def _retire(self) -> None:
         """Closes what has ended, and makes batches smaller by it."""
@@ -340,8 +340,8 @@ class Scheduler:
         return sum(one.step.kind == "decode" for one in self._on_their_way) >= enough
 
     def _due_first(self) -> Running | None:
-        due: Iterable[Running] = (r for r in self._running.values() if r.first_is_due)
-        return None if self._decode_is_full else min(due, key=lambda r: r.order, default=None)
+        due = [running for running in self._running.values() if running.first_is_due]
+        return None if self._decode_is_full else min(due, key=lambda running: running.order, default=None)
 
     def _due_group(self) -> Group | None:
         due = [group for group in self._holdings.groups if group.ready(self._limits.lookahead)]
@@ -388,7 +388,9 @@ class Scheduler:
             running.fed += 1
             running.samples += 1
             running.outstanding += 1
-        group.last_decode = step.number
+        # A row's first step, by itself, is none of the rows that decode already.
+        if not alone or not group.rows:
+            group.last_decode = step.number
         return step
 
     def _row(self, running: Running) -> Row:
