@@ -87,3 +87,22 @@ class CacheBudget:
 
     def _each(self, figure: Callable[[StageCacheCost], int]) -> Bytes:
         return tuple(figure(cost) for cost in self._costs)
+
+
+def budget_of_stages(stages: Sequence[tuple[str, int]], *, slots: int, context_tokens: int) -> CacheBudget:
+    """The budget as a deployment's stages say it.
+
+    Args:
+        stages: Of each stage ``cache_cost_json`` and ``cache_budget_bytes``. Where one says nothing, tokens are
+            counted on all.
+        slots: Whole contexts that the plan holds caches for.
+        context_tokens: Tokens of one.
+
+    Raises:
+        LocalProfileError: A stage's costs cannot be read.
+    """
+    if not all(text for text, _ in stages):
+        return CacheBudget.of_tokens(slots=slots, context_tokens=context_tokens)
+    return CacheBudget(
+        [StageCacheCost.from_json_text(text) for text, _ in stages], [size_bytes for _, size_bytes in stages]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from macmesh_daemon.node.runtime import Node
 
 #: A seed travels as an unsigned 64-bit number; 32 bits are plenty and easy to type again.
+#: What the worker takes at most (`macmesh_daemon.engine.sampling_parameters`), refused here before it travels.
+MOST_PENALTY_CONTEXT_TOKENS = 4096
+MOST_LOGIT_BIASES = 1024
 _SEED_BITS = 32
 #: Longest silence of a head, which gives a sign of life every five seconds.
 HEAD_SILENCE_SECONDS = 20.0

@@ -104,7 +104,7 @@ def test_a_placement_becomes_a_deployment_with_its_ledgers() -> None:
         )
     )
     assert isinstance(result, Placement), result
-    deployment = deployment_of(result, ModelRef("m", "/m", "d"), LINKS, TransportChoice("auto", "why"))
+    deployment = deployment_of(result, _model(), ModelRef("m", "/m", "d"), LINKS, TransportChoice("auto", "why"))
 
     assert [(s.first_layer, s.end_layer) for s in deployment.stages] == [
         (s.first_layer, s.end_layer) for s in result.stages
@@ -124,7 +124,7 @@ def test_a_single_stage_has_no_transport() -> None:
     result = plan(PlanRequest(profile=_model(), nodes=(node,), context_tokens=4096))
     assert isinstance(result, Placement), result
 
-    assert deployment_of(result, ModelRef(), LINKS, TransportChoice("none")).transport == "none"
+    assert deployment_of(result, _model(), ModelRef(), LINKS, TransportChoice("none")).transport == "none"
 
 
 def test_every_refusal_has_a_reason() -> None:

@@ -44,7 +44,7 @@ def test_every_setting_of_the_links_reaches_the_stages() -> None:
         link_checksum_payloads=True,
     )
     deployment = to_proto(
-        deployment_of(placement(), ModelRef(), link_options(config), TransportChoice("auto"))
+        deployment_of(placement(), profile_of_placement(), ModelRef(), link_options(config), TransportChoice("auto"))
     )
     assert tensor_lane.link_options(deployment) == LinkOptions(
         num_buffers=3,
