@@ -43,9 +43,18 @@ class House:
     """The caches of all stages; checks every operation, and the bytes at every moment."""
 
     def __init__(
-        self, costs: Sequence[StageCacheCost], budget_bytes: Sequence[int], traits: CacheTraits, chunk_tokens: int
+        self,
+        costs: Sequence[StageCacheCost],
+        budget_bytes: Sequence[int],
+        traits: CacheTraits,
+        chunk_tokens: int,
     ) -> None:
-        self.costs, self.budget_bytes, self.traits, self.chunk_tokens = costs, budget_bytes, traits, chunk_tokens
+        self.costs, self.budget_bytes, self.traits, self.chunk_tokens = (
+            costs,
+            budget_bytes,
+            traits,
+            chunk_tokens,
+        )
         self.slots: dict[int, tuple[str, Cache]] = {}
         self.entries: dict[int, Cache] = {}
         self.batches: dict[int, Batch] = {}
@@ -142,9 +151,9 @@ class House:
         held = []
         for cost in self.costs:
             total = 0
-            for cache in [cache for slot, (_, cache) in self.slots.items() if self.row_of(slot) is None] + list(
-                self.entries.values()
-            ):
+            for cache in [
+                cache for slot, (_, cache) in self.slots.items() if self.row_of(slot) is None
+            ] + list(self.entries.values()):
                 total += cost.reserved_bytes(cache.reserve_tokens) + cost.slack_bytes
                 if cache.prefill:
                     total += cost.prefill_bytes(cache.reserve_tokens, self.chunk_tokens)
@@ -196,7 +205,11 @@ def growing(bytes_per_token: int) -> CachePiece:
 
 def window(bytes_per_token: int, tokens: int) -> CachePiece:
     return CachePiece(
-        kind="ring", source="RotatingKVCache", bytes_per_token=bytes_per_token, step_tokens=4, window_tokens=tokens
+        kind="ring",
+        source="RotatingKVCache",
+        bytes_per_token=bytes_per_token,
+        step_tokens=4,
+        window_tokens=tokens,
     )
 
 

@@ -61,7 +61,7 @@ def most_capacity(group: Group, members: list[Running]) -> int:
 
     When another row joins, each may be as long as it can become while the newcomer has all still to go.
     """
-    longest = max(m.total_tokens for m in members) + max(m.remaining for m in members)
+    longest = max(m.total_tokens for m in members) + max(m.remaining_as_row for m in members)
     return max(longest, group.capacity_tokens, *(m.reserve_tokens for m in members))
 
 

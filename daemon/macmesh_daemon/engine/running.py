@@ -38,6 +38,11 @@ class Running:
         return self.total_tokens - self.fed
 
     @property
+    def remaining_as_row(self) -> int:
+        """Tokens that may still be given out once the prompt has been: the most that it brings into a batch."""
+        return self.total_tokens - max(self.fed, len(self.request.prompt))
+
+    @property
     def samples_left(self) -> int:
         """Tokens that are to be sampled by steps not given out yet."""
         return self.total_tokens - len(self.request.prompt) - self.samples

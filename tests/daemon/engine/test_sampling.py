@@ -4,7 +4,6 @@ import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from mlx_lm.sample_utils import make_logits_processors
 
 from macmesh_daemon.engine.sampling import choose, extended_history, processed, token_key
@@ -113,7 +112,9 @@ def test_processors_are_those_of_the_reference(sampling: Sampling) -> None:
     assert logits.tolist() == before
     token, logprob = choose(logits, sampling, 0, history)
     assert token.item() == mx.argmax(expected).item()
-    assert logprob.item() == pytest.approx((logits - mx.logsumexp(logits))[0, int(token.item())].item(), abs=1e-5)
+    assert logprob.item() == pytest.approx(
+        (logits - mx.logsumexp(logits))[0, int(token.item())].item(), abs=1e-5
+    )
 
 
 def test_history_keeps_what_the_penalties_look_at() -> None:

@@ -1,5 +1,4 @@
 import pytest
-from support.schedule import Pipeline, growing
 
 from macmesh_daemon.engine.limits import AnyCaches, Limits
 from macmesh_daemon.engine.requests import Cancelled, Effect, Finish, Generated, Refused, Request, Waiting
@@ -7,6 +6,7 @@ from macmesh_daemon.engine.sampling_parameters import Sampling
 from macmesh_daemon.engine.scheduler import Scheduler
 from macmesh_daemon.engine.steps import Close, Compose, Forget, Open, Operation, Sampled, Step, StepDone
 from macmesh_placement.stagecache import StageCacheCost
+from support.schedule import Pipeline, growing
 
 DECODE_SECONDS = 0.02
 PROMPT_SECONDS = 0.001
@@ -20,7 +20,13 @@ def seconds(step: Step) -> float:
 def pipeline(
     contexts: float = 4, traits: AnyCaches | None = None, words: int = 1000, **changes: float
 ) -> Pipeline:
-    base = {"context_tokens": 1000, "slots": 4, "stages": 1, "prefill_chunk_tokens": 100, "keep_least_tokens": 4}
+    base = {
+        "context_tokens": 1000,
+        "slots": 4,
+        "stages": 1,
+        "prefill_chunk_tokens": 100,
+        "keep_least_tokens": 4,
+    }
     limits = Limits(**{**base, **changes})  # type: ignore[arg-type]
     cost = StageCacheCost(((growing(1), 20),), 0)
     budget = int(contexts * cost.reserved_bytes(limits.context_tokens))
@@ -168,7 +174,9 @@ def test_a_lone_prompt_fills_the_pipeline() -> None:
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
 @pytest.mark.parametrize("lookahead", [0, 1])
-def test_a_long_prompt_delays_the_tokens_of_others_by_no_more_than_the_slice(stages: int, lookahead: int) -> None:
+def test_a_long_prompt_delays_the_tokens_of_others_by_no_more_than_the_slice(
+    stages: int, lookahead: int
+) -> None:
     slice_seconds = 0.12
     one = pipeline(
         stages=stages,

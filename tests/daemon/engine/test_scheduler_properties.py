@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.schedule import Pipeline, constant, growing, window
 
 from macmesh_daemon.engine.limits import AnyCaches, Limits
 from macmesh_daemon.engine.requests import Request
 from macmesh_placement.cachecost import CachePiece
 from macmesh_placement.stagecache import StageCacheCost, cache_budget_bytes
+from support.schedule import Pipeline, constant, growing, window
 
 PIECES = st.lists(
     st.one_of(
