@@ -216,12 +216,10 @@ def test_at_most_one_chunk_goes_between_two_decode_steps_of_a_batch() -> None:
         one.turn()
     chunks: dict[str, int] = dict.fromkeys("abc", 0)
     for step in one.steps[count:]:
-        for name in chunks:
-            if step.kind == "prefill":
-                chunks[name] += 1
-                assert chunks[name] <= 1
-            elif name in {row.request_id for row in step.rows}:
-                chunks[name] = 0
+        if step.kind == "prefill":
+            chunks = {name: count + 1 for name, count in chunks.items()}
+            assert max(chunks.values()) <= 1
+        chunks |= {row.request_id: 0 for row in step.rows if step.kind == "decode"}
 
 
 def test_a_short_prompt_passes_a_long_one_and_the_oldest_gets_half() -> None:
@@ -368,7 +366,7 @@ def test_the_next_turn_of_a_conversation_takes_up_the_caches() -> None:
     one.submit(Request("b", prompt, 5))
     one.run()
     assert one.tokens["b"] == one.expected("b")
-    assert [s.token_count for s in one.steps if s.rows and s.rows[0].request_id == "b"][0] == 3
+    assert next(s.token_count for s in one.steps if s.rows and s.rows[0].request_id == "b") == 3
     stats = one.scheduler.stats
     assert (stats.prefix_hits, stats.reused_tokens, stats.prompt_tokens) == (1, 319, 623)
 

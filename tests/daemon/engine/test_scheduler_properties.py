@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from macmesh_daemon.engine.limits import AnyCaches, Limits
 from macmesh_daemon.engine.requests import Request
-from macmesh_placement.cachecost import CachePiece
 from macmesh_placement.stagecache import StageCacheCost, cache_budget_bytes
 from support.schedule import Pipeline, constant, growing, window
 
@@ -38,7 +37,7 @@ def pipelines(draw: st.DrawFn) -> Pipeline:
         keep_least_tokens=draw(st.integers(1, 6)),
     )
     slack = draw(st.integers(0, 8))
-    stages: list[list[CachePiece]] = draw(st.lists(PIECES, min_size=limits.stages, max_size=limits.stages))
+    stages = draw(st.lists(PIECES, min_size=limits.stages, max_size=limits.stages))
     costs = [StageCacheCost(tuple((piece, 1) for piece in pieces), slack) for pieces in stages]
     budget = [
         cache_budget_bytes(
