@@ -1,10 +1,13 @@
 """Random requests, cancels and results on stages whose caches are modelled."""
 
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macmesh_daemon.engine.limits import AnyCaches, Limits
+from macmesh_daemon.engine.prefix_index import packed
 from macmesh_daemon.engine.requests import Request
 from macmesh_placement.stagecache import StageCacheCost, cache_budget_bytes
 from support.schedule import Pipeline, constant, growing, window
@@ -113,6 +116,56 @@ def test_every_request_ends_once_with_its_own_tokens_and_every_stage_has_room(
     stats = pipeline.scheduler.stats
     assert stats.cache_bytes == tuple(pipeline.house.held())
     assert stats.entries == len(pipeline.house.entries)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_crowd_stays_within_little_room(seed: int) -> None:
+    rng = Random(seed)  # noqa: S311  drawn cases
+    limits = Limits(
+        context_tokens=40,
+        slots=1 + seed % 2,
+        stages=1 + seed % 3,
+        prefill_chunk_tokens=6,
+        lookahead=seed // 2 % 2,
+        batch_rows=4,
+        prefill_least_tokens=2,
+        keep_least_tokens=2,
+    )
+    # The first cache is by far the largest, so that converting it takes much room.
+    costs = [
+        StageCacheCost(((growing(20), 1), (window(rng.randrange(1, 9), 3), 2), (constant(9), 1)), seed % 5)
+        for _ in range(limits.stages)
+    ]
+    budget = [
+        cache_budget_bytes(cost, context_tokens=40, slots=limits.slots, prefill_chunk_tokens=6)
+        for cost in costs
+    ]
+    traits = AnyCaches(trim_below_tokens=(None, None, 9, 0)[seed // 3 % 4])
+    pipeline = Pipeline(limits, costs, budget, traits)
+    for index in range(60):
+        # Conversations that go on from what was told before, and prompts with the same beginning.
+        earlier = (
+            rng.choice(list(pipeline.requests.values())) if pipeline.requests and rng.random() < 0.6 else None
+        )
+        prompt = [rng.randrange(3) for _ in range(rng.randrange(1, 12))]
+        if earlier is not None:
+            prompt = [*earlier.prompt, *pipeline.tokens[earlier.request_id], *prompt][: rng.randrange(5, 36)]
+        stop = frozenset({4}) if rng.random() < 0.5 else frozenset()
+        pipeline.submit(Request(f"r{index}", tuple(prompt), rng.randrange(0, 5), stop_tokens=stop))
+        if rng.random() < 0.2:
+            pipeline.cancel(f"r{rng.randrange(index + 1)}")
+        for _ in range(rng.randrange(12)):
+            rng.choice([pipeline.step, pipeline.step, pipeline.result, pipeline.turn])()
+    pipeline.run()
+    assert set(pipeline.ended) == set(pipeline.requests)
+    for name, end in pipeline.ended.items():
+        expected, told = pipeline.expected(name), pipeline.tokens[name]
+        assert told == (expected if end in {"stop", "length"} else expected[: len(told)])
+    entries = {entry.number: entry for entry in pipeline.scheduler._holdings.entries}
+    assert {number: entry.packed for number, entry in entries.items()} == {
+        number: packed(cache.tokens) for number, cache in pipeline.house.entries.items()
+    }
+    assert pipeline.scheduler.stats.cache_bytes == tuple(pipeline.house.held())
 
 
 @settings(max_examples=30, deadline=None)
