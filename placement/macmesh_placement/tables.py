@@ -64,7 +64,7 @@ def stage_totals(profile: ModelProfile, demand: StageDemand, *, fused_attention:
         p.reserved_bytes(context) + p.lasting_prefill_bytes(context, chunk) for p in head_pieces
     )
     totals[0, :] += slots * PAGE_BYTES * sum(piece.array_count for piece in head_pieces)
-    totals[:, -1] += profile.tail_bytes + slots * profile.vocab_size * 4 * SAMPLING_COPIES
+    totals[:, -1] += profile.tail_bytes + demand.sampled_rows * profile.vocab_size * 4 * SAMPLING_COPIES
     return totals
 
 

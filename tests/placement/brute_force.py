@@ -81,7 +81,8 @@ def needed_bytes(request: PlanRequest, node: NodeCapacity, first: int, end: int)
             need += slots * (piece.reserved_bytes(context) + piece.lasting_prefill_bytes(context, chunk))
             arrays += slots * piece.array_count
     if tail:
-        need += profile.norm_bytes + profile.head_bytes + slots * profile.vocab_size * 4 * 6
+        rows = max(slots, reserves.sampled_rows)
+        need += profile.norm_bytes + profile.head_bytes + rows * profile.vocab_size * 4 * 6
         if profile.tied and not head:
             need += head_copy(profile)
     if not (head and tail):
