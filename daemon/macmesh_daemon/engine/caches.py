@@ -50,6 +50,15 @@ class StageCaches:
         """Arrays of the caches that this stage fills, so that they can be evaluated."""
         return self.arrays_at(self.owned)
 
+    def advance(self, tokens: int) -> None:
+        """Counts a step of so many tokens.
+
+        Raises:
+            LocalStageError: it would make the caches grow.
+        """
+        self.require_room(tokens)
+        self.length += tokens
+
     def require_room(self, tokens: int) -> None:
         """Lets a step pass that fits the reservation.
 
@@ -122,22 +131,3 @@ def allocate_at_once(entry: Any, tokens: int) -> None:
         allocate_at_once(inner, tokens)
     if type(entry) is KVCache:
         entry.step = tokens
-
-
-def advance_ghost(entry: Any, tokens: int) -> None:
-    """Advances a foreign layer's cache without storing anything.
-
-    Masks and windows of the owned layers may be made from it. Keys and values of head size 0 go through the
-    cache's own code, so that its offset, ring index and window stay right.
-    """
-    if type(entry) is KVCache and entry.keys is not None:
-        # Same effect as below, without four array operations per foreign layer and step.
-        entry.offset += tokens
-    elif hasattr(entry, "caches"):
-        for inner in entry.caches:
-            advance_ghost(inner, tokens)
-    elif hasattr(entry, "update_and_fetch"):
-        nothing = mx.zeros((1, 1, tokens, 0))
-        entry.update_and_fetch(nothing, nothing)
-    elif hasattr(entry, "advance"):
-        entry.advance(tokens)
