@@ -10,14 +10,15 @@ from mlx.nn.layers.base import Module
 from mlx_lm.models.cache import make_prompt_cache
 
 from macmesh_daemon.engine.adapters import adapter_of
+from macmesh_daemon.engine.adapters.base import Nothing
 from macmesh_daemon.engine.anatomy import Anatomy, swapped
 from macmesh_daemon.engine.errors import LocalStageError
 from macmesh_daemon.engine.handover import ArrayFacts, dtype_name
 
-_SIZES = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (2, 3))
-"""Rows and tokens of the traced steps: four make the formula, the others check it."""
-_PAST_TOKENS = 5
-"""Tokens before a step that checks whether the past matters."""
+_SIZES = ((1, 1), (1, 2), (2, 1), (2, 2))
+"""Rows and tokens of the traced steps that make the formula."""
+_CHECK_SIZE, _PAST_TOKENS = (2, 3), 5
+"""A step that checks it, and the tokens before it: shapes must not follow from the past."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +94,8 @@ def payload_of(model: Module, anatomy: Anatomy, cut: int) -> Payload:
         token_axis=first.dimensions.index(TOKENS),
         arrays=fitted if len(fitted) == len(arrays) else None,
     )
-    later = crossing(model, anatomy, (cut,), 1, 2, past_tokens=_PAST_TOKENS)[cut]
-    expected = payload.facts(1, 2)
+    later = crossing(model, anatomy, (cut,), *_CHECK_SIZE, past_tokens=_PAST_TOKENS)[cut]
+    expected = payload.facts(*_CHECK_SIZE)
     if expected is not None and [(fact.shape, fact.dtype) for fact in expected] != later:
         return dataclasses.replace(payload, arrays=None)
     return payload
@@ -117,6 +118,7 @@ def crossing(
     caches = make_prompt_cache(model)
     if past_tokens:
         model(mx.zeros((rows, past_tokens), mx.int32), cache=caches)
+    enough = max(cuts) if type(extras) is Nothing else anatomy.layer_count
     notes: dict[int, Any] = {}
     handed_on: dict[int, list[mx.array]] = {}
 
@@ -126,12 +128,14 @@ def crossing(
             out = original(*args, **kwargs)
             if index + 1 in cuts:
                 handed_on[index + 1] = anatomy.outlines[index].arrays(out)
+            if index + 1 == enough:
+                raise _EnoughSeen
             return out
 
         return call
 
-    with contextlib.ExitStack() as stack:
-        for index, layer in enumerate(model.layers):
+    with contextlib.suppress(_EnoughSeen), contextlib.ExitStack() as stack:
+        for index, layer in enumerate(model.layers[:enough]):
             stack.enter_context(swapped(layer, {"__call__": watching(index)}))
         model(mx.zeros((rows, tokens), mx.int32), cache=caches)
     return {
@@ -146,6 +150,10 @@ def crossing(
     }
 
 
+class _EnoughSeen(Exception):  # noqa: N818  no error: it ends a step that has shown all there is to see
+    """The rest of the step is not needed."""
+
+
 def bytes_per_token(model: Module, anatomy: Anatomy) -> int:
     """Most bytes of one token that cross a cut where the model may be cut; 0 where it may not.
 
@@ -154,11 +162,11 @@ def bytes_per_token(model: Module, anatomy: Anatomy) -> int:
     if not anatomy.cut_points:
         return 0
     extras = adapter_of(model).extras
-    found = crossing(model, anatomy, anatomy.cut_points, 1, _SIZES[-1][1])
+    found = crossing(model, anatomy, anatomy.cut_points, 1, _CHECK_SIZE[1])
     most = 0
     for cut, arrays in found.items():
         traced = sum(_nbytes(shape, dtype) for shape, dtype in arrays)
-        most = max(most, extras.bytes_per_token(cut, -(-traced // _SIZES[-1][1])))
+        most = max(most, extras.bytes_per_token(cut, -(-traced // _CHECK_SIZE[1])))
     return most
 
 
@@ -176,11 +184,9 @@ def _fitted(found: dict[tuple[int, int], tuple[tuple[int, ...], str]]) -> _Array
         return None
     dimensions = []
     for axis in range(len(shapes[1, 1])):
-        one, tokens, rows, both = (shapes[size][axis] for size in _SIZES[:4])
+        one, tokens, rows, both = (shapes[size][axis] for size in _SIZES)
         by_both = both - tokens - rows + one
         by_tokens, by_rows = tokens - one - by_both, rows - one - by_both
         dimension = _Dimension(one - by_rows - by_tokens - by_both, by_rows, by_tokens, by_both)
-        if any(dimension.at(*size) != shape[axis] for size, shape in shapes.items()):
-            return None
         dimensions.append(dimension)
     return _Array(tuple(dimensions), dtypes.pop())
