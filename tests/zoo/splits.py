@@ -7,7 +7,7 @@ Tokens and the bits of all log probabilities have to be those of ``generate_step
 import hashlib
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,14 +15,13 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
-from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-from macmesh_daemon.engine.adapters import adapter_of
 from macmesh_daemon.engine.anatomy import Anatomy, examine
+from macmesh_daemon.engine.handover import dtype_name
 from macmesh_daemon.engine.stage import StageModel
 from macmesh_daemon.engine.stand_ins import kernels_replaced
-from zoo import BROKEN, METAL_ONLY, write_model
+from zoo import BROKEN, METAL_ONLY
 
 SEED = 71
 PROMPT = tuple((11 * i * i + 5 * i + 7) % 300 + 4 for i in range(12))
@@ -30,8 +29,8 @@ CHUNK_TOKENS = 5
 NEW_TOKENS = 5
 
 NOT_RUN = {
-    **dict.fromkeys(METAL_ONLY, "not run: its forward pass is a Metal kernel; its shapes can be split"),
-    **{name: f"not run: {reason}" for name, reason in BROKEN.items()},
+    **dict.fromkeys(METAL_ONLY, "not run: its forward pass is a Metal kernel"),
+    **{name: f"not run anywhere: {reason}" for name, reason in BROKEN.items()},
 }
 """Architectures that cannot be run here, with the reason."""
 
@@ -118,7 +117,7 @@ def digest(logprobs: mx.array) -> str:
 def require_foretold(stage: StageModel, payload: list[mx.array], tokens: int) -> None:
     """Lets pass what is as the stage foretold it, where it did."""
     expected = stage.payload_facts(1, tokens)
-    real = [(array.shape, str(array.dtype).rpartition(".")[2]) for array in payload]
+    real = [(array.shape, dtype_name(array.dtype)) for array in payload]
     if expected is not None and real != [(fact.shape, fact.dtype) for fact in expected]:
         raise AssertionError(f"layer {stage.layers.start}: {real} came in, {expected} was foretold")
 
@@ -139,8 +138,14 @@ def anatomy_of(folder: Path) -> Anatomy:
         return examine(load_model(folder, lazy=True)[0])
 
 
-def drawn_cuts(name: str, allowed: Sequence[int]) -> list[tuple[int, ...]]:
-    """One split into two stages and one into three at drawn layers; both have the same first stage."""
-    drawn = random.Random(zlib.crc32(name.encode()) + SEED)
-    both = sorted(drawn.sample(list(allowed), min(2, len(allowed))))
-    return [tuple(both[:count]) for count in (1, 2) if len(both) >= count]
+def chosen_cuts(name: str, anatomy: Anatomy) -> list[tuple[int, ...]]:
+    """One split into two stages and one into three; both have the same first stage.
+
+    The cuts are drawn; where a model may not be cut everywhere, they are the last allowed ones, as just behind
+    them something is lost.
+    """
+    allowed = anatomy.cut_points
+    count = min(2, len(allowed))
+    drawn = random.Random(zlib.crc32(name.encode()) + SEED).sample(allowed, count)
+    both = allowed[-count:] if anatomy.cut_reason else tuple(sorted(drawn))
+    return [both[:cuts] for cuts in (1, 2) if count >= cuts]

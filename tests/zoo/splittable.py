@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from zoo import CONFIGS, write_model
-from zoo.splits import NOT_RUN, SEED, Generated, Job, Row, anatomy_of, drawn_cuts, reference, uncompiled
+from zoo.splits import NOT_RUN, SEED, Generated, Job, Row, anatomy_of, chosen_cuts, reference, uncompiled
 
 RANKS = 3
 _ANSWER_SECONDS = 90.0
@@ -124,7 +124,7 @@ def split_rows(workers: Workers, name: str, folder: Path, dtype: str = "float32"
             return [Row(name, dtype, (), equal=False, reason=f"refused: {anatomy.cut_reason}")]
         rows: list[Row] = []
         expected: Generated | None = None
-        for cuts in drawn_cuts(name, anatomy.cut_points):
+        for cuts in chosen_cuts(name, anatomy):
             job = Job(str(folder), (0, *cuts, anatomy.layer_count))
             workers.begin(job)
             expected = expected or reference(folder)  # while the stages run

@@ -20,8 +20,9 @@ class ArrayFacts:
 
 
 def dtype_name(dtype: mx.Dtype) -> str:
-    """``bfloat16`` of ``mlx.core.bfloat16``."""
-    return str(dtype).rpartition(".")[2]
+    """The name in `mlx.core`: ``bfloat16`` of ``mlx.core.bfloat16``."""
+    name = str(dtype).rpartition(".")[2]
+    return "bool_" if name == "bool" else name
 
 
 @dataclasses.dataclass(frozen=True)

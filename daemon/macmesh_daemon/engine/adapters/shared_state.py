@@ -54,7 +54,7 @@ class CompressedKeys(Nothing):
         for key, array in zip(self._keys(cut), arrays, strict=True):
             value: mx.array | None = array[..., :-1]
             if key == _CANDIDATES:
-                value = self._candidates(cut, array[..., :-1], kwargs["start_pos"])
+                value = self._candidates(cut, array[..., :-1].astype(mx.bool_), kwargs["start_pos"])
             if value is not None:
                 kwargs["shared"][key] = value
         return args, kwargs
@@ -94,6 +94,8 @@ class CompressedKeys(Nothing):
 def _packed(value: mx.array | None, stride: int, size: tuple[int, ...]) -> mx.array:
     # One column more than there are choices: before the first key there are none, and no lane carries nothing.
     if value is None:
-        return mx.zeros((*size, 1), mx.bool_)
+        return mx.zeros((*size, 1), mx.uint8)
     strided = value[..., ::stride]
+    if strided.dtype == mx.bool_:
+        strided = strided.astype(mx.uint8)
     return mx.concatenate([strided, mx.zeros((*strided.shape[:-1], 1), strided.dtype)], axis=-1)
