@@ -137,7 +137,7 @@ def stage_seconds(request: PlanRequest, node: NodeCapacity, first: int, end: int
 def handed_on(profile: ModelProfile) -> int:
     """Bytes of one token that cross between stages; the hidden state is among them."""
     hidden = profile.hidden_size * profile.activation_bytes
-    return profile.handover_bytes if profile.handover_bytes > hidden else hidden
+    return max(hidden, profile.handover_bytes)
 
 
 def link_between(request: PlanRequest, left: str, right: str) -> Link | None:

@@ -103,9 +103,7 @@ class Worker:
         facts = stage.payload_facts(1, tokens)
         if facts is None:
             facts = [ArrayFacts(tuple(shape), dtype) for shape, dtype in json.loads(told)]
-        return [
-            self._lane.receive(fact.shape, getattr(mx, fact.dtype), TIMEOUT_SECONDS) for fact in facts
-        ]
+        return [self._lane.receive(fact.shape, getattr(mx, fact.dtype), TIMEOUT_SECONDS) for fact in facts]
 
 
 def main() -> None:

@@ -24,9 +24,9 @@ from macmesh_daemon.engine.stand_ins import kernels_replaced
 from zoo import BROKEN, METAL_ONLY
 
 SEED = 71
-PROMPT = tuple((11 * i * i + 5 * i + 7) % 300 + 4 for i in range(12))
+PROMPT = tuple((11 * i * i + 5 * i + 7) % 300 + 4 for i in range(11))
 CHUNK_TOKENS = 5
-NEW_TOKENS = 5
+NEW_TOKENS = 4
 
 NOT_RUN = {
     **dict.fromkeys(METAL_ONLY, "not run: its forward pass is a Metal kernel"),
@@ -51,7 +51,9 @@ class Row:
         """The row as a line."""
         cuts = ",".join(map(str, self.cuts)) or "-"
         verdict = "equal" if self.equal else "no"
-        return f"{self.name:20} {self.dtype:9} {len(self.cuts) + 1} {cuts:6} {verdict:6} {self.reason}".rstrip()
+        return (
+            f"{self.name:20} {self.dtype:9} {len(self.cuts) + 1} {cuts:6} {verdict:6} {self.reason}".rstrip()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ def chosen_cuts(name: str, anatomy: Anatomy) -> list[tuple[int, ...]]:
     """
     allowed = anatomy.cut_points
     count = min(2, len(allowed))
-    drawn = random.Random(zlib.crc32(name.encode()) + SEED).sample(allowed, count)
+    seeded = random.Random(zlib.crc32(name.encode()) + SEED)  # noqa: S311  draws cuts, keeps no secret
+    drawn = seeded.sample(allowed, count)
     both = allowed[-count:] if anatomy.cut_reason else tuple(sorted(drawn))
     return [both[:cuts] for cuts in (1, 2) if count >= cuts]

@@ -1,6 +1,6 @@
 """Every architecture in stages over a real group, against mlx-lm alone; run, it prints the table.
 
-    PYTHONPATH=tests python -m zoo.splittable [NAME ...]
+PYTHONPATH=tests python -m zoo.splittable [NAME ...]
 """
 
 import json
@@ -58,7 +58,9 @@ class Workers:
             StagesError: a stage failed. The others still wait for it: close.
         """
         answers = [self._heard(rank) for rank in range(job.stages)]
-        errors = [f"stage {rank}: {answer['error']}" for rank, answer in enumerate(answers) if "error" in answer]
+        errors = [
+            f"stage {rank}: {answer['error']}" for rank, answer in enumerate(answers) if "error" in answer
+        ]
         if errors:
             raise StagesError("; ".join(errors))
         return Generated(**answers[-1])
@@ -132,7 +134,7 @@ def split_rows(workers: Workers, name: str, folder: Path, dtype: str = "float32"
     return rows
 
 
-def _row(  # noqa: PLR0913  what a row says
+def _row(
     name: str, dtype: str, cuts: tuple[int, ...], reason: str, found: Generated, expected: Generated
 ) -> Row:
     if found == expected:
@@ -145,9 +147,7 @@ def _row(  # noqa: PLR0913  what a row says
 def main(names: Sequence[str]) -> None:
     """Prints the table."""
     with tempfile.TemporaryDirectory() as folder, Workers() as workers:
-        rows = [
-            row for name in names or CONFIGS for row in split_rows(workers, name, Path(folder) / name)
-        ]
+        rows = [row for name in names or CONFIGS for row in split_rows(workers, name, Path(folder) / name)]
     for row in rows:
         sys.stdout.write(row.text + "\n")
     exact = {row.name for row in rows} - {row.name for row in rows if not row.equal}

@@ -136,7 +136,9 @@ class _Trace:
 
     def cut_points(self, model: Module) -> tuple[tuple[int, ...], str]:
         if counts := sorted({count for count in self.calls if count != 1}):
-            return (), adapter_of(model).refusal or f"its layers are called {counts[0]} times in one step, not once"
+            return (), adapter_of(
+                model
+            ).refusal or f"its layers are called {counts[0]} times in one step, not once"
         if self.between:
             return (), f"it runs {', '.join(sorted(self.between)[:3])} between its layers"
         return adapter_of(model).cut_points(len(self.calls))

@@ -81,9 +81,7 @@ def outline(returned: Any, taken: set[int]) -> Outline:
         returned: the value. Its first array is the hidden state, which always crosses.
         taken: ids of the arrays that the next layer was called with.
     """
-    crosses = tuple(
-        index == 0 or id(array) in taken for index, array in enumerate(arrays_in(returned))
-    )
+    crosses = tuple(index == 0 or id(array) in taken for index, array in enumerate(arrays_in(returned)))
     numbers = itertools.count()
     places = iter([_Place(next(numbers)) if does else None for does in crosses])
     return Outline(_emptied(returned, places), crosses)

@@ -83,9 +83,7 @@ def test_choices_among_a_long_past_are_handed_on(tmp_path: Path) -> None:
     ]
 
 
-def test_without_the_choices_the_rest_goes_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_choices_the_rest_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the test above would show nothing."""
     folder = write_model(tmp_path / "m", "deepseek_v41", seed=SEED, shards=1)
     steps = [[(i * i * 7 + 11 * i) % 320 for i in range(75)], [3]]
@@ -131,7 +129,7 @@ def test_a_cut_where_something_would_be_lost_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LocalUnsplittableError, match="before layer 5"):
         load_stage(folder, 0, 5, 10)
     looped = write_model(tmp_path / "n", "nanbeige", shards=1)
-    with pytest.raises(LocalUnsplittableError, match="more than once in one step.*one stage"):
+    with pytest.raises(LocalUnsplittableError, match=r"more than once in one step.*one stage"):
         load_stage(looped, 0, 2, 6)
     assert isinstance(load_stage(looped, 0, 6, 6), StageModel)
 
