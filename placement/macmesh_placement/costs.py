@@ -24,8 +24,8 @@ choose experts independently. It is exact for C = 1 and for dense layers, where 
 attention are taken to be as wide as the hidden state.
 
 A hop to the next stage takes ``latency + row / bandwidth`` for a decoded token, row being the bytes of one
-token that cross (`ModelProfile.handover_row_bytes`); in prefill a chunk shares one latency. The token's way back from the last stage to the first
-takes ``latency + 4 bytes / bandwidth``, for decoded tokens only.
+token that cross (`ModelProfile.handover_row_bytes`); in prefill a chunk shares one latency. The token's way
+back from the last stage to the first takes ``latency + 4 bytes / bandwidth``, for decoded tokens only.
 """
 
 from collections.abc import Sequence

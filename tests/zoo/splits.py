@@ -85,7 +85,10 @@ class Job:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Job":
         """Reads `to_json`'s form."""
-        return cls(**{name: tuple(part) if isinstance(part, list) else part for name, part in value.items()})
+        fields: dict[str, Any] = {
+            name: tuple(part) if isinstance(part, list) else part for name, part in value.items()
+        }
+        return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,8 @@ def choice(logits: mx.array) -> tuple[int, str]:
     """The likeliest token after the last one, and the digest."""
     last = logits[:, -1, :]
     logprobs = last - mx.logsumexp(last, axis=-1, keepdims=True)
-    return int(mx.argmax(logprobs, axis=-1).item()), digest(logprobs)
+    token: Any = mx.argmax(logprobs, axis=-1).item()
+    return int(token), digest(logprobs)
 
 
 def digest(logprobs: mx.array) -> str:

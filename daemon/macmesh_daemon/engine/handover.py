@@ -123,7 +123,7 @@ def _filled(tree: Any, arrays: list[mx.array]) -> Any:
     if isinstance(tree, _Place):
         return arrays[tree.number][...]
     if isinstance(tree, _Object):
-        made = object.__new__(tree.kind)
+        made: Any = object.__new__(tree.kind)
         vars(made).update({name: _filled(child, arrays) for name, child in tree.attributes.items()})
         return made
     if isinstance(tree, dict):

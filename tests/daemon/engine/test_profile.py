@@ -12,7 +12,9 @@ from mlx_lm.utils import load_model
 
 import zoo
 from daemon.tiny_models import CONFIGS, write_config
+from macmesh_daemon.engine.anatomy import examine
 from macmesh_daemon.engine.cache_members import members
+from macmesh_daemon.engine.payload import bytes_per_token
 from macmesh_daemon.engine.profile import profile_folder
 from macmesh_daemon.engine.profile_build import build
 from macmesh_daemon.models.errors import LocalArchitectureError, LocalModelFolderError
@@ -237,13 +239,14 @@ _HIDDEN = 64 * 4
         ("gemma4", _HIDDEN + 9 * 16 * 4),  # and inputs of the nine later layers
         ("gemma3n", 4 * _HIDDEN + 9 * 16 * 4),  # four streams
         ("kimi_k3", _HIDDEN + 3 * (_HIDDEN + 4)),  # and three blocks with their norms
-        # four streams, their mix, four chosen keys, and a flag for each two of 512 / 4 keys
-        ("deepseek_v41", 4 * _HIDDEN + 4 * 4 + 4 * 4 + 64 + 1),
+        # four streams, their mix, and a flag for each two of 512 / 4 keys, and one more
+        ("deepseek_v41", 4 * _HIDDEN + 4 * 4 + 64 + 1),
     ],
 )
 def test_bytes_of_a_token_that_cross_a_cut(name: str, handed_on: int, tmp_path: Path) -> None:
     folder = zoo.write_config(tmp_path / "m", name, torch_dtype="float32", dtype="float32")
-    assert profiled(folder).handover_row_bytes == handed_on
+    model = build(read_folder(folder, require_weights=False))
+    assert bytes_per_token(model, examine(model)) == handed_on
 
 
 def test_layers_called_part_by_part_are_watched(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def decoded(stages: list[StageModel], caches: list[Any], last: list[int]) -> lis
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "gpt_oss", "qwen3_next", "gemma4_moe", "gemma4", "hunyuan", "kimi_k3", "rwkv7", "talkie"]
+    "name",
+    ["llama", "gpt_oss", "qwen3_next", "gemma4_moe", "gemma4", "hunyuan", "kimi_k3", "rwkv7", "talkie"],
 )
 def test_rows_of_a_batch_go_on_as_they_would_alone(name: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", name, seed=SEED, shards=1)
@@ -94,8 +95,9 @@ def test_caches_of_foreign_layers_keep_no_graph(tmp_path: Path) -> None:
     stages = [load_stage(folder, 0, 2, layers), load_stage(folder, 2, layers, layers)]
     single = [prefilled(stages, prompt) for prompt in PROMPTS[:2]]
     batch = [Merged(list(caches)) for caches in zip(*single, strict=True)]
-    for caches in (single[0], batch):
-        begun = [[0] for _ in range(1 if caches is single[0] else 2)]
+    sets: list[list[Any]] = [list(single[0]), list(batch)]
+    for caches in sets:
+        begun = [[0] for _ in range(1 if caches is sets[0] else 2)]
         for _ in range(3):
             through(stages, caches, begun)
         for stage, held in zip(stages, caches, strict=True):
