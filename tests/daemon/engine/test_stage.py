@@ -18,7 +18,6 @@ from macmesh_daemon.engine.errors import (
     LocalModelFilesError,
     LocalModelLoadError,
     LocalStageError,
-    LocalUnsplittableError,
 )
 from macmesh_daemon.engine.sampling import choose
 from macmesh_daemon.engine.sampling_parameters import Sampling
@@ -29,6 +28,8 @@ PROMPT = [(7 * i * i + 3) % 300 + 4 for i in range(37)]
 CHUNK = 16
 NEW_TOKENS = 12
 LAYERS = 4
+TALKATIVE = [name for name in CONFIGS if name != "rwkv7"]
+"""The other one repeats one token with these weights."""
 
 
 def stages_of(folder: Path, cuts: list[int]) -> list[StageModel]:
@@ -68,7 +69,7 @@ def reference(folder: Path, prompt: list[int], count: int) -> tuple[list[int], l
 
 
 @pytest.mark.parametrize("cuts", [[], [2], [1, 3]], ids=["one", "two", "three"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", TALKATIVE)
 def test_tokens_and_logprobs_equal_single_process_mlx_lm_to_the_bit(
     tmp_path: Path, name: str, cuts: list[int]
 ) -> None:
@@ -194,14 +195,6 @@ def test_long_generation_across_the_allocation_step(tmp_path: Path) -> None:
     prompt = [(7 * i * i + 3) % 300 + 4 for i in range(250)]
     tokens, _ = generate(stages_of(folder, [1]), prompt, 20)
     assert tokens == reference(folder, prompt, 20)[0]
-
-
-def test_architecture_that_hands_on_more_is_refused_unless_it_is_whole(tmp_path: Path) -> None:
-    folder = write_tiny_model(tmp_path, "rwkv7")
-    with pytest.raises(LocalUnsplittableError, match=r"rwkv7 cannot be cut.*first one.*one stage"):
-        load_stage(folder, 0, 2, LAYERS)
-    tokens, _ = generate(stages_of(folder, []), PROMPT[:5], 2)
-    assert tokens == reference(folder, PROMPT[:5], 2)[0]
 
 
 def test_unknown_architecture_is_told_by_name(tmp_path: Path) -> None:
