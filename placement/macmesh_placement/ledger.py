@@ -209,7 +209,7 @@ def _lines(
     )
     arrays = sum(layer.parameter_count for layer in layers) + profile.outer_parameter_count
     arrays += slots * sum(piece.array_count for piece in pieces)
-    hidden = chunk * profile.hidden_size * profile.activation_bytes
+    hidden = chunk * profile.handover_row_bytes
     scratch = max(layer.prefill_scratch_bytes(context, chunk) for layer in layers)
     scores = max(
         (

@@ -11,6 +11,8 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import BatchKVCache, BatchRotatingKVCache, KVCache, QuantizedKVCache, RotatingKVCache
 
+from macmesh_daemon.engine.cache_members import is_compressed
+
 
 @dataclasses.dataclass
 class Positions:
@@ -53,6 +55,9 @@ def advance_ghost(entry: Any, tokens: int, positions: Positions | None = None) -
         entry.offset += 1
     elif tokens == 1 and kind is BatchRotatingKVCache and _is_full(entry):
         _advance_full_ring(entry, positions)
+    elif is_compressed(entry):
+        entry.update_window(mx.zeros((1, tokens, 0)))
+        entry.window = mx.zeros(entry.window.shape, entry.window.dtype)
     elif hasattr(entry, "update_and_fetch"):
         rows = entry.left_padding.size if kind is BatchRotatingKVCache else 1
         nothing = mx.zeros((rows, 1, tokens, 0))

@@ -64,17 +64,20 @@ class StageRunner:
         """
         caches = self._caches_for(header)
         inputs = self._receive(header) if tokens is None else mx.array([tokens], mx.int32)
-        output = self._stage.step(inputs, caches)
-        del inputs
+        outputs = self._stage.step([inputs], caches)
+        if len(outputs) > 1:
+            raise RemoteScheduleError(f"{self._stage.architecture} hands on more than this lane carries")
+        (output,) = outputs
+        del inputs, outputs
         result = lane_pb2.StepResult(step=header.step, request_id=header.request_id)
         if not self._stage.is_tail:
-            self._stage.evaluate(output, caches)
+            self._stage.evaluate([output], caches)
             self._hand_on(header, output)
         elif header.sample:
             self._sample(header, output, caches, result)
         else:
             # The logits of a prompt's chunk are never computed.
-            self._stage.evaluate(None, caches)
+            self._stage.evaluate([], caches)
         if not header.sample or header.step % CLEAR_CACHE_STEPS == 0:
             mx.clear_cache()
         return result
