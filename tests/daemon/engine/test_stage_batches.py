@@ -84,7 +84,7 @@ def test_caches_of_foreign_layers_keep_no_graph(tmp_path: Path) -> None:
     stages = [load_stage(folder, 0, 2, layers), load_stage(folder, 2, layers, layers)]
     single = [prefilled(stages, prompt) for prompt in PROMPTS[:2]]
     batch = merged(single)
-    sets: list[list[Any]] = [list(single[0]), list(batch)]
+    sets: list[list[Any]] = [prefilled(stages, PROMPTS[0]), list(batch)]
     for caches in sets:
         begun = [[0] for _ in range(1 if caches is sets[0] else 2)]
         for _ in range(3):
