@@ -4,6 +4,9 @@ from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
 from macmesh_daemon.engine.requests import Cancelled, Finish, Generated, Refused, Request
 from macmesh_daemon.engine.sampling_parameters import Sampling
 
+TellableEffect = Generated | Cancelled | Refused
+"""What of a schedule's effects the daemon is told."""
+
 FINISH_REASONS = {
     Finish.STOP: inference_pb2.FINISH_REASON_STOP,
     Finish.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
@@ -44,7 +47,7 @@ def sampling_to_wire(sampling: Sampling) -> inference_pb2.SamplingParameters:
     )
 
 
-def event_to_wire(effect: Generated | Cancelled | Refused) -> lane_pb2.WorkerEvent:
+def event_to_wire(effect: TellableEffect) -> lane_pb2.WorkerEvent:
     """What the daemon is told."""
     match effect:
         case Generated(request_id, index, token, logprob, finish):
