@@ -20,6 +20,15 @@ _KV: Any = KVCache
 _BATCH: Any = BatchKVCache
 
 
+class _Rows(_BATCH):  # type: ignore[misc]  # mlx-lm is not typed
+    """Takes the keys of a layer of another stage too, which come as those of one row."""
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
+        if keys.shape[-1] == 0:
+            keys = values = mx.zeros((self.offset.shape[0], 1, keys.shape[2], 0))
+        return super().update_and_fetch(keys, values)
+
+
 @dataclasses.dataclass
 class PlainCaches:
     """Plain caches of a request, or of the rows of a batch; they grow as mlx-lm's do."""
@@ -160,7 +169,7 @@ class PlainHouse:
             return
         owned = self._stage.make_caches().owned
         entries = [
-            _BATCH.merge([singles[slot][layer] for slot in slots]) for layer in range(self._stage.layers)
+            _Rows.merge([singles[slot][layer] for slot in slots]) for layer in range(self._stage.layers)
         ]
         self._batches[batch] = slots, PlainCaches(entries, owned)
 
