@@ -15,7 +15,6 @@ from macmesh_daemon.worker.convert_steps import done_from_wire, step_from_wire, 
 from macmesh_daemon.worker.errors import RemoteNeighbourError
 from macmesh_daemon.worker.pings import Pings
 from macmesh_daemon.worker.step_times import StepTimes
-from macmesh_rdma.errors import TransportError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +27,10 @@ Item = (
     | lane_pb2.CancelRequest
     | lane_pb2.Step
     | lane_pb2.StepDone
-    | TransportError
+    | Exception
     | Wake
 )
-"""What the rest of the worker hands to the inference thread."""
+"""What the rest of the worker hands to the inference thread; an exception ends it."""
 
 
 class Runner(Protocol):
@@ -131,7 +130,7 @@ class FollowerLoop:
                 self._outlets.events([event_to_wire(refused)])
             case lane_pb2.StepDone():
                 raise RemoteScheduleError("a result came to a stage that is not the head")
-            case TransportError():
+            case Exception():
                 raise item
         self._pings.answer_all()
 
@@ -255,7 +254,7 @@ class HeadLoop:
                 pass
             case lane_pb2.Step():
                 raise RemoteScheduleError("a step came to the head, which gives them out")
-            case TransportError():
+            case Exception():
                 raise item
 
     def _done(self, done: StepDone) -> None:

@@ -66,10 +66,10 @@ async def _serve(
     if command is None or command.WhichOneof("command") != "start":
         os._exit(2)
     # Imported only now: loads TLS and the rest while the daemon already knows that the process stands.
-    from macmesh_daemon.worker.parts import engine_parts  # noqa: PLC0415
+    from macmesh_daemon.worker import parts as own  # noqa: PLC0415
     from macmesh_daemon.worker.shell import WorkerShell  # noqa: PLC0415
 
-    made = engine_parts() if parts is None else parts()
+    made = own.engine_parts() if parts is None else parts()
     await WorkerShell(command.start, port, parts=made, jaccl_init=jaccl_init).run()
 
 

@@ -100,6 +100,7 @@ class FollowerRunner(StageRunner):
         if self.stage.is_tail:
             # What the last layer puts out for a part of a prompt is never computed.
             outputs = []
+        outputs = contiguous(outputs)
         self.stage.evaluate(outputs, caches)
         self.times.lap(self.times.wait)
         return outputs, began
@@ -131,7 +132,8 @@ class FollowerRunner(StageRunner):
         if self.stage.is_tail:
             outputs = list(self._choose(step, outputs[0]))
             self.times.lap(self.times.sample)
-        return outputs
+            return outputs
+        return contiguous(outputs)
 
     def _placeholder(self, step: Step, facts: Sequence[Facts]) -> list[mx.array]:
         """Arrays of these shapes, evaluated and held here, so that MLX uses their memory for nothing else."""
@@ -237,7 +239,7 @@ class HeadRunner(StageRunner):
             expected = Step(number=0, kind="decode", rows=rows, batch=last.batch)
             snapshot = self.house.snapshot(expected)
             ids = mx.array([[0]] * len(rows), mx.uint32)
-            outputs = self.stage.step([ids], self.house.caches_for(expected))
+            outputs = contiguous(self.stage.step([ids], self.house.caches_for(expected)))
             self._ahead[key] = _Ahead(expected, ids, outputs, snapshot)
             self.times.lap(self.times.describe)
             return True
@@ -245,7 +247,7 @@ class HeadRunner(StageRunner):
 
     def _prefill(self, step: Step) -> list[mx.array]:
         caches = self.house.caches_for(step)
-        outputs = self.stage.step([mx.array([step.tokens], mx.uint32)], caches)
+        outputs = contiguous(self.stage.step([mx.array([step.tokens], mx.uint32)], caches))
         self.stage.evaluate(outputs, caches)
         self.times.lap(self.times.wait)
         return outputs
@@ -255,7 +257,8 @@ class HeadRunner(StageRunner):
         tokens = [self._token(step, row) for row in step.rows]
         outputs = self._take_ahead(step, tokens)
         if outputs is None:
-            outputs = self.stage.step([mx.array([[token] for token in tokens], mx.uint32)], self.house.caches_for(step))
+            ids = mx.array([[token] for token in tokens], mx.uint32)
+            outputs = contiguous(self.stage.step([ids], self.house.caches_for(step)))
         self._last[key_of(step)] = step
         self._outstanding[step.number] = step.rows
         times.lap(times.describe)
@@ -304,3 +307,8 @@ class HeadRunner(StageRunner):
                 f"step {step.number} goes on with what {row.request_id} sampled last, which is not known here"
             )
         return token
+
+
+def contiguous(arrays: list[mx.array]) -> list[mx.array]:
+    """The arrays as their memory goes over a lane; those that lie so already are not copied."""
+    return [mx.contiguous(array) for array in arrays]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import mlx.core as mx
+from google.protobuf.message import DecodeError
 
 from macmesh.v1 import lane_pb2
 from macmesh_daemon.engine.errors import RemoteScheduleError
@@ -14,7 +15,7 @@ from macmesh_daemon.worker.errors import RemoteNeighbourError
 from macmesh_rdma.errors import TransportError
 from macmesh_rdma.lane import TensorLane
 
-Put = Callable[[lane_pb2.StepDone | TransportError], None]
+Put = Callable[[lane_pb2.StepDone | Exception], None]
 """Hands the inference thread a result, or what ended the transfers."""
 
 
@@ -186,6 +187,8 @@ class HostTransfers(Transfers):
         try:
             while True:
                 put(lane_pb2.StepDone.FromString(self._lane.receive_message(self._stages - 1, None)))
+        except DecodeError as error:
+            put(RemoteScheduleError(f"the tail sent a result that is none: {error}"))
         except TransportError as error:
             put(error)
 
