@@ -45,7 +45,9 @@ class PlainCaches:
         """Any number fits."""
 
     def arrays_at(self, indices: Sequence[int]) -> list[mx.array]:
-        return [array for index in indices for array in self.entries[index].state if isinstance(array, mx.array)]
+        return [
+            array for index in indices for array in self.entries[index].state if isinstance(array, mx.array)
+        ]
 
     def copy_states(self, indices: Sequence[int]) -> None:
         """There are none."""
@@ -59,9 +61,10 @@ class ListStage:
 
     def __init__(self, model: StageModel, hidden: int, layers: int) -> None:
         self.model, self.hidden, self.layers = model, hidden, layers
-        self.is_head, self.is_tail = model.is_head, model.is_tail
+        self.is_head, self.is_tail, self.architecture = model.is_head, model.is_tail, model.architecture
 
-    def make_caches(self) -> PlainCaches:
+    def make_caches(self, reserve_tokens: int = 0) -> PlainCaches:
+        del reserve_tokens  # they grow
         return PlainCaches([_KV() for _ in range(self.layers)], tuple(self.model.layers))
 
     def step(self, inputs: list[mx.array], caches: PlainCaches) -> list[mx.array]:
@@ -88,7 +91,10 @@ class PlainSnapshot:
     def __init__(self, caches: PlainCaches) -> None:
         self._caches, self._length = caches, caches.length
         self._states = [
-            {name: value[...] if isinstance(value, mx.array) else value for name, value in vars(entry).items()}
+            {
+                name: value[...] if isinstance(value, mx.array) else value
+                for name, value in vars(entry).items()
+            }
             for entry in caches.entries
         ]
 
@@ -159,7 +165,9 @@ class PlainHouse:
         singles: dict[int, list[Any]] = {}
         for index, slot in enumerate(old_slots):
             if slot in self._held and old is not None:
-                singles[slot] = [entry.extract(index) if not entry.empty() else _KV() for entry in old.entries]
+                singles[slot] = [
+                    entry.extract(index) if not entry.empty() else _KV() for entry in old.entries
+                ]
         for slot in slots:
             caches = self._held[slot].caches
             if caches is not None:
@@ -196,7 +204,11 @@ class FifoScheduler:
     """One request after the other in slot 0, with its tokens so many steps ahead."""
 
     def __init__(self, *, chunk_tokens: int, lookahead: int, deadline_seconds: float = 30) -> None:
-        self._chunk_tokens, self._lookahead, self._deadline_seconds = chunk_tokens, lookahead, deadline_seconds
+        self._chunk_tokens, self._lookahead, self._deadline_seconds = (
+            chunk_tokens,
+            lookahead,
+            deadline_seconds,
+        )
         self._waiting: collections.deque[Request] = collections.deque()
         self._running: _Running | None = None
         self._operations: list[Operation] = []
@@ -225,7 +237,11 @@ class FifoScheduler:
             )
         running = self._running
         if running is None:
-            return self._give(Step(self.steps + 1, "operations", self._taken()), None, now) if self._operations else None
+            return (
+                self._give(Step(self.steps + 1, "operations", self._taken()), None, now)
+                if self._operations
+                else None
+            )
         prompt = running.request.prompt
         body = len(prompt) - 1
         if running.fed < body:

@@ -137,7 +137,13 @@ class Plan:
         if self.size > 1 and self.kind == "host":
             self.transfers(0).listen(inbox.put)
         loop = HeadLoop(
-            runner, scheduler, self.outlets(0), pings, epoch=EPOCH, is_tail=self.size == 1, vocabulary_tokens=320
+            runner,
+            scheduler,
+            self.outlets(0),
+            pings,
+            epoch=EPOCH,
+            is_tail=self.size == 1,
+            vocabulary_tokens=320,
         )
         return loop, inbox
 

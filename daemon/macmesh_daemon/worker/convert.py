@@ -33,6 +33,11 @@ def sampling_from_wire(message: inference_pb2.SamplingParameters) -> Sampling:
         top_k=message.top_k,
         min_p=message.min_p,
         seed=message.seed,
+        repetition_penalty=message.repetition_penalty,
+        repetition_context_tokens=message.repetition_context_tokens,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        logit_bias=tuple((one.token_id, one.bias) for one in message.logit_bias),
     )
 
 
@@ -44,6 +49,13 @@ def sampling_to_wire(sampling: Sampling) -> inference_pb2.SamplingParameters:
         top_k=sampling.top_k,
         min_p=sampling.min_p,
         seed=sampling.seed,
+        repetition_penalty=sampling.repetition_penalty,
+        repetition_context_tokens=sampling.repetition_context_tokens,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=[
+            inference_pb2.LogitBias(token_id=token, bias=bias) for token, bias in sampling.logit_bias
+        ],
     )
 
 

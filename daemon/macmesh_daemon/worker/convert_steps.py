@@ -117,9 +117,13 @@ def _operation_to_wire(operation: Operation) -> lane_pb2.StepOperation:
         case Compose(batch, slots, capacity_tokens):
             compose = lane_pb2.ComposeBatch(batch=batch, slots=slots, capacity_tokens=capacity_tokens)
             return lane_pb2.StepOperation(compose=compose)
-        case Close(slot, request_id, keep_as, keep_tokens):
+        case Close():
             close = lane_pb2.CloseSlot(
-                slot=slot, request_id=request_id, keep_as=keep_as, keep_tokens=keep_tokens
+                slot=operation.slot,
+                request_id=operation.request_id,
+                keep_as=operation.keep_as,
+                keep_tokens=operation.keep_tokens,
+                keep_reserve_tokens=operation.keep_reserve_tokens,
             )
             return lane_pb2.StepOperation(close=close)
         case Forget(entry):
@@ -143,7 +147,13 @@ def _compose_from_wire(message: lane_pb2.ComposeBatch) -> Compose:
 
 def _close_from_wire(message: lane_pb2.CloseSlot) -> Close:
     keep_as = message.keep_as if message.HasField("keep_as") else None
-    return Close(message.slot, message.request_id, keep_as, message.keep_tokens)
+    return Close(
+        slot=message.slot,
+        request_id=message.request_id,
+        keep_as=keep_as,
+        keep_tokens=message.keep_tokens,
+        keep_reserve_tokens=message.keep_reserve_tokens,
+    )
 
 
 def _forget_from_wire(message: lane_pb2.ForgetEntry) -> Forget:

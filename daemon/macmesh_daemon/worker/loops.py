@@ -22,14 +22,7 @@ class Wake:
     """Makes the inference thread turn once, to answer pings."""
 
 
-Item = (
-    lane_pb2.SubmitRequest
-    | lane_pb2.CancelRequest
-    | lane_pb2.Step
-    | lane_pb2.StepDone
-    | Exception
-    | Wake
-)
+Item = lane_pb2.SubmitRequest | lane_pb2.CancelRequest | lane_pb2.Step | lane_pb2.StepDone | Exception | Wake
 """What the rest of the worker hands to the inference thread; an exception ends it."""
 
 

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 START_DEADLINE_SECONDS = 30.0
 
 
-def main(
-    jaccl_init: Callable[..., Any] | None = None, parts: "Callable[[], Parts] | None" = None
-) -> None:
+def main(jaccl_init: Callable[..., Any] | None = None, parts: "Callable[[], Parts] | None" = None) -> None:
     """Takes over what it inherited from the daemon; serves until the daemon or the plan ends.
 
     Args:
@@ -66,11 +64,11 @@ async def _serve(
     if command is None or command.WhichOneof("command") != "start":
         os._exit(2)
     # Imported only now: loads TLS and the rest while the daemon already knows that the process stands.
-    from macmesh_daemon.worker import parts as own  # noqa: PLC0415
     from macmesh_daemon.worker.shell import WorkerShell  # noqa: PLC0415
 
-    made = own.engine_parts() if parts is None else parts()
-    await WorkerShell(command.start, port, parts=made, jaccl_init=jaccl_init).run()
+    if parts is None:
+        from macmesh_daemon.worker.engine_parts import engine_parts as parts  # noqa: PLC0415  same
+    await WorkerShell(command.start, port, parts=parts(), jaccl_init=jaccl_init).run()
 
 
 async def _first_command(port: MessagePort) -> lane_pb2.WorkerCommand | None:

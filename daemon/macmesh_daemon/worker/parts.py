@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macmesh.v1 import lane_pb2
@@ -17,16 +16,11 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The engine's parts; all but `prepare` are called on the inference thread, in this order."""
+    """The engine's parts; all are called on the inference thread, in this order."""
 
     load: "Callable[[lane_pb2.StartStage, Progress], Stage]"
     """Loads the stage of a plan."""
     house: "Callable[[lane_pb2.StartStage, Stage], House]"
-    """Makes its caches' house."""
+    """Makes what keeps its caches."""
     schedule: "Callable[[lane_pb2.StartStage, Stage, bool], Schedule]"
     """At the head, the scheduler; last argument: whether steps are queued ahead on the device."""
-
-
-def model_folder(start: lane_pb2.StartStage) -> Path:
-    """Folder of the model on this machine."""
-    return Path(start.model_path)

@@ -14,6 +14,7 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 from macmesh.v1 import types_pb2
 from macmesh_daemon.engine.errors import RemoteScheduleError
 from macmesh_daemon.engine.row_sampling import choose_rows
+from macmesh_daemon.engine.sampling import extended_history
 from macmesh_daemon.engine.sampling_parameters import Sampling
 from macmesh_daemon.engine.steps import Close, Compose, Open, Operation, Sampled, Step, StepDone
 from macmesh_daemon.worker.step_times import StepTimes
@@ -45,6 +46,13 @@ class Stage(Protocol):
     @property
     def is_tail(self) -> bool:
         """Gives logits."""
+
+    @property
+    def architecture(self) -> str:
+        """Name of the mlx-lm module that implements the model."""
+
+    def make_caches(self, reserve_tokens: int) -> Any:
+        """New caches for a request of at most so many tokens."""
 
     def step(self, inputs: list[mx.array], caches: Any) -> list[mx.array]:
         """Describes a step."""
@@ -94,6 +102,8 @@ class StageRunner(abc.ABC):
         self.steps = 0
         """Steps begun so far."""
         self._samplings: dict[int, Sampling] = {}
+        # The last tokens of requests whose logit processors look at them; on the device, at the tail.
+        self._histories: dict[int, mx.array] = {}
         self._reserve_tokens: dict[int, int] = {}
 
     @property
@@ -150,16 +160,30 @@ class StageRunner(abc.ABC):
         self.house.apply(operation)
         match operation:
             case Open():
-                self._samplings[operation.slot] = operation.sampling
+                sampling = self._samplings[operation.slot] = operation.sampling
+                if self.stage.is_tail and sampling.history_tokens:
+                    history = operation.history[-sampling.history_tokens :]
+                    self._histories[operation.slot] = mx.array(history, mx.uint32)
                 self._reserve_tokens[operation.slot] = operation.reserve_tokens
             case Close():
                 self._samplings.pop(operation.slot, None)
+                self._histories.pop(operation.slot, None)
                 self._reserve_tokens.pop(operation.slot, None)
 
     def _choose(self, step: Step, logits: mx.array) -> tuple[mx.array, mx.array]:
         """Describes what the tail samples after a step: token ids and logarithms, of shape (rows,)."""
         samplings = [self._samplings[row.slot] for row in step.rows]
-        return choose_rows(logits[:, -1, :], samplings, [row.sample_index for row in step.rows])
+        ids, logprobs = choose_rows(
+            logits[:, -1, :],
+            samplings,
+            [row.sample_index for row in step.rows],
+            [self._histories.get(row.slot) for row in step.rows],
+        )
+        for index, (row, sampling) in enumerate(zip(step.rows, samplings, strict=True)):
+            if row.slot in self._histories:
+                history, token = self._histories[row.slot], ids[index : index + 1]
+                self._histories[row.slot] = extended_history(history, token, sampling)
+        return ids, logprobs
 
     def _clear(self, step: Step) -> None:
         """Gives MLX's free buffers back as often as mlx-lm does: after each part of a prompt, else now and then."""

@@ -178,13 +178,17 @@ class WorkerShell:
 
     def _open_lane(self, endpoints: list[Endpoint], key: bytes) -> "Transfers":
         """Runs on the inference thread."""
-        from macmesh_daemon.worker.tensor_lane import link_statuses, open_tensor_lane  # noqa: PLC0415  imports mlx
+        from macmesh_daemon.worker.tensor_lane import (  # noqa: PLC0415  imports mlx
+            host_transfers,
+            link_statuses,
+            open_tensor_lane,
+        )
 
         if self._listener is None:
             raise LocalStartError("nothing listens for the tensor lane")
         lane = open_tensor_lane(self._start, self._listener, endpoints, key, JOIN_DEADLINE_SECONDS)
         self._links = link_statuses(lane)
-        return self._over(lane)
+        return host_transfers(self._start, lane)
 
     def _open_jaccl(self, exchange: RingExchange) -> "Transfers":
         """Runs on the inference thread."""

@@ -105,7 +105,9 @@ class LaneTransfers(Transfers):
 
     def receive_into(self, number: int, arrays: Sequence[mx.array]) -> None:
         """Not for this lane, which makes its arrays itself."""
-        raise NotImplementedError(f"{self.lane.name} makes the arrays of step {number} itself, not {len(arrays)}")
+        raise NotImplementedError(
+            f"{self.lane.name} makes the arrays of step {number} itself, not {len(arrays)}"
+        )
 
     def send(self, number: int, arrays: Sequence[mx.array]) -> None:
         """See `Transfers.send`."""
@@ -206,5 +208,7 @@ def dtype_of(name: str) -> mx.Dtype:
     """
     dtype = getattr(mx, name, None)
     if not isinstance(dtype, mx.Dtype):
-        raise RemoteScheduleError(f"the stage before hands on an array of type {name!r}, which MLX does not have")
+        raise RemoteScheduleError(
+            f"the stage before hands on an array of type {name!r}, which MLX does not have"
+        )
     return dtype

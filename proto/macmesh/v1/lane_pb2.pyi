@@ -809,6 +809,7 @@ class CloseSlot(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     KEEP_AS_FIELD_NUMBER: _builtins.int
     KEEP_TOKENS_FIELD_NUMBER: _builtins.int
+    KEEP_RESERVE_TOKENS_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     """The slot."""
     request_id: _builtins.str
@@ -817,6 +818,8 @@ class CloseSlot(_message.Message):
     """The entry that its caches become; absent: they are freed."""
     keep_tokens: _builtins.int
     """Length of that entry."""
+    keep_reserve_tokens: _builtins.int
+    """Tokens that it stays allocated for."""
     def __init__(
         self,
         *,
@@ -824,10 +827,11 @@ class CloseSlot(_message.Message):
         request_id: _builtins.str = ...,
         keep_as: _builtins.int | None = ...,
         keep_tokens: _builtins.int = ...,
+        keep_reserve_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_as", b"_keep_as", "keep_as", b"keep_as"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_as", b"_keep_as", "keep_as", b"keep_as", "keep_tokens", b"keep_tokens", "request_id", b"request_id", "slot", b"slot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_as", b"_keep_as", "keep_as", b"keep_as", "keep_reserve_tokens", b"keep_reserve_tokens", "keep_tokens", b"keep_tokens", "request_id", b"request_id", "slot", b"slot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep_as: _TypeAlias = _typing.Literal["keep_as"]  # noqa: Y015
     _WhichOneofArgType__keep_as: _TypeAlias = _typing.Literal["_keep_as", b"_keep_as"]  # noqa: Y015

@@ -14,7 +14,19 @@ numbers = st.integers(0, 2**40)
 tokens = st.integers(0, 2**32 - 1)
 texts = st.text(max_size=12)
 floats = st.floats(0, 10, width=32)
-samplings = st.builds(Sampling, floats, floats, st.integers(0, 2**31), floats, st.integers(0, 2**64 - 1))
+samplings = st.builds(
+    Sampling,
+    floats,
+    floats,
+    st.integers(0, 2**31),
+    floats,
+    st.integers(0, 2**64 - 1),
+    floats,
+    st.integers(0, 2**31),
+    floats,
+    floats,
+    st.lists(st.tuples(tokens, floats), max_size=3).map(tuple),
+)
 operations = st.one_of(
     st.builds(
         Open,
@@ -26,7 +38,7 @@ operations = st.one_of(
         st.none() | st.builds(Reuse, numbers, numbers),
     ),
     st.builds(Compose, numbers, st.lists(numbers, max_size=4).map(tuple), numbers),
-    st.builds(Close, numbers, texts, st.none() | numbers, numbers),
+    st.builds(Close, numbers, texts, st.none() | numbers, numbers, numbers),
     st.builds(Forget, numbers),
 )
 rows = st.builds(Row, numbers, texts, numbers, st.none() | tokens, numbers)

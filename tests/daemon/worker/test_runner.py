@@ -140,7 +140,13 @@ def scripted(lengths: Sequence[int], decodes: int) -> list[Step]:
             slots.remove(1)
             operations = (Close(1, "r1"), Compose(7, tuple(slots), max(lengths) + decodes))
         rows = tuple(
-            Row(slot, f"r{slot}", lengths[slot] - 1 + index, PROMPT[lengths[slot] - 1] if index == 0 else None, index)
+            Row(
+                slot,
+                f"r{slot}",
+                lengths[slot] - 1 + index,
+                PROMPT[lengths[slot] - 1] if index == 0 else None,
+                index,
+            )
             for slot in slots
         )
         add("decode", operations=operations, rows=rows, batch=7)
