@@ -7,19 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support.engine_stand_ins import ListStage, PlainHouse, load_list_stage
-from support.memory_host import memory_hosts
-
 from macmesh.v1 import lane_pb2, types_pb2
 from macmesh_daemon.engine.steps import Step
 from macmesh_daemon.worker.convert_steps import step_from_wire, step_to_wire
 from macmesh_daemon.worker.local_runner import LocalRunner
 from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, Schedule, pong
-from macmesh_daemon.worker.piped_runner import FollowerRunner, HeadRunner
 from macmesh_daemon.worker.pings import Pings
+from macmesh_daemon.worker.piped_runner import FollowerRunner, HeadRunner
 from macmesh_daemon.worker.runner import StageRunner
 from macmesh_daemon.worker.transfers import HostTransfers, LaneTransfers, Transfers
 from macmesh_rdma.testing.memory_lane import memory_lanes
+from support.engine_stand_ins import ListStage, PlainHouse, load_list_stage
+from support.memory_host import memory_hosts
 
 EPOCH = types_pb2.Epoch(generation=1, term=1, seq=1)
 DEADLINE_SECONDS = 20.0
@@ -60,7 +59,7 @@ class Plan:
         return Outlets(
             events=tell,
             step=step,
-            payload=lambda payload: self.announced[index + 1].put(payload),
+            payload=self.announced[(index + 1) % self.size].put,
             result=self.inboxes[0].put,
         )
 
@@ -110,7 +109,7 @@ class Plan:
         finally:
             self.ended.set()
             for inbox in self.inboxes[1:]:
-                inbox.put(RuntimeError("over"))  # type: ignore[arg-type]  # ends the loop
+                inbox.put(RuntimeError("over"))
             for host in self.hosts:
                 host.close()
             for thread in threads:

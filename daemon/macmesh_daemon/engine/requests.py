@@ -17,6 +17,10 @@ class Request:
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     stop_tokens: frozenset[int] = frozenset()
     """The first of these to be generated ends the request; it is still told."""
+    reuse_prefix: bool = True
+    """Caches of an earlier request with the same beginning may be taken up."""
+    keep: bool = True
+    """Its caches may stay for a later request."""
 
 
 class Finish(enum.Enum):
@@ -78,6 +82,17 @@ class Refused:
 
 
 @dataclasses.dataclass(frozen=True)
+class Waiting:
+    """A request waits; told when it comes and when its position changes, at most once a second."""
+
+    request_id: str
+    position: int
+    """From 1: the next to be taken."""
+    estimate_seconds: float | None
+    """About so long until it begins; None where nothing has ended yet to judge by."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Release:
     """Every stage frees the slot's caches, after the steps given out so far."""
 
@@ -85,4 +100,4 @@ class Release:
     request_id: str
 
 
-Effect = Generated | Cancelled | Refused | Release
+Effect = Generated | Cancelled | Refused | Waiting | Release

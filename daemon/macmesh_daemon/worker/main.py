@@ -67,7 +67,9 @@ async def _serve(
     from macmesh_daemon.worker.shell import WorkerShell  # noqa: PLC0415
 
     if parts is None:
-        from macmesh_daemon.worker.engine_parts import engine_parts as parts  # noqa: PLC0415  same
+        from macmesh_daemon.worker.engine_parts import engine_parts  # noqa: PLC0415  same
+
+        parts = engine_parts
     await WorkerShell(command.start, port, parts=parts(), jaccl_init=jaccl_init).run()
 
 

@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from macmesh.v1 import lane_pb2
-from macmesh_daemon.worker.loops import Schedule
-
 if TYPE_CHECKING:
+    from macmesh.v1 import lane_pb2
+    from macmesh_daemon.worker.loops import Schedule
     from macmesh_daemon.worker.runner import House, Stage
 
 Progress = Callable[[int, int], None]

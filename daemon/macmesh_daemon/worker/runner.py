@@ -6,7 +6,7 @@ when, and how it gets to the next stage, is in `local_runner` (one stage) and `p
 
 import abc
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import mlx.core as mx
 from mlx_lm.utils import maybe_set_recommended_wired_limit
@@ -15,10 +15,12 @@ from macmesh.v1 import types_pb2
 from macmesh_daemon.engine.errors import RemoteScheduleError
 from macmesh_daemon.engine.row_sampling import choose_rows
 from macmesh_daemon.engine.sampling import extended_history
-from macmesh_daemon.engine.sampling_parameters import Sampling
 from macmesh_daemon.engine.steps import Close, Compose, Open, Operation, Sampled, Step, StepDone
 from macmesh_daemon.worker.step_times import StepTimes
 from macmesh_placement import Reserves
+
+if TYPE_CHECKING:
+    from macmesh_daemon.engine.sampling_parameters import Sampling
 
 CLEAR_CACHE_STEPS = 256
 """mlx-lm gives MLX's free buffers back as often."""

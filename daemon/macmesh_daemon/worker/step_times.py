@@ -14,10 +14,6 @@ class PhaseTime:
     count: int = 0
 
 
-def _phase() -> PhaseTime:
-    return dataclasses.field(default_factory=PhaseTime)
-
-
 @dataclasses.dataclass(slots=True)
 class StepTimes:
     """Cumulative times of one stage; `lane_pb2.StepTimes` says what each phase is.
@@ -25,15 +21,15 @@ class StepTimes:
     `lap` gives all the time since the lap before to one phase, so the phases add up to the wall clock.
     """
 
-    describe: PhaseTime = _phase()
-    encode: PhaseTime = _phase()
-    wait: PhaseTime = _phase()
-    receive: PhaseTime = _phase()
-    send: PhaseTime = _phase()
-    sample: PhaseTime = _phase()
-    idle: PhaseTime = _phase()
-    operations: PhaseTime = _phase()
-    schedule: PhaseTime = _phase()
+    describe: PhaseTime = dataclasses.field(default_factory=PhaseTime)
+    encode: PhaseTime = dataclasses.field(default_factory=PhaseTime)
+    wait: PhaseTime = dataclasses.field(default_factory=PhaseTime)
+    receive: PhaseTime = dataclasses.field(default_factory=PhaseTime)
+    send: PhaseTime = dataclasses.field(default_factory=PhaseTime)
+    sample: PhaseTime = dataclasses.field(default_factory=PhaseTime)
+    idle: PhaseTime = dataclasses.field(default_factory=PhaseTime)
+    operations: PhaseTime = dataclasses.field(default_factory=PhaseTime)
+    schedule: PhaseTime = dataclasses.field(default_factory=PhaseTime)
     ahead_used: int = 0
     """Decode steps described ahead, and used."""
     ahead_dropped: int = 0

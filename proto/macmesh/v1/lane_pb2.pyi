@@ -273,6 +273,7 @@ class WorkerEvent(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     PONG_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def report(self) -> _peer_pb2.WorkerReport:
         """State and addresses."""
@@ -289,6 +290,10 @@ class WorkerEvent(_message.Message):
     def pong(self) -> Global___PongWorker:
         """Answer to a ping."""
 
+    @_builtins.property
+    def waiting(self) -> Global___RequestWaiting:
+        """Head only: a request waits."""
+
     def __init__(
         self,
         *,
@@ -296,16 +301,49 @@ class WorkerEvent(_message.Message):
         progress: Global___RequestProgress | None = ...,
         failed: Global___RequestFailed | None = ...,
         pong: Global___PongWorker | None = ...,
+        waiting: Global___RequestWaiting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "pong", b"pong", "progress", b"progress", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "pong", b"pong", "progress", b"progress", "report", b"report", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "pong", b"pong", "progress", b"progress", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "pong", b"pong", "progress", b"progress", "report", b"report", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["report", "progress", "failed", "pong"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["report", "progress", "failed", "pong", "waiting"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___WorkerEvent: _TypeAlias = WorkerEvent  # noqa: Y015
+
+@_typing.final
+class RequestWaiting(_message.Message):
+    """RequestWaiting says that a request has not begun; told when it comes and when its position changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    ESTIMATE_SECONDS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request."""
+    position: _builtins.int
+    """From 1: the next to be taken."""
+    estimate_seconds: _builtins.float
+    """About so long until it begins; absent where nothing has ended yet to judge by."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        estimate_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate_seconds", b"_estimate_seconds", "estimate_seconds", b"estimate_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate_seconds", b"_estimate_seconds", "estimate_seconds", b"estimate_seconds", "position", b"position", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__estimate_seconds: _TypeAlias = _typing.Literal["estimate_seconds"]  # noqa: Y015
+    _WhichOneofArgType__estimate_seconds: _TypeAlias = _typing.Literal["_estimate_seconds", b"_estimate_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimate_seconds) -> _WhichOneofReturnType__estimate_seconds | None: ...
+
+Global___RequestWaiting: _TypeAlias = RequestWaiting  # noqa: Y015
 
 @_typing.final
 class RequestProgress(_message.Message):

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Sequence
 
 import pytest
-from support.engine_stand_ins import FifoScheduler
 
 from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2, types_pb2
 from macmesh_daemon.engine.errors import RemoteScheduleError
@@ -17,6 +16,7 @@ from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, W
 from macmesh_daemon.worker.pings import Pings
 from macmesh_daemon.worker.step_times import StepTimes
 from macmesh_rdma.errors import RemotePeerLostError
+from support.engine_stand_ins import FifoScheduler
 
 EPOCH = types_pb2.Epoch(generation=1, term=1, seq=1)
 

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from support.engine_stand_ins import FifoScheduler
 from mlx_lm.generate import generate_step
 from mlx_lm.utils import load_model
-from support.stage_threads import EPOCH, Plan, turn_until
 
 from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
 from macmesh_daemon.engine.errors import RemoteScheduleError
@@ -17,6 +15,9 @@ from macmesh_daemon.engine.sampling_parameters import Sampling
 from macmesh_daemon.engine.steps import Close, Compose, Open, Row, Sampled, Step, StepDone
 from macmesh_daemon.worker.local_runner import LocalRunner
 from macmesh_daemon.worker.piped_runner import HeadRunner
+from macmesh_daemon.worker.runner import StageRunner
+from support.engine_stand_ins import FifoScheduler
+from support.stage_threads import EPOCH, Plan, turn_until
 from tinymodels import write_tiny_model
 
 PROMPT = [(7 * i * i + 3) % 300 + 4 for i in range(20)]
@@ -64,6 +65,10 @@ def ends_of(plan: Plan) -> list[str]:
     ]
 
 
+def has_ended(plan: Plan, count: int) -> bool:
+    return len(ends_of(plan)) == count
+
+
 @pytest.mark.parametrize(("kind", "cuts"), PLANS, ids=str)
 def test_every_plan_gives_the_tokens_of_mlx_lm(folder: Path, kind: str, cuts: list[int]) -> None:
     plan = Plan(folder, cuts, kind=kind)
@@ -96,7 +101,7 @@ def test_samples_are_the_same_on_every_plan(folder: Path) -> None:
             for seed in (4, 5):
                 sampling = inference_pb2.SamplingParameters(temperature=1.0, top_p=0.9, seed=seed)
                 inbox.put(submit(f"seed {seed}", PROMPT, 10, sampling=sampling))
-            turn_until(loop, inbox, lambda plan=plan: len(ends_of(plan)) == 2)
+            turn_until(loop, inbox, functools.partial(has_ended, plan, 2))
         told.append([tokens_of(plan, f"seed {seed}") for seed in (4, 5)])
     assert told[0] == told[1] == told[2]
     assert told[0][0] != told[0][1]
@@ -153,33 +158,50 @@ def scripted(lengths: Sequence[int], decodes: int) -> list[Step]:
     return steps
 
 
+def run_alone(head: StageRunner, steps: Sequence[Step]) -> list[tuple[Step, StepDone]]:
+    """One step ahead: the last one is read once the next is queued."""
+    results: list[tuple[Step, StepDone]] = []
+    for step in steps:
+        head.begin(step)
+        if head.unfinished > 1:
+            results.append((step, head.finish()))
+    while head.unfinished:
+        results.append((steps[-1], head.finish()))
+    return results
+
+
+def result_of(plan: Plan) -> StepDone:
+    item = plan.inboxes[0].get(timeout=20)
+    assert isinstance(item, lane_pb2.StepDone), item
+    return StepDone(item.number, tuple(Sampled(one.token, one.logprob) for one in item.sampled))
+
+
+def run_piped(plan: Plan, head: HeadRunner, steps: Sequence[Step]) -> list[tuple[Step, StepDone]]:
+    """Describes the next step ahead while the result is on its way."""
+    if plan.kind == "host":
+        plan.transfers(0).listen(plan.inboxes[0].put)
+    results = []
+    for step in steps:
+        plan.give(step)
+        head.begin(step)
+        while head.prepare():
+            pass
+        done = result_of(plan)
+        head.take_result(done)
+        results.append((step, done))
+    return results
+
+
 @pytest.mark.parametrize(("kind", "cuts"), PLANS, ids=str)
 def test_rows_of_a_batch_give_what_each_gives_alone(folder: Path, kind: str, cuts: list[int]) -> None:
     lengths, decodes = [6, 9, 14], 8
     plan = Plan(folder, cuts, kind=kind)
-    results: list[tuple[Step, StepDone]] = []
     with plan.followers():
         head = plan.runner(0)
-        if cuts and kind == "host":
-            plan.transfers(0).listen(plan.inboxes[0].put)
-        for step in scripted(lengths, decodes):
-            if cuts:
-                plan.give(step)
-            head.begin(step)
-            if not cuts:
-                # One step ahead: the last one is read once the next is queued.
-                if head.unfinished > 1:
-                    results.append((step, head.finish()))
-                continue
-            while head.prepare():
-                pass
-            item = plan.inboxes[0].get(timeout=20)
-            assert isinstance(item, lane_pb2.StepDone), item
-            done = StepDone(item.number, tuple(Sampled(one.token, one.logprob) for one in item.sampled))
-            head.take_result(done)
-            results.append((step, done))
-        while head.unfinished:
-            results.append((step, head.finish()))
+        if isinstance(head, HeadRunner):
+            results = run_piped(plan, head, scripted(lengths, decodes))
+        else:
+            results = run_alone(head, scripted(lengths, decodes))
     assert [done.number for _, done in results] == list(range(1, len(lengths) + decodes + 1))
     by_number = {step.number: step for step in scripted(lengths, decodes)}
     told: dict[int, list[int]] = {0: [], 1: [], 2: []}
@@ -205,12 +227,9 @@ def test_what_was_described_ahead_in_vain_leaves_nothing_behind(folder: Path) ->
         def run(step: Step) -> list[int]:
             plan.give(step)
             head.begin(step)
-            item = plan.inboxes[0].get(timeout=20)
-            assert isinstance(item, lane_pb2.StepDone), item
-            head.take_result(
-                StepDone(item.number, tuple(Sampled(one.token, one.logprob) for one in item.sampled))
-            )
-            return [one.token for one in item.sampled]
+            done = result_of(plan)
+            head.take_result(done)
+            return [one.token for one in done.sampled]
 
         opened = (Open(0, "a", 40, Sampling()), Open(1, "b", 40, Sampling()))
         run(Step(1, "prefill", opened, (Row(0, "a", 0),), tuple(PROMPT[:5])))
