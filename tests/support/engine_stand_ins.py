@@ -68,9 +68,11 @@ class ListStage:
         return PlainCaches([_KV() for _ in range(self.layers)], tuple(self.model.layers))
 
     def step(self, inputs: list[mx.array], caches: PlainCaches) -> list[mx.array]:
-        if hasattr(self.model, "payload_facts"):
-            return self.model.step(inputs, caches)  # type: ignore[arg-type, return-value]
-        return [self.model.step(inputs[0], caches)]  # type: ignore[arg-type]
+        model: Any = self.model
+        outputs: list[mx.array] = (
+            model.step(inputs, caches) if hasattr(model, "payload_facts") else [model.step(inputs[0], caches)]
+        )
+        return outputs
 
     def evaluate(self, results: list[mx.array], caches: PlainCaches) -> None:
         mx.eval(results, caches.owned_arrays())
