@@ -1,9 +1,10 @@
 """How arrays cross between the stages, and results from the tail to the head. Imports mlx."""
 
 import abc
+import contextlib
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import mlx.core as mx
@@ -166,19 +167,23 @@ class HostTransfers(Transfers):
 
     def receive(self, number: int) -> list[mx.array]:  # noqa: ARG002  the lane keeps the order
         """See `Transfers.receive`."""
-        return self._lane.receive(self._stage - 1, self._deadline_seconds)
+        with _with_stage(self._stage - 1):
+            return self._lane.receive(self._stage - 1, self._deadline_seconds)
 
     def receive_into(self, number: int, arrays: Sequence[mx.array]) -> None:  # noqa: ARG002  same
         """See `Transfers.receive_into`."""
-        self._lane.receive_into(self._stage - 1, arrays, self._deadline_seconds)
+        with _with_stage(self._stage - 1):
+            self._lane.receive_into(self._stage - 1, arrays, self._deadline_seconds)
 
     def send(self, number: int, arrays: Sequence[mx.array]) -> None:  # noqa: ARG002  same
         """See `Transfers.send`."""
-        self._lane.send(self._stage + 1, arrays, self._deadline_seconds)
+        with _with_stage(self._stage + 1):
+            self._lane.send(self._stage + 1, arrays, self._deadline_seconds)
 
     def send_result(self, done: lane_pb2.StepDone) -> None:
         """See `Transfers.send_result`."""
-        self._lane.send_message(0, done.SerializeToString(), self._deadline_seconds)
+        with _with_stage(0):
+            self._lane.send_message(0, done.SerializeToString(), self._deadline_seconds)
 
     def listen(self, put: Put) -> None:
         """See `Transfers.listen`."""
@@ -188,11 +193,22 @@ class HostTransfers(Transfers):
     def _listen(self, put: Put) -> None:
         try:
             while True:
-                put(lane_pb2.StepDone.FromString(self._lane.receive_message(self._stages - 1, None)))
+                with _with_stage(self._stages - 1):
+                    message = self._lane.receive_message(self._stages - 1, None)
+                put(lane_pb2.StepDone.FromString(message))
         except DecodeError as error:
             put(RemoteScheduleError(f"the tail sent a result that is none: {error}"))
         except TransportError as error:
             put(error)
+
+
+@contextlib.contextmanager
+def _with_stage(stage: int) -> Iterator[None]:
+    """Says in errors which stage it was; the lane knows ranks."""
+    try:
+        yield
+    except TransportError as error:
+        raise type(error)(f"stage {stage}: {error}", peer=error.peer, epoch=error.epoch) from error
 
 
 def dtype_name(dtype: mx.Dtype) -> str:
