@@ -248,7 +248,6 @@ class Deployment(_message.Message):
     LINK_BUFFERS_FIELD_NUMBER: _builtins.int
     DEVICE_MATRIX_FIELD_NUMBER: _builtins.int
     TRANSPORT_REASON_FIELD_NUMBER: _builtins.int
-    TRANSFERS_FIELD_NUMBER: _builtins.int
     layer_count: _builtins.int
     """Number of layers of the whole model."""
     context_tokens: _builtins.int
@@ -267,10 +266,6 @@ class Deployment(_message.Message):
     """Predicted seconds per decoded token at the given context, from the planner's cost model."""
     transport_reason: _builtins.str
     """Why this transport, and not jaccl where that was not taken; for people."""
-    transfers: _builtins.str
-    """How a step's arrays cross between stages: "host" (evaluated, then sent and received by the host), "graph" (sends
-    and receives are part of the graph), or "auto" and empty: "graph" on Metal, else "host".
-    """
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """The model."""
@@ -302,11 +297,10 @@ class Deployment(_message.Message):
         link_buffers: Global___LinkBuffers | None = ...,
         device_matrix: Global___DeviceMatrix | None = ...,
         transport_reason: _builtins.str = ...,
-        transfers: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device_matrix", b"device_matrix", "link_buffers", b"link_buffers", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transfers", b"transfers", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
