@@ -138,9 +138,9 @@ class ControlLane:
         self,
         *,
         hello: lane_pb2.LaneHello | None = None,
-        step: lane_pb2.StepHeader | None = None,
-        result: lane_pb2.StepResult | None = None,
-        release: lane_pb2.ReleaseSlot | None = None,
+        step: lane_pb2.Step | None = None,
+        result: lane_pb2.StepDone | None = None,
+        payload: lane_pb2.StepPayload | None = None,
         failed: lane_pb2.StageFailed | None = None,
         exchange: bytes | None = None,
     ) -> bytes:
@@ -150,7 +150,7 @@ class ControlLane:
             hello=hello,
             step=step,
             result=result,
-            release=release,
+            payload=payload,
             failed=failed,
         )
         if exchange is not None:

@@ -1,8 +1,11 @@
 """Between the wire's messages and the head's plain data."""
 
 from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
-from macmesh_daemon.engine.requests import Cancelled, Finish, Generated, Refused, Request
+from macmesh_daemon.engine.requests import Cancelled, Finish, Generated, Refused, Request, Waiting
 from macmesh_daemon.engine.sampling_parameters import Sampling
+
+TellableEffect = Generated | Cancelled | Refused | Waiting
+"""What of a schedule's effects the daemon is told."""
 
 FINISH_REASONS = {
     Finish.STOP: inference_pb2.FINISH_REASON_STOP,
@@ -56,7 +59,7 @@ def sampling_to_wire(sampling: Sampling) -> inference_pb2.SamplingParameters:
     )
 
 
-def event_to_wire(effect: Generated | Cancelled | Refused) -> lane_pb2.WorkerEvent:
+def event_to_wire(effect: TellableEffect) -> lane_pb2.WorkerEvent:
     """What the daemon is told."""
     match effect:
         case Generated(request_id, index, token, logprob, finish):
@@ -70,4 +73,9 @@ def event_to_wire(effect: Generated | Cancelled | Refused) -> lane_pb2.WorkerEve
         case Refused(request_id, reason, message):
             failed = lane_pb2.RequestFailed(request_id=request_id, reason=reason, message=message)
             return lane_pb2.WorkerEvent(failed=failed)
+        case Waiting(request_id, position, estimate_seconds):
+            waiting = lane_pb2.RequestWaiting(
+                request_id=request_id, position=position, estimate_seconds=estimate_seconds
+            )
+            return lane_pb2.WorkerEvent(waiting=waiting)
     return lane_pb2.WorkerEvent(progress=lane_pb2.RequestProgress(request_id=request_id, response=response))

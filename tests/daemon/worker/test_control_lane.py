@@ -73,12 +73,12 @@ async def test_headers_go_down_and_results_go_from_the_tail_to_the_head(count: i
     async with bound(starts(count)) as stages:
         await join_all(stages)
         for index, stage in enumerate(stages):
-            header = lane_pb2.StepHeader(step=index + 1)
+            header = lane_pb2.Step(number=index + 1)
             stage.lane.send_down(stage.lane.encode(step=header))
         for index, stage in enumerate(stages):
             sender, message = await stage.messages.get()
             assert sender == (index - 1) % count
-            assert message.step.step == sender + 1
+            assert message.step.number == sender + 1
 
 
 async def test_a_stage_that_goes_is_noticed_by_both_neighbours() -> None:
@@ -104,7 +104,7 @@ async def test_a_message_of_another_epoch_breaks_the_lane() -> None:
         other = starts(2)[0]
         other.epoch.seq = 99
         foreign = Stage(other)
-        stages[0].lane.send_down(foreign.lane.encode(step=lane_pb2.StepHeader(step=1)))
+        stages[0].lane.send_down(foreign.lane.encode(step=lane_pb2.Step(number=1)))
         assert "epoch 0.1.99" in await stages[1].lost.get()
         assert stages[1].messages.empty()
 
@@ -203,7 +203,7 @@ async def test_a_stranger_in_plain_text_does_no_harm() -> None:
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
         await join_all(stages)
-        stages[0].lane.send_down(stages[0].lane.encode(step=lane_pb2.StepHeader(step=1)))
+        stages[0].lane.send_down(stages[0].lane.encode(step=lane_pb2.Step(number=1)))
         await stages[1].messages.get()
         assert stages[1].lost.empty()
 
