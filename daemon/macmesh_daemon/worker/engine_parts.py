@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macmesh_placement.stagecache import StageCacheCost
-
 from macmesh.v1 import lane_pb2, types_pb2
 from macmesh_daemon.engine.budget import CacheBudget
 from macmesh_daemon.engine.limits import Limits
 from macmesh_daemon.engine.scheduler import Scheduler
 from macmesh_daemon.worker.loops import Schedule
 from macmesh_daemon.worker.parts import Parts, Progress
+from macmesh_placement.stagecache import StageCacheCost
 
 if TYPE_CHECKING:
     from macmesh_daemon.worker.runner import House, Stage

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
 load_group()  # refuses an MLX that it was not built for, before anything else touches it
 
-from macmesh_rdma.group_host_lane import GroupHostLane  # noqa: E402  same
-
 from macmesh_daemon.worker.transfers import HostTransfers  # noqa: E402  after the check
 from macmesh_rdma.group import open_group  # noqa: E402  same
+from macmesh_rdma.group_host_lane import GroupHostLane  # noqa: E402  same
 from macmesh_rdma.group_lane import GroupLane  # noqa: E402  same
 
 
