@@ -74,6 +74,17 @@ class BatchCaches:
         """Arrays that a step changes; also the positions of foreign layers, which would else pile up as a graph."""
         return [*self.arrays_at(range(len(self.entries))), self.positions.after]
 
+    def counters(self) -> list[mx.array]:
+        """See `Caches.counters`."""
+        found = [self.positions.after]
+        for entry in self.entries:
+            for member in members(entry):
+                for name in ("offset", "left_padding", "lengths"):
+                    value = getattr(member, name, None)
+                    if isinstance(value, mx.array):
+                        found.append(value)
+        return found
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BatchRow:

@@ -58,6 +58,9 @@ class Caches(Protocol):
     def owned_arrays(self) -> list[mx.array]:
         """All arrays that a step of this stage changes, to be evaluated."""
 
+    def counters(self) -> list[mx.array]:
+        """Positions kept as arrays: evaluated with every decode step, or each is made from all before."""
+
 
 @dataclasses.dataclass
 class StageCaches:
@@ -162,6 +165,10 @@ class StageCaches:
     def owned_arrays(self) -> list[mx.array]:
         """Arrays of the caches that this stage fills, so that they can be evaluated."""
         return self.arrays_at(self.owned)
+
+    def counters(self) -> list[mx.array]:
+        """See `Caches.counters`; a request alone counts on the host."""
+        return []
 
 
 def lowest_trim_limit(entries: Iterable[Any]) -> int | None:

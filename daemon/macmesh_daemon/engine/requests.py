@@ -32,28 +32,6 @@ class Finish(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """One step of one request, to be run by every stage in the order in which the head gives them out."""
-
-    number: int
-    """Counts from 1."""
-    request_id: str
-    slot: int
-    first: bool
-    """The slot's caches are made anew."""
-    reserve_tokens: int
-    """Tokens to reserve in the caches."""
-    offset: int
-    """Position of the first token."""
-    tokens: tuple[int, ...]
-    sample: bool
-    """The tail chooses a token after it."""
-    sampling: Sampling
-    sample_index: int
-    """Tokens generated before it."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Generated:
     """A token, and on the last one why it is the last."""
 
@@ -92,12 +70,4 @@ class Waiting:
     """About so long until it begins; None where nothing has ended yet to judge by."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Release:
-    """Every stage frees the slot's caches, after the steps given out so far."""
-
-    slot: int
-    request_id: str
-
-
-Effect = Generated | Cancelled | Refused | Waiting | Release
+Effect = Generated | Cancelled | Refused | Waiting

@@ -54,13 +54,14 @@ class LocalRunner(StageRunner):
             del caches
             queued.seconds = times.lap(times.wait) - began
         elif step.kind == "decode":
-            logits = self.stage.step([self._ids(step)], self.house.caches_for(step))[0]
+            caches = self.house.caches_for(step)
+            logits = self.stage.step([self._ids(step)], caches)[0]
             times.lap(times.describe)
             queued.chosen = ids, logprobs = self._choose(step, logits)
             for index, row in enumerate(step.rows):
                 self._chosen[row.slot] = ids, index
             times.lap(times.sample)
-            mx.async_eval(ids, logprobs)  # type: ignore[no-untyped-call]  # the stub gives no types
+            mx.async_eval(ids, logprobs, caches.counters())  # type: ignore[no-untyped-call]  # the stub gives no types
             times.lap(times.encode)
         self._clear(step)
         self._queued.append(queued)

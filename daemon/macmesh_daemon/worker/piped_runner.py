@@ -39,6 +39,7 @@ class _Ahead:
     step: Step
     ids: mx.array
     outputs: list[mx.array]
+    counters: list[mx.array]
     snapshot: Snapshot
 
 
@@ -60,6 +61,8 @@ class FollowerRunner(StageRunner):
         self._waiting = waiting
         # Two for each group of rows, in turn: what a step has not computed yet may still read its input.
         self._placeholders: dict[Key, list[list[mx.array]]] = {}
+        # Of the step described last.
+        self._counters: list[mx.array] = []
 
     def begin(self, step: Step) -> None:
         """See `StageRunner.begin`; at the tail the head has been told when this returns."""
@@ -120,14 +123,16 @@ class FollowerRunner(StageRunner):
             with self._waiting():
                 self._transfers.receive_into(step.number, inputs)
             began = times.lap(times.receive)
-        mx.async_eval(outputs)  # type: ignore[no-untyped-call]  # the stub gives no types
+        mx.async_eval(outputs, self._counters)  # type: ignore[no-untyped-call]  # the stub gives no types
         times.lap(times.encode)
         mx.eval(outputs)
         times.lap(times.wait)
         return outputs, began
 
     def _describe(self, step: Step, inputs: list[mx.array]) -> list[mx.array]:
-        outputs = self.stage.step(inputs, self.house.caches_for(step))
+        caches = self.house.caches_for(step)
+        outputs = self.stage.step(inputs, caches)
+        self._counters = caches.counters()
         self.times.lap(self.times.describe)
         if self.stage.is_tail:
             outputs = list(self._choose(step, outputs[0]))
@@ -239,8 +244,9 @@ class HeadRunner(StageRunner):
             expected = Step(number=0, kind="decode", rows=rows, batch=last.batch)
             snapshot = self.house.snapshot(expected)
             ids = mx.array([[0]] * len(rows), mx.uint32)
-            outputs = contiguous(self.stage.step([ids], self.house.caches_for(expected)))
-            self._ahead[key] = _Ahead(expected, ids, outputs, snapshot)
+            caches = self.house.caches_for(expected)
+            outputs = contiguous(self.stage.step([ids], caches))
+            self._ahead[key] = _Ahead(expected, ids, outputs, caches.counters(), snapshot)
             self.times.lap(self.times.describe)
             return True
         return False
@@ -255,21 +261,25 @@ class HeadRunner(StageRunner):
     def _decode(self, step: Step) -> list[mx.array]:
         times = self.times
         tokens = [self._token(step, row) for row in step.rows]
-        outputs = self._take_ahead(step, tokens)
-        if outputs is None:
+        described = self._take_ahead(step, tokens)
+        if described is None:
             ids = mx.array([[token] for token in tokens], mx.uint32)
-            outputs = contiguous(self.stage.step([ids], self.house.caches_for(step)))
+            caches = self.house.caches_for(step)
+            outputs = contiguous(self.stage.step([ids], caches))
+            counters = caches.counters()
+        else:
+            outputs, counters = described
         self._last[key_of(step)] = step
         self._outstanding[step.number] = step.rows
         times.lap(times.describe)
-        mx.async_eval(outputs)  # type: ignore[no-untyped-call]  # the stub gives no types
+        mx.async_eval(outputs, counters)  # type: ignore[no-untyped-call]  # the stub gives no types
         times.lap(times.encode)
         mx.eval(outputs)
         times.lap(times.wait)
         return outputs
 
-    def _take_ahead(self, step: Step, tokens: list[int]) -> list[mx.array] | None:
-        """The step as it was described ahead, with its tokens; None where it was not."""
+    def _take_ahead(self, step: Step, tokens: list[int]) -> tuple[list[mx.array], list[mx.array]] | None:
+        """Outputs and counters of the step as it was described ahead, with its tokens; None where it was not."""
         key = key_of(step)
         ahead = self._ahead.pop(key, None)
         if ahead is None:
@@ -283,7 +293,7 @@ class HeadRunner(StageRunner):
             memory[index, 0] = token
         self.times.ahead_used += 1
         # The snapshot goes with this function: an array that two hold is copied where it is changed.
-        return ahead.outputs
+        return ahead.outputs, ahead.counters
 
     def _forget(self, step: Step) -> None:
         """Takes back what was described of rows that change now."""

@@ -214,10 +214,11 @@ def test_ghosts_of_a_split_batch_stay_in_step(name: str, tmp_path: Path) -> None
     singles = [[stage.make_caches(60) for _ in prompts] for stage in stages]
 
     def step(inputs: mx.array, caches: list[Any]) -> Any:
+        outputs = [inputs]
         for stage, held in zip(stages, caches, strict=True):
-            inputs = stage.step(inputs, held)
-            stage.evaluate(inputs, held)
-        return mx.argmax(inputs[:, -1], axis=-1).tolist()
+            outputs = stage.step(outputs, held)
+            stage.evaluate(outputs, held)
+        return mx.argmax(outputs[0][:, -1], axis=-1).tolist()
 
     for index, tokens in enumerate(prompts):
         for part in (tokens[:4], tokens[4:-1]):
