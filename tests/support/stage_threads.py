@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from macmesh.v1 import lane_pb2, types_pb2
+from macmesh_daemon.engine.cache_house import CacheHouse
+from macmesh_daemon.engine.stage import StageModel, load_stage
 from macmesh_daemon.engine.steps import Step
 from macmesh_daemon.worker.convert_steps import step_from_wire, step_to_wire
 from macmesh_daemon.worker.local_runner import LocalRunner
@@ -16,9 +18,8 @@ from macmesh_daemon.worker.pings import Pings
 from macmesh_daemon.worker.piped_runner import FollowerRunner, HeadRunner
 from macmesh_daemon.worker.runner import StageRunner
 from macmesh_daemon.worker.transfers import HostTransfers, LaneTransfers, Transfers
+from macmesh_rdma.testing.memory_host_lane import memory_host_lanes
 from macmesh_rdma.testing.memory_lane import memory_lanes
-from support.engine_stand_ins import ListStage, PlainHouse, load_list_stage
-from support.memory_host import memory_hosts
 
 EPOCH = types_pb2.Epoch(generation=1, term=1, seq=1)
 DEADLINE_SECONDS = 20.0
@@ -39,7 +40,7 @@ class Plan:
         self.runners: list[StageRunner | None] = [None] * self.size
         self.failures: list[BaseException] = []
         self.given: list[Step] = []
-        self.hosts = memory_hosts(self.size)
+        self.hosts = memory_host_lanes(self.size)
         self.lanes = memory_lanes(self.size)
         self.announced: list[queue.SimpleQueue[lane_pb2.StepPayload]] = [
             queue.SimpleQueue() for _ in range(self.size)
@@ -65,13 +66,13 @@ class Plan:
 
     def runner(self, index: int, pings: Pings | None = None) -> StageRunner:
         """Loads a stage, for the thread that calls."""
-        stage = load_list_stage(self.folder, self.bounds[index], self.bounds[index + 1], LAYERS)
-        house = PlainHouse(stage, self.slots)
+        stage = load_stage(self.folder, self.bounds[index], self.bounds[index + 1], LAYERS)
+        house = CacheHouse(stage.make_caches, self.slots)
         made = self._runner(index, stage, house, pings)
         self.runners[index] = made
         return made
 
-    def _runner(self, index: int, stage: ListStage, house: PlainHouse, pings: Pings | None) -> StageRunner:
+    def _runner(self, index: int, stage: StageModel, house: CacheHouse, pings: Pings | None) -> StageRunner:
         if self.size == 1:
             return LocalRunner(stage, house)
         more: Any = {} if pings is None else {"waiting": pings.waiting}

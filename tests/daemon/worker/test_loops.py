@@ -16,7 +16,7 @@ from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, W
 from macmesh_daemon.worker.pings import Pings
 from macmesh_daemon.worker.step_times import StepTimes
 from macmesh_rdma.errors import RemotePeerLostError
-from support.engine_stand_ins import FifoScheduler
+from support.fifo_schedule import FifoScheduler
 
 EPOCH = types_pb2.Epoch(generation=1, term=1, seq=1)
 

@@ -16,7 +16,7 @@ from macmesh_daemon.engine.steps import Close, Compose, Open, Row, Sampled, Step
 from macmesh_daemon.worker.local_runner import LocalRunner
 from macmesh_daemon.worker.piped_runner import HeadRunner
 from macmesh_daemon.worker.runner import StageRunner
-from support.engine_stand_ins import FifoScheduler
+from support.fifo_schedule import FifoScheduler
 from support.stage_threads import EPOCH, Plan, turn_until
 from tinymodels import write_tiny_model
 
@@ -255,7 +255,7 @@ def test_steps_that_do_not_fit_are_refused(folder: Path) -> None:
     with pytest.raises(RemoteScheduleError, match="step 2 came after step 0"):
         runner.begin(Step(2, "operations"))
     runner.begin(Step(1, "prefill", (opened,), (Row(0, "a", 0),), (1, 2)))
-    with pytest.raises(RemoteScheduleError, match="goes on at token 7 of a"):
+    with pytest.raises(RemoteScheduleError, match="step 2 runs slot 0 at offset 7"):
         runner.begin(Step(2, "decode", (), (Row(0, "a", 7, 3),)))
     with pytest.raises(RemoteScheduleError, match="which was nothing"):
         runner.begin(Step(3, "decode", (), (Row(0, "a", 2),)))
