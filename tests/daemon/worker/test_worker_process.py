@@ -285,7 +285,7 @@ async def test_broken_models_and_plans_are_told_in_words(folder: Path, tmp_path:
     shutil.copytree(folder, cut_short)
     shard = cut_short / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
-    looped = write_model(tmp_path / "looped", "nanbeige")
+    looped = write_model(tmp_path / "looped", "nanbeige", num_hidden_layers=4)
 
     (single,) = plan([cut_short], [])
     abroad = plan([folder, folder], [2])[1]
