@@ -346,6 +346,7 @@ class PongWorker(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     ACTIVE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
     nonce: _builtins.int
     """Echo of the ping."""
     steps: _builtins.int
@@ -354,6 +355,10 @@ class PongWorker(_message.Message):
     """Bytes that MLX holds."""
     peak_memory_bytes: _builtins.int
     """The most bytes that MLX held."""
+    @_builtins.property
+    def times(self) -> Global___StepTimes:
+        """What the inference thread spent its time on."""
+
     def __init__(
         self,
         *,
@@ -361,14 +366,121 @@ class PongWorker(_message.Message):
         steps: _builtins.int = ...,
         active_memory_bytes: _builtins.int = ...,
         peak_memory_bytes: _builtins.int = ...,
+        times: Global___StepTimes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_memory_bytes", b"active_memory_bytes", "nonce", b"nonce", "peak_memory_bytes", b"peak_memory_bytes", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_memory_bytes", b"active_memory_bytes", "nonce", b"nonce", "peak_memory_bytes", b"peak_memory_bytes", "steps", b"steps", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PongWorker: _TypeAlias = PongWorker  # noqa: Y015
+
+@_typing.final
+class StepTimes(_message.Message):
+    """StepTimes is what a stage's inference thread spent its time on since it began to serve. Every moment is in one phase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESCRIBE_FIELD_NUMBER: _builtins.int
+    ENCODE_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    RECEIVE_FIELD_NUMBER: _builtins.int
+    SEND_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    IDLE_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    AHEAD_USED_FIELD_NUMBER: _builtins.int
+    AHEAD_DROPPED_FIELD_NUMBER: _builtins.int
+    ahead_used: _builtins.int
+    """Decode steps described ahead, and used."""
+    ahead_dropped: _builtins.int
+    """Decode steps described ahead in vain."""
+    @_builtins.property
+    def describe(self) -> Global___PhaseTime:
+        """Building graphs, of which nothing is computed yet."""
+
+    @_builtins.property
+    def encode(self) -> Global___PhaseTime:
+        """Handing described graphs to the device."""
+
+    @_builtins.property
+    def wait(self) -> Global___PhaseTime:
+        """Waiting for the device. A step of several tokens is described and run layer by layer: it is all in here."""
+
+    @_builtins.property
+    def receive(self) -> Global___PhaseTime:
+        """Waiting for the stage before, and taking what it sends."""
+
+    @_builtins.property
+    def send(self) -> Global___PhaseTime:
+        """Handing on to the next stage, or the tail's results to the head."""
+
+    @_builtins.property
+    def sample(self) -> Global___PhaseTime:
+        """Describing how tokens are chosen, and taking them over once they are there."""
+
+    @_builtins.property
+    def idle(self) -> Global___PhaseTime:
+        """Waiting for steps, commands or results."""
+
+    @_builtins.property
+    def operations(self) -> Global___PhaseTime:
+        """Changing caches: opening, composing, closing."""
+
+    @_builtins.property
+    def schedule(self) -> Global___PhaseTime:
+        """The schedule, and what is told to the daemon."""
+
+    def __init__(
+        self,
+        *,
+        describe: Global___PhaseTime | None = ...,
+        encode: Global___PhaseTime | None = ...,
+        wait: Global___PhaseTime | None = ...,
+        receive: Global___PhaseTime | None = ...,
+        send: Global___PhaseTime | None = ...,
+        sample: Global___PhaseTime | None = ...,
+        idle: Global___PhaseTime | None = ...,
+        operations: Global___PhaseTime | None = ...,
+        schedule: Global___PhaseTime | None = ...,
+        ahead_used: _builtins.int = ...,
+        ahead_dropped: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["describe", b"describe", "encode", b"encode", "idle", b"idle", "operations", b"operations", "receive", b"receive", "sample", b"sample", "schedule", b"schedule", "send", b"send", "wait", b"wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead_dropped", b"ahead_dropped", "ahead_used", b"ahead_used", "describe", b"describe", "encode", b"encode", "idle", b"idle", "operations", b"operations", "receive", b"receive", "sample", b"sample", "schedule", b"schedule", "send", b"send", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepTimes: _TypeAlias = StepTimes  # noqa: Y015
+
+@_typing.final
+class PhaseTime(_message.Message):
+    """PhaseTime is one of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECONDS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """In all."""
+    count: _builtins.int
+    """How often."""
+    def __init__(
+        self,
+        *,
+        seconds: _builtins.float = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PhaseTime: _TypeAlias = PhaseTime  # noqa: Y015
 
 @_typing.final
 class LaneMessage(_message.Message):
