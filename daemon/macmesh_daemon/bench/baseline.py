@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from macmesh_daemon.bench.cases import WARM_UP_TOKENS, prompt, prompts
+from macmesh_daemon.bench.cases import WARM_UP_TOKENS, prompt, prompts, warm_up_prompt_tokens
 from macmesh_daemon.bench.errors import LocalBaselineError
 from macmesh_daemon.bench.requests import Arrival, RequestRun
 from macmesh_daemon.bench.results import Baseline, BaselineCase
@@ -63,7 +63,7 @@ class Job:
             for number in range(result.case.rounds):
                 asked += prompts(result.case, self.seed, self.vocabulary_tokens, number)
                 max_tokens.append(result.case.new_tokens)
-        longest = max((len(ids) for ids in asked), default=1)
+        longest = warm_up_prompt_tokens((r.case for r in self.comparable), self.prefill_chunk_tokens)
         warm_up = [
             prompt(self.seed, self.vocabulary_tokens, longest, "baseline warm-up", number)
             for number in range(self.warm_up_requests)
@@ -72,7 +72,7 @@ class Job:
             "runs": asked,
             "max_tokens": max_tokens,
             "warm_up": warm_up,
-            "warm_up_tokens": WARM_UP_TOKENS,
+            "warm_up_tokens": min([WARM_UP_TOKENS, *max_tokens]),
             "prefill_step_size": self.prefill_chunk_tokens,
         }
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Prefix = Literal["cold", "warm"]
 #: The first rung of a climb, where the context is longer than that.
 FIRST_RUNG_TOKENS: Final = 1024
-#: What a warm-up request is at most: it is there to build kernels and to fill caches, not to be measured.
+#: Longest answer of a warm-up request: it is there to build kernels and to fill caches, not to be measured.
 WARM_UP_TOKENS: Final = 16
 
 
@@ -94,6 +94,11 @@ def rungs(context_tokens: int, new_tokens: int, first_tokens: int = FIRST_RUNG_T
             lengths.append(length)
         length = max(2 * length, length + new_tokens + 1)
     return (*lengths, context_tokens)
+
+
+def warm_up_prompt_tokens(cases: Iterable[Case], chunk_tokens: int) -> int:
+    """Length of the prompts that warm up: the longest that is measured, but no more than one prefill step."""
+    return min(max((case.prompt_tokens for case in cases), default=1), max(chunk_tokens, 1))
 
 
 def prompt(seed: int, vocabulary_tokens: int, tokens: int, *names: object) -> list[int]:

@@ -36,11 +36,11 @@ class Runner:
         self._seed = seed
         self._vocabulary_tokens = vocabulary_tokens
 
-    async def warm_up(self, case: Case, requests: int) -> None:
-        """Requests of a case's length that nobody measures, with prompts of their own, one after the other."""
+    async def warm_up(self, prompt_tokens: int, new_tokens: int, requests: int) -> None:
+        """Short answers that nobody measures, to prompts of their own, one after the other."""
         for number in range(requests):
-            tokens = prompt(self._seed, self._vocabulary_tokens, case.prompt_tokens, "warm-up", number)
-            await self.request(tokens, min(case.new_tokens, WARM_UP_TOKENS))
+            tokens = prompt(self._seed, self._vocabulary_tokens, prompt_tokens, "warm-up", number)
+            await self.request(tokens, min(new_tokens, WARM_UP_TOKENS))
 
     async def request(self, token_ids: Sequence[int], new_tokens: int) -> RequestRun:
         """One request, to its end.

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from macmesh import AsyncClient
 from macmesh_daemon.bench.baseline import Job, run_alone, run_ring
-from macmesh_daemon.bench.cases import Case, check_fits, load_cases, rungs, sweep_cases, sweep_lengths
+from macmesh_daemon.bench.cases import (
+    Case,
+    check_fits,
+    load_cases,
+    rungs,
+    sweep_cases,
+    sweep_lengths,
+    warm_up_prompt_tokens,
+)
 from macmesh_daemon.bench.errors import BenchError, LocalBenchArgumentError
 from macmesh_daemon.bench.results import BenchReport
 from macmesh_daemon.bench.runner import Runner
@@ -80,7 +88,10 @@ async def _measure(args: argparse.Namespace) -> BenchReport:
             f"{served.slots} slots; warming up"
         )
         runner = Runner(target, SystemClock(), seed=args.seed, vocabulary_tokens=vocabulary)
-        results = await _run_cases(runner, cases, args.warm_up)
+        if cases:
+            warm_up_tokens = warm_up_prompt_tokens(cases, served.prefill_chunk_tokens)
+            await runner.warm_up(warm_up_tokens, args.tokens, args.warm_up)
+        results = await _run_cases(runner, cases)
         climb = await _climb(runner, lengths, args.tokens) if args.climb else None
         local_stages = await _stages_here(client) if args.baseline else 0
     baselines: tuple[Baseline, ...] = ()
@@ -124,9 +135,7 @@ def _cases(args: argparse.Namespace, served: Served) -> tuple[Case, ...]:
     )
 
 
-async def _run_cases(runner: Runner, cases: tuple[Case, ...], warm_up: int) -> tuple[CaseResult, ...]:
-    if cases:
-        await runner.warm_up(cases[0], warm_up)
+async def _run_cases(runner: Runner, cases: tuple[Case, ...]) -> tuple[CaseResult, ...]:
     results = []
     for case in cases:
         talk(

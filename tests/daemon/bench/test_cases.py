@@ -15,6 +15,7 @@ from macmesh_daemon.bench.cases import (
     rungs,
     sweep_cases,
     sweep_lengths,
+    warm_up_prompt_tokens,
 )
 from macmesh_daemon.bench.errors import LocalBenchArgumentError
 
@@ -80,6 +81,13 @@ def test_the_cases_of_a_load_and_of_a_sweep() -> None:
         ("sweep", 4096, 1),
     ]
     assert len({c.name for c in (*found, *swept)}) == 6
+
+
+def test_a_warm_up_has_the_length_of_the_longest_prompt_up_to_one_step() -> None:
+    cases = [Case("sweep", "cold", tokens, 64) for tokens in (300, 9000, 20)]
+    assert warm_up_prompt_tokens(cases, 1024) == 1024
+    assert warm_up_prompt_tokens(cases, 16384) == 9000
+    assert warm_up_prompt_tokens([], 1024) == 1
 
 
 def test_what_does_not_fit_is_refused_with_the_number_that_would() -> None:

@@ -75,8 +75,7 @@ def test_bursts_are_spread_over_their_tokens() -> None:
 def test_a_warm_up_is_short_and_has_prompts_of_its_own() -> None:
     async def scene() -> None:
         target = FakeTarget()
-        case = Case("load", "cold", 50, 400)
-        await runner(target).warm_up(case, 2)
+        await runner(target).warm_up(50, 400, 2)
         assert [len(p) for p in target.prompts] == [50, 50]
         assert target.prompts[0] != target.prompts[1]
         assert (await target.stage_stats()).stages[0].stats.steps == 32

@@ -78,8 +78,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--climb",
         action="store_true",
-        help="grow one conversation to the whole context instead, or after --sweep; stops where a stage's peak"
-        " passes its ledger",
+        help="grow one conversation to the whole context instead, or after the lengths of --sweep, and stop where a"
+        " stage's peak passes its ledger",
     )
     parser.add_argument(
         "--baseline",
