@@ -91,8 +91,8 @@ async def test_a_cluster_of_two_is_measured_and_compared_with_mlx_lm(tmp_path: P
             assert case["aggregate_tokens_per_second"] > 0
             check_stages(case["stages"])
             for stage in case["stages"]:
-                # A prompt of one chunk and at least 8 steps for each round, at most that for each request.
-                assert case["rounds"] * 8 <= stage["steps"] <= case["requests"] * 10
+                # At least a step for each token of a round; no request takes more than a few beside its tokens.
+                assert case["rounds"] * 8 <= stage["steps"] <= case["requests"] * 12
         alone, ring = measured["baselines"]
         assert (alone["name"], alone["refusal"], ring["refusal"]) == (
             "mlx-lm",
