@@ -175,17 +175,17 @@ def measure(path: Path, context_tokens: int, chunk_tokens: int, decoded_tokens: 
     start = time.perf_counter()
     for offset in range(0, body, chunk_tokens):
         count = min(chunk_tokens, body - offset)
-        stage.step(mx.random.randint(0, profile.vocab_size, (1, count)), caches)
-        stage.evaluate(None, caches)
+        stage.step([mx.random.randint(0, profile.vocab_size, (1, count))], caches)
+        stage.evaluate([], caches)
     seconds = time.perf_counter() - start
     prefill_peak_bytes = mx.get_peak_memory()
     mx.clear_cache()
     mx.reset_peak_memory()
     token = mx.array([[1]])
     for _ in range(decoded_tokens):
-        logits = stage.step(token, caches)
+        (logits,) = stage.step([token], caches)
         token = mx.argmax(logits[:, -1, :], axis=-1)[None]
-        stage.evaluate(token, caches)
+        stage.evaluate([token], caches)
     decode_peak_bytes = mx.get_peak_memory()
     predicted_bytes = sum(size for line, size in lines.items() if line not in _OTHER_LINES)
     peak_bytes = max(prefill_peak_bytes, decode_peak_bytes)

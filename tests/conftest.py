@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from summary import TABLE
+from summary import TITLES
 
 _BYTECODE = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
@@ -41,24 +41,26 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hands the table's lines of one process of several to the process that prints."""
+    """Hands the tables' lines of one process of several to the process that prints."""
     told = getattr(session.config, "workeroutput", None)
     if told is not None:
-        told["table"] = session.config.stash.setdefault(TABLE, [])
+        told["tables"] = [session.config.stash.setdefault(table, []) for table in TITLES]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Takes them."""
-    lines: list[str] = getattr(node, "workeroutput", {}).get("table", [])
-    node.config.stash.setdefault(TABLE, []).extend(lines)
+    tables: list[list[str]] = getattr(node, "workeroutput", {}).get("tables", [])
+    for table, lines in zip(TITLES, tables, strict=False):
+        node.config.stash.setdefault(table, []).extend(lines)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the table of architectures, where their tests ran."""
-    lines = config.stash.setdefault(TABLE, [])
-    lines.sort()
-    if lines:
-        terminalreporter.section("predicted bytes of caches and weights")
-        for line in lines:
-            terminalreporter.write_line(line)
+    """Prints the tables of architectures, where their tests ran."""
+    for table, title in TITLES.items():
+        lines = config.stash.setdefault(table, [])
+        lines.sort()
+        if lines:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)

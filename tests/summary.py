@@ -4,3 +4,9 @@ import pytest
 
 TABLE: pytest.StashKey[list[str]] = pytest.StashKey()
 """Lines of the table of architectures: dtype, caches, weights, kinds of cache, reason."""
+
+SPLITS: pytest.StashKey[list[str]] = pytest.StashKey()
+"""Lines of the table of splits: architecture, dtype, stages, cuts, verdict, reason."""
+
+TITLES = {TABLE: "predicted bytes of caches and weights", SPLITS: "stages against one process"}
+"""What stands above them, in the order in which they are printed."""

@@ -37,6 +37,7 @@ from macmesh_placement.result import (
 from macmesh_placement.result_json import result_from_json
 from macmesh_placement.scratch import Scratch, ScratchTerm
 from macmesh_placement.shards import TensorShard
+from macmesh_placement.stagecache import StageCacheCost, cache_budget_bytes, stage_cache_cost
 from macmesh_placement.terms import Readded, StageTerms
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "Reserves",
     "Scratch",
     "ScratchTerm",
+    "StageCacheCost",
     "StageDemand",
     "StagePlacement",
     "StageTerms",
@@ -76,10 +78,12 @@ __all__ = [
     "WhatIf",
     "all_cut_points",
     "alternatives",
+    "cache_budget_bytes",
     "cluster_from_json",
     "plan",
     "readd",
     "result_from_json",
+    "stage_cache_cost",
     "stage_ledger",
     "usable_for_stage_count",
 ]

@@ -93,7 +93,7 @@ def _no_attention(profile: ModelProfile) -> ModelProfile:
 
 def _no_activations(profile: ModelProfile) -> ModelProfile:
     bare = _with_layers(profile, lambda layer: replace(layer, scratch=Scratch()))
-    return replace(bare, hidden_size=1, activation_bytes=1)
+    return replace(bare, hidden_size=1, activation_bytes=1, handover_bytes=0)
 
 
 def _no_arrays(profile: ModelProfile) -> ModelProfile:

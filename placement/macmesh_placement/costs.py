@@ -24,8 +24,8 @@ choose experts independently. It is exact for C = 1 and for dense layers, where 
 attention are taken to be as wide as the hidden state.
 
 A hop to the next stage takes ``latency + row / bandwidth`` for a decoded token, row being the bytes of one
-hidden state; in prefill a chunk shares one latency. The token's way back from the last stage to the first
-takes ``latency + 4 bytes / bandwidth``, for decoded tokens only.
+token that cross (`ModelProfile.handover_row_bytes`); in prefill a chunk shares one latency. The token's way
+back from the last stage to the first takes ``latency + 4 bytes / bandwidth``, for decoded tokens only.
 """
 
 from collections.abc import Sequence
@@ -153,8 +153,8 @@ def stage_seconds(profile: ModelProfile, rates: Rates, mixture: Mixture) -> Addi
 
 
 def hop_seconds(profile: ModelProfile, link: Link, mixture: Mixture) -> float:
-    """Seconds in which one token's hidden state crosses the link, its share of the latency included."""
-    row = profile.hidden_size * profile.activation_bytes
+    """Seconds in which what is handed on of one token crosses the link, its share of the latency included."""
+    row = profile.handover_row_bytes
     share = mixture.decode_share + (1 - mixture.decode_share) / mixture.chunk_tokens
     return share * link.latency_seconds + row / (link.gb_per_s * 1e9)
 

@@ -12,7 +12,7 @@ Every stage's ledger has the same lines, in this order; a line that charges noth
 ``prefill_scratch``    what one prefill step keeps alive in the layer that needs most, by the graph of the step,
                        and the hidden state that comes and goes
 ``attention_scratch``  scores of one prefill step, where the backend materialises what others fuse
-``sampling``           last stage: logits of every slot and the copies that sampling makes of them
+``sampling``           last stage: logits of every slot, of 8 at least, and the copies that sampling makes of them
 ``transport_pool``     send and receive buffers, where there is more than one stage
 ``allocator_slack``    a page for each array, and the freed buffers that the allocator may keep
 ``runtime_reserve``    the process itself: interpreter, libraries, GPU runtime
@@ -47,6 +47,8 @@ class Reserves:
             Default 128 MiB.
         transport_pool_bytes: Transport buffers of a stage that has neighbours. Default: 8 buffers of each of
             6 sizes from 64 KiB for 2 peers, 8 x 64 KiB x (2^6 - 1) x 2 = 66,060,288.
+        sampled_rows: Requests whose next tokens are chosen at once, at least; where there are more slots, so many.
+            Default 8, the most rows of a batch.
         host_reserve_fraction: Share of a machine's RAM that its nodes together leave to the system. Default
             0.1.
     """
@@ -54,11 +56,13 @@ class Reserves:
     runtime_reserve_bytes: int = 512 * 1024 * 1024
     buffer_cache_bytes: int = 128 * 1024 * 1024
     transport_pool_bytes: int = 8 * 65536 * (2**6 - 1) * 2
+    sampled_rows: int = 8
     host_reserve_fraction: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("runtime_reserve_bytes", "buffer_cache_bytes", "transport_pool_bytes"):
             require_integer(getattr(self, name), f"reserves {name}", LocalPlanRequestError)
+        require_integer(self.sampled_rows, "reserves sampled_rows", LocalPlanRequestError)
         require_number(self.host_reserve_fraction, "reserves host_reserve_fraction", LocalPlanRequestError)
         if self.host_reserve_fraction >= 1:
             raise LocalPlanRequestError("reserves host_reserve_fraction must be below 1")
@@ -158,6 +162,11 @@ class StageDemand:
     prefill_chunk_tokens: int
     reserves: Reserves
 
+    @property
+    def sampled_rows(self) -> int:
+        """Rows of logits that sampling holds at once."""
+        return max(self.slots, self.reserves.sampled_rows)
+
 
 def stage_ledger(
     profile: ModelProfile,
@@ -200,7 +209,7 @@ def _lines(
     )
     arrays = sum(layer.parameter_count for layer in layers) + profile.outer_parameter_count
     arrays += slots * sum(piece.array_count for piece in pieces)
-    hidden = chunk * profile.hidden_size * profile.activation_bytes
+    hidden = chunk * profile.handover_row_bytes
     scratch = max(layer.prefill_scratch_bytes(context, chunk) for layer in layers)
     scores = max(
         (
@@ -238,8 +247,8 @@ def _lines(
         ("attention_scratch", scores, f"scores of {chunk} x {context} where no kernel is fused"),
         (
             "sampling",
-            slots * profile.vocab_size * 4 * SAMPLING_COPIES if is_tail else 0,
-            f"{slots} x {profile.vocab_size} logits x {SAMPLING_COPIES} float32 copies",
+            demand.sampled_rows * profile.vocab_size * 4 * SAMPLING_COPIES if is_tail else 0,
+            f"{demand.sampled_rows} x {profile.vocab_size} logits x {SAMPLING_COPIES} float32 copies",
         ),
         (
             "transport_pool",

@@ -40,6 +40,8 @@ class ModelProfile:
         hidden_size: Width of the hidden state that stages hand on.
         vocab_size: Tokens in the vocabulary.
         activation_bytes: Bytes of one element of the hidden state.
+        handover_bytes: Bytes of one token that a stage hands to the next, where more crosses than the hidden
+            state: the most over all cut points; 0 where it does not.
         position_limit: Most tokens of context that the config allows; None where it names none.
         cut_points: Layer numbers before which the model may be cut into stages, ascending, 0 and the layer
             count left out.
@@ -67,6 +69,7 @@ class ModelProfile:
     position_limit: int | None
     cut_points: tuple[int, ...]
     cut_reason: str = ""
+    handover_bytes: int = 0
     shared_bytes: int = 0
     outer_parameter_count: int = 3
     head_copy_bytes: int | None = None
@@ -85,6 +88,7 @@ class ModelProfile:
             "embedding_bytes",
             "norm_bytes",
             "head_bytes",
+            "handover_bytes",
             "shared_bytes",
             "outer_parameter_count",
             "kv_bits",
@@ -124,6 +128,11 @@ class ModelProfile:
     def layer_count(self) -> int:
         """Number of layers."""
         return len(self.layers)
+
+    @property
+    def handover_row_bytes(self) -> int:
+        """Bytes of one token that crosses from stage to stage."""
+        return max(self.handover_bytes, self.hidden_size * self.activation_bytes)
 
     @property
     def tail_bytes(self) -> int:
@@ -228,6 +237,7 @@ class ModelProfile:
             position_limit=reader.optional_integer("position_limit", minimum=1),
             cut_points=all_cut_points(len(layers)) if cuts == "all" else tuple(reader.array("cut_points")),
             cut_reason=reader.text("cut_reason", default=""),
+            handover_bytes=reader.integer("handover_bytes", default=0),
             shared_bytes=reader.integer("shared_bytes", default=0),
             outer_parameter_count=reader.integer("outer_parameter_count", default=3),
             head_copy_bytes=reader.optional_integer("head_copy_bytes"),

@@ -53,7 +53,7 @@ def stage_totals(profile: ModelProfile, demand: StageDemand, *, fused_attention:
     columns = np.array([measure(layer) for layer in profile.layers], dtype=np.int64)
     at = boundaries(profile)
     held = _prefix(columns[:, 0])[at]
-    hidden = chunk * profile.hidden_size * profile.activation_bytes
+    hidden = chunk * profile.handover_row_bytes
     totals = held[None, :] - held[:, None]
     totals += _range_max(columns[:, 1], at) + HIDDEN_STATES * hidden + _range_max(columns[:, 2], at)
     totals += profile.shared_bytes + reserves.transport_pool_bytes + reserves.runtime_reserve_bytes
@@ -64,7 +64,7 @@ def stage_totals(profile: ModelProfile, demand: StageDemand, *, fused_attention:
         p.reserved_bytes(context) + p.lasting_prefill_bytes(context, chunk) for p in head_pieces
     )
     totals[0, :] += slots * PAGE_BYTES * sum(piece.array_count for piece in head_pieces)
-    totals[:, -1] += profile.tail_bytes + slots * profile.vocab_size * 4 * SAMPLING_COPIES
+    totals[:, -1] += profile.tail_bytes + demand.sampled_rows * profile.vocab_size * 4 * SAMPLING_COPIES
     return totals
 
 

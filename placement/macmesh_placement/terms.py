@@ -283,7 +283,7 @@ def _latency_share(tokens: _Tokens) -> float:
 def _hops(request: PlanRequest, order: list[NodeCapacity], tokens: _Tokens) -> list[float]:
     if len(order) == 1:
         return [0.0]
-    row = request.profile.hidden_size * request.profile.activation_bytes
+    row = request.profile.handover_row_bytes
     hops = []
     for left, right in pairwise(order):
         latency, speed = _link(request, left.node_id, right.node_id)

@@ -69,6 +69,9 @@ def link_flood(link: Link, size_bytes: int, count: int, timeout_seconds: float) 
 def link_drain(link: Link, size_bytes: int, count: int, timeout_seconds: float) -> None:
     """Takes `count` messages of that size, then answers once."""
 
+def require_memory(arrays: Sequence[mx.array]) -> None:
+    """Raises RuntimeError where one is not evaluated or not row-contiguous, as the host transfers do."""
+
 class MeshGroup:
     """A group of ranks joined by links.
 
@@ -135,6 +138,33 @@ class MeshGroup:
 
     def receive_bytes(self, peer: int, into: bytearray | memoryview) -> None:
         """Receives as many bytes as `into` holds."""
+
+    def host_send(self, peer: int, arrays: Sequence[mx.array], timeout_seconds: float | None = None) -> None:
+        """Sends evaluated, row-contiguous arrays from their memory, in the calling thread and without the GIL.
+
+        The host transfers raise RuntimeError as `send_bytes` does; one that was refused does not end the group.
+
+        Args:
+            peer: Rank of the receiver.
+            arrays: Of any number, also none; they travel together.
+            timeout_seconds: Deadline of the whole call. None: the group's; infinity: none.
+        """
+
+    def host_receive_into(
+        self, peer: int, arrays: Sequence[mx.array], timeout_seconds: float | None = None
+    ) -> None:
+        """Fills the memory of evaluated, row-contiguous arrays with what `host_send` sends on the other side."""
+
+    def host_receive(self, peer: int, timeout_seconds: float | None = None) -> list[mx.array]:
+        """New evaluated arrays of the sender's shapes and dtypes."""
+
+    def host_send_message(
+        self, peer: int, payload: bytes | bytearray | memoryview, timeout_seconds: float | None = None
+    ) -> None:
+        """Sends bytes whose number the receiver need not know; at most 16 MiB."""
+
+    def host_receive_message(self, peer: int, timeout_seconds: float | None = None) -> bytes:
+        """Receives what `host_send_message` sends on the other side."""
 
     def abort(self, reason: str) -> None:
         """Ends the group and every wait in it, and tells the peers why. From any thread."""

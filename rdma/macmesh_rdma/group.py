@@ -267,7 +267,7 @@ def _open(
     try:
         for peer, links in connected.items():
             native_lanes[peer] = native_links(links, settings.options)
-        speeds = measure_links(rank, native_lanes, deadline) if settings.measure else {}
+        speeds = measure_links(rank, native_lanes, settings.options, deadline) if settings.measure else {}
         reports = tuple(
             report(links, native_lanes[peer], speeds.get(peer), note) for peer, links in connected.items()
         )

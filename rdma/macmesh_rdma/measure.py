@@ -6,13 +6,25 @@ from collections.abc import Iterable
 
 from macmesh_rdma import _group
 from macmesh_rdma.errors import RemoteCorruptError, RemotePeerLostError, RemoteTimeoutError
+from macmesh_rdma.options import LinkOptions
 
 PROBE_BYTES = 64
 PROBES = 16
 WARM_UP_PROBES = 4
-FLOOD_BYTES = 1 << 20
+MOST_FLOOD_BYTES = 1 << 20
+FRAMES_PER_FLOOD = 8
 FLOODS = 4
 """On a link of 1 GB/s all of this takes about 10 ms in both directions."""
+
+
+def flood_bytes(options: LinkOptions) -> int:
+    """Bytes of a large message; the same on both sides, as their options are.
+
+    No more than some frames: where others keep the processors busy, each frame that finds the buffers full costs
+    two changes of process, some 10 ms. A megabyte through buffers of a few kilobytes then took 20 s.
+    """
+    largest_buffer_bytes = options.frame_bytes << (options.buffer_sizes - 1)
+    return min(MOST_FLOOD_BYTES, FRAMES_PER_FLOOD * largest_buffer_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,21 +48,24 @@ def pairs_in_order(rank: int, peers: Iterable[int]) -> list[int]:
     return sorted(peers, key=lambda peer: (min(rank, peer), max(rank, peer)))
 
 
-def measure_link(link: "_group.Link", rank: int, peer: int, timeout_seconds: float) -> LinkSpeed:
-    """Measures a link; the peer must do so at the same time. The lower rank begins.
+def measure_link(
+    link: "_group.Link", rank: int, peer: int, options: LinkOptions, timeout_seconds: float
+) -> LinkSpeed:
+    """Measures a link; the peer must do so at the same time, with the same options. The lower rank begins.
 
     Raises:
         RemoteTimeoutError: the peer did not join in.
         RemotePeerLostError: it has gone.
         RemoteCorruptError: what it sent is no frame.
     """
+    size_bytes = flood_bytes(options)
     try:
         if rank < peer:
-            speed = _send(link, timeout_seconds)
-            _answer(link, timeout_seconds)
+            speed = _send(link, size_bytes, timeout_seconds)
+            _answer(link, size_bytes, timeout_seconds)
         else:
-            _answer(link, timeout_seconds)
-            speed = _send(link, timeout_seconds)
+            _answer(link, size_bytes, timeout_seconds)
+            speed = _send(link, size_bytes, timeout_seconds)
     except TimeoutError as error:
         raise RemoteTimeoutError(f"measuring the link to rank {peer}: {error}", peer=peer) from error
     except ConnectionError as error:
@@ -60,15 +75,15 @@ def measure_link(link: "_group.Link", rank: int, peer: int, timeout_seconds: flo
     return speed
 
 
-def _send(link: "_group.Link", timeout_seconds: float) -> LinkSpeed:
+def _send(link: "_group.Link", size_bytes: int, timeout_seconds: float) -> LinkSpeed:
     trips = _group.link_ping(link, PROBE_BYTES, WARM_UP_PROBES + PROBES, timeout_seconds)
-    seconds = _group.link_flood(link, FLOOD_BYTES, FLOODS, timeout_seconds)
+    seconds = _group.link_flood(link, size_bytes, FLOODS, timeout_seconds)
     return LinkSpeed(
         latency_us=statistics.median(trips[WARM_UP_PROBES:]) / 2 * 1e6,
-        gb_per_s=FLOOD_BYTES * FLOODS / seconds / 1e9,
+        gb_per_s=size_bytes * FLOODS / seconds / 1e9,
     )
 
 
-def _answer(link: "_group.Link", timeout_seconds: float) -> None:
+def _answer(link: "_group.Link", size_bytes: int, timeout_seconds: float) -> None:
     _group.link_echo(link, PROBE_BYTES, WARM_UP_PROBES + PROBES, timeout_seconds)
-    _group.link_drain(link, FLOOD_BYTES, FLOODS, timeout_seconds)
+    _group.link_drain(link, size_bytes, FLOODS, timeout_seconds)

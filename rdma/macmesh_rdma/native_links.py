@@ -72,12 +72,15 @@ def native_links(links: PeerLinks, options: LinkOptions) -> NativeLanes:
     return made
 
 
-def measure_links(rank: int, lanes: dict[int, NativeLanes], deadline: float) -> dict[int, LinkSpeed]:
+def measure_links(
+    rank: int, lanes: dict[int, NativeLanes], options: LinkOptions, deadline: float
+) -> dict[int, LinkSpeed]:
     """The speed of the first link to each peer; every rank must call it at about the same time.
 
     Args:
         rank: ours.
         lanes: native links by peer and lane.
+        options: of the links.
         deadline: time of `time.monotonic`.
 
     Raises:
@@ -87,7 +90,7 @@ def measure_links(rank: int, lanes: dict[int, NativeLanes], deadline: float) -> 
     for peer in pairs_in_order(rank, lanes):
         first = lanes[peer][min(lanes[peer])][0]
         left = max(deadline - time.monotonic(), 0.1)
-        speeds[peer] = measure_link(first, rank, peer, left)
+        speeds[peer] = measure_link(first, rank, peer, options, left)
     return speeds
 
 

@@ -138,10 +138,7 @@ async def _lose_worker(world: World, number: signal.Signals, failure_target: flo
     failed = await told([head, tail], lambda r: r.kind == Kind.WORKER_FAILED, "worker failed", since=hurt)
     world.measure("-> a node reports its worker as failed", failed.mono - hurt, target=failure_target)
     ready = await told([leader], announced("plan ready"), "ready again", since=hurt, deadline_seconds=60)
-    # Now and then a plan never gets from the addresses to ready, and the next one waits for its deadline of 20 s.
-    world.measure(
-        "-> ready again under a new epoch", ready.mono - hurt, target=failure_target + 6.0, limit=45.0
-    )
+    world.measure("-> ready again under a new epoch", ready.mono - hurt, target=failure_target + 6.0)
     await cluster.serving(head)
     again: list[tuple[float, int]] = []
     await _stream(head, again, max_tokens=8)

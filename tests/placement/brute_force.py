@@ -81,12 +81,13 @@ def needed_bytes(request: PlanRequest, node: NodeCapacity, first: int, end: int)
             need += slots * (piece.reserved_bytes(context) + piece.lasting_prefill_bytes(context, chunk))
             arrays += slots * piece.array_count
     if tail:
-        need += profile.norm_bytes + profile.head_bytes + slots * profile.vocab_size * 4 * 6
+        rows = max(slots, reserves.sampled_rows)
+        need += profile.norm_bytes + profile.head_bytes + rows * profile.vocab_size * 4 * 6
         if profile.tied and not head:
             need += head_copy(profile)
     if not (head and tail):
         need += reserves.transport_pool_bytes
-    hidden = chunk * profile.hidden_size * profile.activation_bytes
+    hidden = chunk * handed_on(profile)
     return need + arrays * 16384 + widest + 2 * hidden + scores
 
 
@@ -134,6 +135,12 @@ def stage_seconds(request: PlanRequest, node: NodeCapacity, first: int, end: int
     return seconds
 
 
+def handed_on(profile: ModelProfile) -> int:
+    """Bytes of one token that cross between stages; the hidden state is among them."""
+    hidden = profile.hidden_size * profile.activation_bytes
+    return max(hidden, profile.handover_bytes)
+
+
 def link_between(request: PlanRequest, left: str, right: str) -> Link | None:
     return next((link for link in request.links if set(link.node_ids) == {left, right}), None)
 
@@ -146,7 +153,7 @@ def hop_seconds(request: PlanRequest, left: str, right: str, *, back: bool) -> f
     p = request.prefill_share
     if back:
         return (1 - p) * (latency + 4 / speed)
-    row = request.profile.hidden_size * request.profile.activation_bytes / speed
+    row = handed_on(request.profile) / speed
     context = request.decode_context_tokens or request.resolved_context_tokens
     chunk = min(request.prefill_chunk_tokens, context)
     return (1 - p) * (latency + row) + p * (latency / chunk + row)

@@ -106,6 +106,7 @@ def profile(rng: Random, max_layers: int = 6) -> ModelProfile:
         position_limit=rng.choice((None, rng.randint(700, 5000))),
         cut_points=cuts,
         cut_reason="" if len(cuts) == len(layers) - 1 else "drawn",
+        handover_bytes=rng.choice((0, 0, rng.randint(1, 200))),
         shared_bytes=rng.randint(0, 1000),
         outer_parameter_count=rng.randint(0, 3),
         head_caches=tuple(cache_piece(rng) for _ in range(rng.choice((0, 0, 1)))),

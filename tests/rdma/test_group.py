@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,13 +213,15 @@ def peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
 @pytest.mark.process
 def test_a_killed_peer_is_an_error_within_50_ms(peer: Peer) -> None:
     killed: list[float] = []
+    waits = threading.Event()
 
     def kill() -> None:
-        time.sleep(0.1)  # the other thread waits by then
+        assert waits.wait(10)
         killed.append(time.monotonic())
         peer.process.send_signal(signal.SIGKILL)
 
     def wait() -> tuple[TransportError, float]:
+        waits.set()
         error = failure_of(peer.group, lambda: peer.group.native.receive_bytes(1, bytearray(10)))
         return error, time.monotonic()
 

@@ -24,7 +24,12 @@ def chaos(world: World, options: Options) -> None:
         planner_refusal=options.planner_refusal,
     )
     world.network = Network(
-        options.loss, options.duplicate, options.tail, options.tail_seconds, options.delay_seconds
+        options.loss,
+        options.duplicate,
+        options.tail,
+        options.tail_seconds,
+        options.delay_seconds,
+        options.reset,
     )
     for node in world.nodes.values():
         node.clock.run_at(1.0 + rng.uniform(-options.drift, options.drift), world.now)

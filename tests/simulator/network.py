@@ -22,7 +22,9 @@ class Network:
         tail: Probability that it is late: messages overtake each other.
         tail_seconds: How late at most.
         delay_seconds: How long a message takes at most that is not late.
+        reset: Probability that a connection is reset for nothing: the call is refused, or lost on its way.
         cut: (source, target) pairs that nothing passes.
+        rejected: (source, target) pairs between which a packet filter answers every call with a reset.
     """
 
     loss: float = 0.0
@@ -30,7 +32,9 @@ class Network:
     tail: float = 0.0
     tail_seconds: float = 3.0
     delay_seconds: float = 0.01
+    reset: float = 0.0
     cut: set[tuple[str, str]] = field(default_factory=set)
+    rejected: set[tuple[str, str]] = field(default_factory=set)
 
     def passes(self, source: str, target: str, rng: random.Random) -> bool:
         """Whether a message arrives."""
@@ -84,9 +88,16 @@ class Call:
             elapsed_ms = (simulation.now - self._sent_at) * 1000
             simulation.give(self.node, ev.ResponseReceived(self.send.peer, reply.message, elapsed_ms))
 
-    def fail(self) -> None:
-        """The deadline has come."""
+    def break_off(self, kind: ev.FailureKind) -> None:
+        """The callee's machine says that nobody is there, or the connection ends; unless nothing passes."""
+        simulation = self._simulation
+        if simulation.network.passes(self.send.peer, self.node.node_id, simulation.rng):
+            simulation.later(simulation.network.delay(simulation.rng), self.fail, kind)
+
+    def fail(self, kind: ev.FailureKind = "deadline") -> None:
+        """The deadline has come, or word that there will be no answer."""
         if not self.is_done and self.node.boots == self._boots:
+            if kind != "deadline" and self.node.away == "asleep":
+                return  # it hears nothing; its own deadline will come
             self.is_done = True
-            failed = ev.RequestFailed(self.send.peer, self.send.message, "deadline")
-            self._simulation.give(self.node, failed)
+            self._simulation.give(self.node, ev.RequestFailed(self.send.peer, self.send.message, kind))

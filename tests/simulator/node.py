@@ -44,6 +44,7 @@ class SimNode:
         denied_requests: Those whose senders it knew to be evicted.
         open_changes: Changes of people that it has not ended.
         outcomes: What became of them.
+        is_off: Its machine has no power: it does not even refuse.
         is_gone: It left for good: it was evicted, left, or lost its identity.
         checked: What it had in mind and on its drive when the checker last found nothing wrong with a
             coordinator here.
@@ -70,6 +71,7 @@ class SimNode:
         self.denied_requests: set[int] = set()
         self.open_changes: set[int] = set()
         self.outcomes: list[fx.ChangeAccepted | fx.ChangeDone | fx.ChangeRejected] = []
+        self.is_off = False
         self.is_gone = False
         self.checked: tuple[PersistentState, PersistentState] | None = None
 

@@ -78,6 +78,7 @@ class Options:
         worker_crash: That a worker ends while it loads.
         worker_hang: That it never loads.
         planner_refusal: That the planner finds no plan.
+        reset: That a connection is reset for nothing.
         actions: What is done to the cluster, with weights.
     """
 
@@ -104,6 +105,7 @@ class Options:
     worker_crash: float = 0.0
     worker_hang: float = 0.0
     planner_refusal: float = 0.0
+    reset: float = 0.0
     actions: tuple[tuple[str, int], ...] = ()
 
     def to_json(self) -> str:
@@ -162,6 +164,7 @@ def draw(seed: int, profile: str = "") -> Options:
         actions=tuple(
             (n, w) for n, w in ACTIONS.items() if n in _ALWAYS or rng.random() < (0.2 if n in _RARE else 0.4)
         ),
+        reset=_maybe(rng, 0.02, 0.2),
     )
     if profile == "elections":
         return dataclasses.replace(

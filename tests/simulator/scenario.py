@@ -8,6 +8,7 @@ A file in ``scenarios/`` has one command a line (or several between semicolons);
     start [MODEL]             run until the cluster stands, and serves
     crash X | power off X | boot X | sleep X | freeze X | wake X | kill worker X | clone X
     cut ab-c                  only nodes of the same group reach each other; ab-bc is a bridge
+    reset a-c | reject a-c    the calls of a to c are answered by a reset: the next one | all
     heal network | heal       the network | everything
     load MODEL [at X] | unload | evict X [by X] | recover X | leave X
     crash X when Y sends MESSAGE | crash X when Y WORDS     in the moment before an effect of Y: a call named so,
@@ -15,6 +16,7 @@ A file in ``scenarios/`` has one command a line (or several between semicolons);
     expect CONDITION [within N]
 
 Conditions: ``coordinator X`` or ``none`` (who leads the highest term), ``ready``, ``agreed``, ``X follows Y``,
+``X is VERDICT`` (as the coordinator judges it),
 ``worker of X`` (``same``, ``gone``, ``running`` or ``alone``: compared with what it was at the last ``remember``),
 ``members abc``, ``voters abc``, ``denied X``, ``X says WORDS`` (has announced), ``rejected REASON``, ``generation X``
 (is above that at the last ``remember``), each with ``not`` before it. ``golden/`` holds the decisions that must
@@ -107,6 +109,11 @@ class Scenario:
                 self._trap(name, other, what)
             case ["cut", groups]:
                 world.cut(*groups.split("-"))
+            case ["reset", pair]:
+                world.reset(*pair.split("-"))
+            case ["reject", pair]:
+                source, target = pair.split("-")
+                world.network.rejected.add((source, target))
             case ["load", model]:
                 world.load(wanted_model(model))
             case ["load", model, "at", name]:
@@ -144,7 +151,7 @@ class Scenario:
         if whole == "heal":
             world.heal()
         elif whole == "heal network":
-            world.network.cut = set()
+            world.network.cut, world.network.rejected = set(), set()
             world.introduce_all()
         elif whole == "unload":
             world.load(None)
@@ -167,7 +174,7 @@ class Scenario:
 
         self.world.traps.append(is_it)
 
-    def _holds(self, condition: list[str]) -> bool:  # noqa: C901, PLR0911  one condition, one return
+    def _holds(self, condition: list[str]) -> bool:  # noqa: C901, PLR0911, PLR0912  one condition, one return
         world = self.world
         leader = world.coordinator()
         document = leader.up._context.state.document if leader is not None else None
@@ -184,6 +191,8 @@ class Scenario:
                 return world.agreed()
             case [name, "follows", other]:
                 return world.nodes[name].up._election.coordinator_id == other
+            case [name, "is", verdict]:
+                return leader is not None and leader.up.view.liveness[name] == verdict
             case ["worker", "of", name, what]:
                 return self._worker_is(name, what)
             case ["members", names]:

@@ -184,6 +184,7 @@ class Simulation:
             self.tale.tell(self.now, node.node_id, "refuses to start: its state file is torn")
             return
         node.boots += 1
+        node.is_off = False
         node.open_requests = {}
         node.away = None
         node.busy_until = 0.0
@@ -226,10 +227,29 @@ class Simulation:
             self.tale.tell(self.now, node.node_id, "power loss" if power else "crash")
             node.machine = None
             node.worker = None
+            if not power:
+                self._reset_connections(node)
             node.open_requests = {}
             node.open_changes = set()
+        node.is_off |= power
         if power:
             node.drive.lose_power(self.rng)
+
+    def _reset_connections(self, node: SimNode) -> None:
+        """The system of a machine ends the connections of a process that was killed."""
+        calls = [call for i in node.open_requests if (call := self._replies.pop(i, None)) is not None]
+        for call in calls:
+            call.break_off("lost")
+        if node.node_id in self.clones:
+            return  # another machine's connections under the same name stand
+        for other in self.all_nodes():
+            if other.machine is not None and self.network.passes(node.node_id, other.node_id, self.rng):
+                lost = ev.ConnectionLost(node.node_id)
+                self.later(self.network.delay(self.rng), self._lose_connection, other, other.boots, lost)
+
+    def _lose_connection(self, node: SimNode, boots: int, lost: ev.ConnectionLost) -> None:
+        if node.away != "asleep":
+            self._give_to_life(node, boots, lost)
 
     def introduce(self, one: SimNode, other: SimNode) -> None:
         """Tell ``one`` of ``other``, as a Hello does."""
@@ -382,6 +402,14 @@ class Simulation:
         self._limit(call, effect.deadline_seconds)
         for _ in range(network.copies(rng)):
             if network.passes(node.node_id, effect.peer, rng):
+                if (node.node_id, effect.peer) in network.rejected:
+                    self.later(network.delay(rng), call.break_off, "refused")
+                    continue
+                if network.reset and rng.random() < network.reset:
+                    kind: ev.FailureKind = rng.choice(("refused", "lost"))
+                    self.later(network.delay(rng), call.break_off, kind)
+                    if kind == "refused":
+                        continue
                 self.later(network.delay(rng), call.deliver)
 
     def take_request(self, call: Call) -> None:
@@ -391,7 +419,10 @@ class Simulation:
         clone = self.clones.get(send.peer)
         if clone is not None and self.rng.random() < 0.5:
             target = clone
-        if target is None or target.machine is None or target.away == "asleep":
+        if target is None or target.is_off or target.away == "asleep":
+            return
+        if target.machine is None:
+            call.break_off("refused")
             return
         request_id = next(self._request_ids)
         self._replies[request_id] = call

@@ -39,7 +39,7 @@ def _brief(value: object) -> str:  # noqa: PLR0911  one shape, one return
         case ev.ResponseReceived():
             return f"answer of {value.peer}: {value.message}"
         case ev.RequestFailed():
-            return f"no answer of {value.peer}: {type(value.message).__name__}"
+            return f"no answer of {value.peer}: {type(value.message).__name__}, {value.kind}"
         case fx.Send():
             return f"call {value.peer}: {value.message}"
         case fx.Announce():

@@ -48,6 +48,14 @@ class World(Simulation):
             if a != b and not any(a in group and b in group for group in groups)
         }
 
+    def reset(self, source: SimNode | str, target: SimNode | str) -> None:
+        """Lose a node's connection to another, which refuses the one that is tried at once in its place."""
+        source, target = self._node(source), self._node(target)
+        pair = (source.node_id, target.node_id)
+        self.network.rejected.add(pair)
+        self.give(source, ev.ConnectionLost(target.node_id))
+        self.network.rejected.discard(pair)
+
     def heal(self) -> None:
         """End all faults, bring everybody back and start every node that is down."""
         self.healed += 1

@@ -38,6 +38,8 @@ class Cluster:
         self.now = time.time()
         self.denied: set[str] = set()
         self.ports: list[int] = []
+        #: Set once the door has been shut.
+        self.shut = asyncio.Event()
         self.issuer = Issuer(
             folder,
             node_id=self.credentials.current.node_id,
@@ -52,9 +54,14 @@ class Cluster:
             known_nodes=lambda: [(self.credentials.current.node_id, ("127.0.0.1:27450",))],
             clock=SystemClock(),
             wall_seconds=lambda: self.now,
-            tell_port=self.ports.append,
+            tell_port=self._note_port,
             limits=limits,
         )
+
+    def _note_port(self, port: int) -> None:
+        self.ports.append(port)
+        if port == 0:
+            self.shut.set()
 
     async def token(self, uses: int = 1, ttl_seconds: int = 3600) -> JoinToken:
         token, _ = await self.issuer.issue_token(ttl_seconds=ttl_seconds, uses=uses)

@@ -43,13 +43,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .context import Context
-    from .events import CandidateVerified
+    from .events import CandidateVerified, FailureKind
     from .flaps import FlapRecord
     from .replica import Replica
     from .view import Liveness, ServingState
 
 
 _RECENT_HELLO_SECONDS = 30.0
+_HURRY_SECONDS = 0.05
 _GATHER_ABOVE_MEMBERS = 64
 _GATHER_SECONDS = 0.02
 
@@ -247,14 +248,26 @@ class Coordinator:
             self.planning.on_prepare_response(peer, response)
         self.rollout.on_answer(peer, response)
 
-    def on_request_failed(self, peer: str, request: Request) -> None:
+    def on_connection_lost(self, peer: str) -> None:
+        """A connection has ended: ask the member at once whether it is there, though not again and again."""
+        now = self._context.now
+        track = self.watch.tracks.get(peer)
+        if track is None or track.contact_at is None or not self.watch.may_answer(peer):
+            return
+        if track.hurried_at is None or now - track.hurried_at >= _HURRY_SECONDS:
+            track.hurried_at = now
+            self._heartbeats.send_to(peer, track)
+
+    def on_request_failed(self, peer: str, request: Request, kind: "FailureKind") -> None:
         """Take in that a call came to nothing."""
         if isinstance(request, TransferLeadershipRequest):
             self.transfer.on_response(TransferLeadershipResponse())
         if isinstance(request, HeartbeatRequest):
-            track = self.watch.tracks.get(peer)
-            if track is not None and request.term == self._context.state.term:
-                track.forget_round(request.round)
+            if peer in self.watch.tracks and request.term == self._context.state.term:
+                if self.watch.on_heartbeat_failed(peer, request.round, kind):
+                    self.touch()
+                if kind == "lost":
+                    self.on_connection_lost(peer)
             return
         self.touch()
         self.planning.on_request_failed(peer, request)

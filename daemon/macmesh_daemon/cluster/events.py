@@ -1,9 +1,19 @@
 """What the shell tells the machine: the inputs of `ClusterMachine.step`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .messages import Deployment, Epoch, NodeFacts, Request, Response, WantedModel, WorkerReport
 from .quick import quickly_made
+
+FailureKind = Literal["refused", "lost", "deadline", "error"]
+"""How a request failed, none of which proves that its handler did not run.
+
+* refused: the peer's machine answered, this very time, that nobody listens there
+* lost: a connection ended before the answer, or could not be made, without that
+* deadline: silence
+* error: something answered with an error, or the request could not be sent
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +81,25 @@ class RequestFailed:
     Attributes:
         peer: The callee.
         message: The request, as it was in the Send.
+        kind: How it failed, as far as the shell knows.
         reason: For people.
     """
 
     peer: str
     message: Request
-    reason: str
+    kind: FailureKind
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLost:
+    """A connection to a peer that stood has ended, and this node did not end it: worth asking at once.
+
+    Attributes:
+        peer: Whom it led to.
+    """
+
+    peer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +236,7 @@ Event = (
     | RequestReceived
     | ResponseReceived
     | RequestFailed
+    | ConnectionLost
     | PlanComputed
     | PlanRefused
     | LoadWanted

@@ -51,6 +51,14 @@ class Heartbeats:
             del self._farewells[peer]
         return True
 
+    def send_to(self, node_id: str, track: MemberTrack) -> None:
+        """Send one ahead of its turn, to see whether the member is there; its news comes with the next beat."""
+        context, document = self._context, self._coordinator.document
+        request = HeartbeatRequest(
+            generation=document.generation, term=document.term, round=track.next_round(context.now)
+        )
+        context.send(node_id, request, context.settings.rpc_deadline_seconds)
+
     def send(self) -> None:
         """Send one to everybody."""
         context, coordinator = self._context, self._coordinator

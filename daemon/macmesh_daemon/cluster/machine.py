@@ -9,6 +9,7 @@ from .election import Election
 from .errors import LocalClusterMisuse
 from .events import (
     CandidateVerified,
+    ConnectionLost,
     Event,
     EvictWanted,
     FactsChanged,
@@ -64,8 +65,8 @@ if TYPE_CHECKING:
     from .state import PersistentState
     from .view import ClusterView
 
-_NO_NEWS = (Tick, ResponseReceived, RequestFailed)
-"""Events that do not call for a look at everything, or do so themselves."""
+_NO_NEWS = (Tick, ResponseReceived, RequestFailed, ConnectionLost)
+"""Events after which the coordinator itself says whether there is news."""
 
 
 class ClusterMachine:
@@ -206,7 +207,7 @@ class ClusterMachine:
         document = self._context.state.document
         return document is not None and node_id in document.denied_node_ids
 
-    def _handle(self, event: Event) -> None:  # noqa: C901, PLR0912  one arm for each kind of event
+    def _handle(self, event: Event) -> None:  # noqa: C901, PLR0912, PLR0915  one arm for each kind of event
         match event:
             case Tick():
                 pass
@@ -220,7 +221,10 @@ class ClusterMachine:
                 if isinstance(event.message, ProbeRequest) and event.message.target_node_id == event.peer:
                     self._probes.on_outcome(event.peer, reached=False)
                 elif self._coordinator is not None:
-                    self._coordinator.on_request_failed(event.peer, event.message)
+                    self._coordinator.on_request_failed(event.peer, event.message, event.kind)
+            case ConnectionLost():
+                if self._coordinator is not None:
+                    self._coordinator.on_connection_lost(event.peer)
             case CandidateVerified():
                 self._on_candidate(event)
             case PlanComputed():

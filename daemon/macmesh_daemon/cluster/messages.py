@@ -81,6 +81,8 @@ class Stage:
     first_layer: int = 0
     end_layer: int = 0
     ledger: Ledger | None = None
+    cache_cost_json: str = ""
+    cache_budget_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

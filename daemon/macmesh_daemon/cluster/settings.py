@@ -25,6 +25,9 @@ class ClusterSettings:
         suspect_after_heartbeats: Missed heartbeats after which a member is suspect.
         dead_after_seconds: Silence after which a member is dead; times (1 + the observer's health score).
             Silence is that of the member towards everybody: where others reach it, it is only cut off.
+        refused_dead_seconds: A member that had answered is dead where its machine refuses connections for this
+            long: the last attempt was begun so long after the first refusal, no answer came and nobody else
+            reached it; times (1 + the observer's health score). Two heartbeats: one stray reset is not enough.
         probe_helpers: Members that are asked to look for a suspect one: three, as in SWIM, so that one bad
             link or one more dead node does not decide.
         probe_seconds: Between two such rounds.
@@ -79,6 +82,7 @@ class ClusterSettings:
     rpc_deadline_seconds: float = 0.5
     suspect_after_heartbeats: int = 3
     dead_after_seconds: float = 3.0
+    refused_dead_seconds: float = 0.5
     probe_helpers: int = 3
     probe_seconds: float = 1.0
     lateness_seconds: float = 1.0

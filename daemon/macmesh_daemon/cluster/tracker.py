@@ -26,6 +26,10 @@ class MemberTrack:
         contact_at: When it last answered.
         reached_at: When another member was last asked for it and then reached it.
         lease_at: When the newest heartbeat that it answered was sent: until then it surely followed.
+        refused_since: When its machine first refused a connection, since the last answer; None where it did not.
+        refused_until: When the newest attempt that was refused was begun; None as `refused_since`.
+        hurried_at: When it was last asked ahead of its turn; None where it never was.
+        timed_out_at: When a heartbeat to it last came to nothing by silence; None where none did.
         left_at: When it said goodbye; None while it is there.
         gone_at: Since when it is dead or has left, by the last verdict.
         stored: The document version that it has stored; None until it told.
@@ -40,6 +44,10 @@ class MemberTrack:
     contact_at: float | None = None
     reached_at: float | None = None
     lease_at: float | None = None
+    refused_since: float | None = None
+    refused_until: float | None = None
+    hurried_at: float | None = None
+    timed_out_at: float | None = None
     left_at: float | None = None
     gone_at: float | None = None
     stored: Version | None = None
@@ -63,9 +71,30 @@ class MemberTrack:
         sent_at[self._round] = now
         return self._round
 
-    def forget_round(self, number: int) -> None:
-        """A heartbeat got no answer."""
-        self._sent_at.pop(number, None)
+    def forget_round(self, number: int) -> float | None:
+        """A heartbeat got no answer; when it was sent, None where that is not known any more."""
+        return self._sent_at.pop(number, None)
+
+    def on_refused(self, sent_at: float, now: float) -> bool:
+        """Its machine refused the connection for a heartbeat; True where that is the first time since it answered.
+
+        Of a member that never answered it says nothing: its daemon may be about to start.
+        """
+        if self.lease_at is None or sent_at <= self.lease_at:
+            return False
+        if self.refused_since is None or self.refused_until is None:
+            self.refused_since = self.refused_until = now
+            return True
+        self.refused_until = max(sent_at, self.refused_until)
+        return False
+
+    def is_refused_for(self, seconds: float) -> bool:
+        """Whether its machine has refused for so long, and nobody else reached it meanwhile."""
+        if self.refused_since is None or self.refused_until is None:
+            return False
+        if self.reached_at is not None and self.reached_at >= self.refused_since:
+            return False
+        return self.refused_until - self.refused_since >= seconds
 
     def meet(self, boot_nonce: int, now: float, patience_seconds: float) -> None:
         """A daemon of this identity said hello; remember it where it may be a second one.
@@ -132,6 +161,7 @@ class MemberTrack:
         if sent_at is None:
             return False
         self.contact_at = now
+        self.refused_since = self.refused_until = None
         self.lease_at = sent_at if self.lease_at is None else max(sent_at, self.lease_at)
         self.heartbeat_ms = round_trip_ms
         if response.leaving:
@@ -158,6 +188,9 @@ class MemberTrack:
             self.contact_at += seconds
         if self.reached_at is not None:
             self.reached_at += seconds
+        if self.refused_since is not None and self.refused_until is not None:
+            self.refused_since += seconds
+            self.refused_until += seconds
 
     def silence_seconds(self, now: float) -> float:
         """How long it has not answered the coordinator."""
@@ -186,6 +219,8 @@ def liveness(  # noqa: PLR0911  one rule, one return
     """The coordinator's verdict on one member. An observer that fares badly is slower to say "dead"."""
     if track.left_at is not None:
         return "left"
+    if track.is_refused_for(settings.refused_dead_seconds * (1 + health_score)):
+        return "dead"
     patience = settings.dead_after_seconds * (1 + health_score)
     if track.absence_seconds(now) >= patience:
         return "dead"
@@ -194,7 +229,7 @@ def liveness(  # noqa: PLR0911  one rule, one return
         return "cut"
     if track.contact_at is None:
         return "unknown"
-    if silence > suspect_after_seconds(settings):
+    if silence > suspect_after_seconds(settings) or track.refused_since is not None:
         return "suspect"
     if facts is not None and facts.versions != own.versions:
         return "incompatible"

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .context import Context
+    from .events import FailureKind
     from .flaps import FlapRecord
     from .messages import ClusterDocument
     from .replica import Replica
@@ -83,8 +84,9 @@ class MemberWatch:
             return "unknown"
         context = self._context
         silence = track.silence_seconds(context.now)
-        if track.left_at is not None or silence < context.settings.dead_after_seconds:
-            health_score = 0  # decides nothing below that, and is dear to find out
+        is_watched = silence >= context.settings.dead_after_seconds or track.refused_since is not None
+        if track.left_at is not None or not is_watched or self._verdicts.get(node_id) == "dead":
+            health_score = 0  # decides nothing then, and is dear to find out; no death is taken back for it
         else:
             if self._health_score is None:
                 self._health_score = context.health_score + int(self._is_everybody_silent())
@@ -99,14 +101,22 @@ class MemberWatch:
         )
 
     def _is_everybody_silent(self) -> bool:
-        """Whether most of those that were there fell silent together: then the fault may well be here."""
+        """Whether most of those that were there fail together: then the fault may well be here.
+
+        Failing is to be silent, to let a heartbeat time out (a link that loses much, but not all), or to refuse.
+        """
         silent = present = 0
+        now = self._context.now
         limit = suspect_after_seconds(self._context.settings)
         for node_id, track in self.tracks.items():
             is_known = track.contact_at is not None and self._verdicts.get(node_id) not in GONE
             if node_id != self._context.node_id and is_known:
                 present += 1
-                silent += track.silence_seconds(self._context.now) > limit
+                silent += (
+                    track.silence_seconds(now) > limit
+                    or track.refused_since is not None
+                    or (track.timed_out_at is not None and now - track.timed_out_at <= limit)
+                )
         return present > 1 and 2 * silent > present
 
     def answering(self) -> set[str]:
@@ -220,6 +230,7 @@ class MemberWatch:
         # Nobody else is gone, and to ask for the verdict at every answer is dear.
         may_be_gone = (
             track.left_at is not None
+            or track.refused_since is not None
             or track.silence_seconds(now) >= self._context.settings.dead_after_seconds
         )
         was_gone = may_be_gone and self.liveness(peer) in GONE
@@ -235,6 +246,24 @@ class MemberWatch:
             self._context.announce("member restarted", node_id=peer)
         is_same = before is not None and response.tells_the_same(before)
         return not is_same or self._verdicts.get(peer) != "alive"
+
+    def on_heartbeat_failed(self, peer: str, number: int, kind: "FailureKind") -> bool:
+        """Take in that a heartbeat to a member came to nothing; True where that makes it suspect at once.
+
+        A refused connection is proof of a kind that silence is not: the machine is up, and the daemon is not. It
+        says nothing of the worker, and nothing but this verdict rests on it.
+        """
+        track, now = self.tracks[peer], self._context.now
+        sent_at = track.forget_round(number)
+        if sent_at is None:
+            return False
+        if kind == "deadline":
+            track.timed_out_at = now
+        if kind != "refused":
+            return False
+        is_first = track.on_refused(sent_at, now)
+        self._judged.pop(peer, None)
+        return is_first or self.liveness(peer) != self._verdicts.get(peer)
 
     def on_leave(self, peer: str, reason: str) -> None:
         """A member says goodbye."""
@@ -264,7 +293,7 @@ class MemberWatch:
     def look(self) -> None:
         """Announce verdicts that changed, and ask others about members that are silent."""
         now = self._context.now
-        silent = []
+        silent, refusing = [], []
         verdicts, tracks = self._verdicts, self.tracks
         for node_id in self._document().by_node_id:
             verdict = self.liveness(node_id)
@@ -272,6 +301,9 @@ class MemberWatch:
             if verdict != before:
                 verdicts[node_id] = verdict
                 self._context.announce(f"member {verdict}", node_id=node_id, before=before)
+                track = tracks.get(node_id)
+                if verdict == "suspect" and track is not None and track.refused_since is not None:
+                    refusing.append(node_id)
             track = tracks.get(node_id)
             if track is not None:
                 track.gone_at = (track.gone_at or now) if verdict in GONE else None
@@ -279,8 +311,9 @@ class MemberWatch:
                 silent.append(node_id)
         if silent and now >= self._next_probes:
             self._next_probes = now + self._context.settings.probe_seconds
-            for node_id in silent:
-                self._probe(node_id)
+            refusing = silent
+        for node_id in refusing:  # its verdict falls before the next round of questions
+            self._probe(node_id)
 
     def _probe(self, target: str) -> None:
         """Ask a few others whether they reach a silent member."""

@@ -2,8 +2,8 @@
 
 MLX computes nothing until a result is evaluated, so a forward pass of a lazily loaded model reads no
 weights. It shows which modules outside the layers are used before the first layer (the head needs them), which
-after the last one (the tail needs them), and which caches every layer is called with. No architecture is
-known by name.
+after the last one (the tail needs them), and which caches every layer is called with. No architecture is known
+by name; what cannot be seen this way is for `macmesh_daemon.engine.adapters`.
 """
 
 import contextlib
@@ -15,8 +15,9 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx_lm.models.cache import make_prompt_cache
 
+from macmesh_daemon.engine.adapters import adapter_of
 from macmesh_daemon.engine.errors import LocalUnsplittableError
-from macmesh_daemon.engine.unsplittable import unsplittable_reason
+from macmesh_daemon.engine.handover import Outline, arrays_in, outline
 
 TRACE_TOKENS = 2
 """Two make a prompt; recurrent layers unroll every token in Python, so not more."""
@@ -39,8 +40,17 @@ class Anatomy:
     """Paths of the modules outside the layers that every stage needs; the two above contain them too."""
     vocab_size: int
     """Logits of one token."""
-    split_refusal: str
-    """Why the model cannot be cut; empty where it can."""
+    cut_points: tuple[int, ...]
+    """Layers before which the model may be cut, ascending."""
+    cut_reason: str
+    """Why not everywhere; empty where every boundary is allowed."""
+    outlines: tuple[Outline, ...]
+    """For each layer but the last, what it hands to the next."""
+
+    @property
+    def split_refusal(self) -> str:
+        """Why the model cannot be cut at all; empty where it can."""
+        return "" if self.cut_points else self.cut_reason
 
 
 def examine(model: Module) -> Anatomy:
@@ -55,6 +65,7 @@ def examine(model: Module) -> Anatomy:
             stack.enter_context(trace.module(path, module))
         logits: mx.array = model(mx.zeros((1, TRACE_TOKENS), mx.int32), cache=caches)
     architecture = type(model).__module__.rpartition(".")[2]
+    cuts, reason = trace.cut_points(model)
     # What was not used in this step may be used in another one, at any time.
     shared = trace.between | (trace.outer.keys() - trace.before - trace.after)
     return Anatomy(
@@ -65,7 +76,9 @@ def examine(model: Module) -> Anatomy:
         tail_modules=frozenset(trace.after | shared),
         shared_modules=frozenset(shared),
         vocab_size=logits.shape[-1],
-        split_refusal=trace.refusal(model),
+        cut_points=cuts,
+        cut_reason=reason,
+        outlines=tuple(trace.handed_on[index] for index in sorted(trace.handed_on)),
     )
 
 
@@ -77,7 +90,8 @@ class _Trace:
         self.before: set[str] = set()
         self.between: set[str] = set()
         self.after: set[str] = set()
-        self.returns_more = False
+        self.handed_on: dict[int, Outline] = {}
+        self.returned: Any = None
 
     @contextlib.contextmanager
     def layer(self, index: int, layer: Module, caches: list[Any]) -> Iterator[None]:
@@ -87,8 +101,13 @@ class _Trace:
             self.calls[index] += 1
             found = [numbers[id(value)] for value in (*args, *kwargs.values()) if id(value) in numbers]
             self.caches[index].extend(found)
+            if index:
+                # Now, as the layer may change what it gets.
+                given = (value for value in (*args, *kwargs.values()) if id(value) not in numbers)
+                taken = {id(array) for value in given for array in arrays_in(value)}
+                self.handed_on[index - 1] = outline(self.returned, taken)
             out = original(*args, **kwargs)
-            self.returns_more |= not isinstance(out, mx.array)
+            self.returned = out
             return out
 
         with swapped(layer, {"__call__": call}):
@@ -115,16 +134,14 @@ class _Trace:
         else:
             self.between.add(path)
 
-    def refusal(self, model: Module) -> str:
-        if reason := unsplittable_reason(model):
-            return reason
+    def cut_points(self, model: Module) -> tuple[tuple[int, ...], str]:
         if counts := sorted({count for count in self.calls if count != 1}):
-            return f"its layers are called {counts[0]} times in one step, not once"
+            return (), adapter_of(
+                model
+            ).refusal or f"its layers are called {counts[0]} times in one step, not once"
         if self.between:
-            return f"it runs {', '.join(sorted(self.between)[:3])} between its layers"
-        if self.returns_more:
-            return "its layers return more than the hidden state"
-        return ""
+            return (), f"it runs {', '.join(sorted(self.between)[:3])} between its layers"
+        return adapter_of(model).cut_points(len(self.calls))
 
 
 def modules_by_path(module: Any) -> dict[str, Module]:
@@ -141,17 +158,23 @@ def own_parameters(module: Any) -> dict[str, mx.array]:
     }
 
 
-def require_splittable(anatomy: Anatomy) -> None:
-    """Lets a model pass that can be cut.
+def require_cut(anatomy: Anatomy, layer: int) -> None:
+    """Lets a cut before that layer pass.
 
     Raises:
-        LocalUnsplittableError: it cannot; the message says why and what to do.
+        LocalUnsplittableError: the model cannot be cut there; the message says why and what to do.
     """
-    if anatomy.split_refusal:
+    if layer in anatomy.cut_points:
+        return
+    if not anatomy.cut_points:
         raise LocalUnsplittableError(
-            f"{anatomy.architecture} cannot be cut into stages: {anatomy.split_refusal}; "
+            f"{anatomy.architecture} cannot be cut into stages: {anatomy.cut_reason}; "
             "load it with one stage, on a node that holds all of it"
         )
+    raise LocalUnsplittableError(
+        f"{anatomy.architecture} cannot be cut before layer {layer}: {anatomy.cut_reason}; "
+        f"cut it before one of {', '.join(map(str, anatomy.cut_points))}"
+    )
 
 
 @contextlib.contextmanager

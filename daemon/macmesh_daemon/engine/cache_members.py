@@ -4,6 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models.cache import (
+    BatchKVCache,
+    BatchRotatingKVCache,
+    ChunkedKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+)
+
+BATCHES = frozenset({BatchKVCache, BatchRotatingKVCache})
+"""mlx-lm's caches of several requests, whose lengths are arrays; an ``ArraysCache`` has as many rows as it has."""
+KEYS_AND_VALUES = frozenset({KVCache, QuantizedKVCache, RotatingKVCache, ChunkedKVCache, *BATCHES})
+"""Caches of ``cache.py`` that hold keys and values."""
 
 
 def members(cache: Any) -> list[Any]:
@@ -29,9 +42,19 @@ def arrays_held(member: Any) -> list[mx.array]:
         ]
     elif hasattr(member, "cache"):
         found = list(member.cache)
+    elif type(member.keys) in {tuple, list}:
+        found = [*member.keys, *member.values]
     else:
         found = [member.keys, member.values]
     return [array for array in found if array is not None]
+
+
+def arrays_described(member: Any) -> list[mx.array]:
+    """`arrays_held`, and the positions of the rows of a batch: all that a step may leave to be evaluated."""
+    arrays = arrays_held(member)
+    if type(member) in BATCHES:
+        arrays += [member.offset, member.left_padding]
+    return arrays
 
 
 def detach(member: Any, stand_in: Callable[[mx.array], mx.array]) -> None:

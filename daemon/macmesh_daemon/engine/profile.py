@@ -11,6 +11,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from macmesh_daemon.engine.anatomy import examine
 from macmesh_daemon.engine.cache_members import members
+from macmesh_daemon.engine.payload import bytes_per_token
 from macmesh_daemon.engine.profile_build import build
 from macmesh_daemon.engine.profile_caches import (
     CHECK_STEPS,
@@ -19,7 +20,6 @@ from macmesh_daemon.engine.profile_caches import (
     check,
     kv_bits_problem,
 )
-from macmesh_daemon.engine.profile_cuts import cut_points
 from macmesh_daemon.engine.profile_scratch import scratch_of_layers
 from macmesh_daemon.engine.profile_shards import tensor_shards
 from macmesh_daemon.engine.profile_trace import LayerTrace, Trace, layers_of, trace_step
@@ -95,7 +95,6 @@ def profile_model(
         profiles.append(_layer_profile(layer, seen, trace, found, folder))
     anatomy = examine(model)
     outer = outer_weights(model, anatomy)
-    cuts, reason = cut_points(model, trace.layers)
     first = trace.layers[0]
     if not scratches:
         scratches, scratch_source = _scratches(model, profiles, trace)
@@ -118,8 +117,9 @@ def profile_model(
         vocab_size=anatomy.vocab_size,
         activation_bytes=first.input_item_bytes,
         position_limit=folder.position_limit,
-        cut_points=cuts,
-        cut_reason=reason,
+        cut_points=anatomy.cut_points,
+        cut_reason=anatomy.cut_reason,
+        handover_bytes=bytes_per_token(model, anatomy),
         head_caches=tuple(
             piece for cache, piece in zip(flat, pieces, strict=True) if piece and id(cache) not in owned
         ),

@@ -59,7 +59,6 @@ class LayerTrace:
     output_bytes: int = 0
     attention: list[AttentionCall] = field(default_factory=list)
     caches: list[Any] = field(default_factory=list)
-    returns_more: bool = False
 
 
 @dataclass(slots=True)
@@ -133,7 +132,6 @@ def _watched(layer: Module, trace: Trace, seen: LayerTrace) -> Iterator[None]:
             result = original.__call__(self, *args, **kwargs)
         finally:
             trace.current = outer
-        seen.returns_more |= not isinstance(result, mx.array)
         return result
 
     layer.__class__ = type(original.__name__, (original,), {"__call__": call})

@@ -17,6 +17,10 @@ class Request:
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     stop_tokens: frozenset[int] = frozenset()
     """The first of these to be generated ends the request; it is still told."""
+    reuse_prefix: bool = True
+    """Caches of an earlier request with the same beginning may be taken up."""
+    keep: bool = True
+    """Its caches may stay for a later request."""
 
 
 class Finish(enum.Enum):
@@ -25,28 +29,6 @@ class Finish(enum.Enum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One step of one request, to be run by every stage in the order in which the head gives them out."""
-
-    number: int
-    """Counts from 1."""
-    request_id: str
-    slot: int
-    first: bool
-    """The slot's caches are made anew."""
-    reserve_tokens: int
-    """Tokens to reserve in the caches."""
-    offset: int
-    """Position of the first token."""
-    tokens: tuple[int, ...]
-    sample: bool
-    """The tail chooses a token after it."""
-    sampling: Sampling
-    sample_index: int
-    """Tokens generated before it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +60,14 @@ class Refused:
 
 
 @dataclasses.dataclass(frozen=True)
-class Release:
-    """Every stage frees the slot's caches, after the steps given out so far."""
+class Waiting:
+    """A request waits; told when it comes and when its position changes, at most once a second."""
 
-    slot: int
     request_id: str
+    position: int
+    """From 1: the next to be taken."""
+    estimate_seconds: float | None
+    """About so long until it begins; None where nothing has ended yet to judge by."""
 
 
-Effect = Generated | Cancelled | Refused | Release
+Effect = Generated | Cancelled | Refused | Waiting

@@ -10,17 +10,20 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_map
 from mlx_lm.utils import load_model
 
+from macmesh_daemon.engine.adapters import adapter_of
 from macmesh_daemon.engine.anatomy import (
     Anatomy,
     examine,
     modules_by_path,
     own_parameters,
-    require_splittable,
+    require_cut,
     swap_methods,
 )
-from macmesh_daemon.engine.caches import StageCaches, advance_ghost, arrays_of, make_caches
+from macmesh_daemon.engine.caches import Caches, StageCaches, arrays_of, make_caches
 from macmesh_daemon.engine.errors import LocalModelLoadError, LocalStageError
 from macmesh_daemon.engine.files import check_model_files
+from macmesh_daemon.engine.handover import ArrayFacts, arrays_in
+from macmesh_daemon.engine.payload import Payload, payload_of
 
 Progress = Callable[[int, int], None]
 """Is told bytes loaded and bytes to load."""
@@ -30,17 +33,29 @@ Progress = Callable[[int, int], None]
 class _Passing:
     """What crosses the stage in the step that runs."""
 
-    incoming: mx.array | None = None
-    outgoing: mx.array | None = None
-    caches: StageCaches | None = None
+    caches: Caches | None = None
+    rows: int = 0
     tokens: int = 0
+    incoming: list[mx.array] = dataclasses.field(default_factory=list)
+    """What the layer before this stage returned."""
+    extras: list[mx.array] = dataclasses.field(default_factory=list)
+    """What came beside it."""
+    outgoing: list[mx.array] | None = None
+    notes: list[Any] = dataclasses.field(default_factory=list)
+    """What the layers behind this stage are called with, as far as they need it."""
 
 
 class StageModel:
     """Runs layers ``first_layer`` to ``end_layer - 1`` of a model; made by `load_stage`.
 
-    The head takes token ids, the others the hidden state of the stage before. The tail gives logits, the
-    others their hidden state. To be used from the thread that loaded it.
+    The head takes token ids, the others what the stage before gives. The tail gives logits. To be used from
+    the thread that loaded it.
+
+    Args:
+        model: whole and lazy; the layers of other stages lose their weights.
+        anatomy: what `examine` says of it.
+        first_layer: the first of this stage.
+        end_layer: the first behind it.
     """
 
     def __init__(self, model: Module, anatomy: Anatomy, first_layer: int, end_layer: int) -> None:
@@ -54,9 +69,11 @@ class StageModel:
         """The layers of this stage."""
         self.is_head = first_layer == 0
         self.is_tail = end_layer == anatomy.layer_count
+        for cut in ([] if self.is_head else [first_layer]) + ([] if self.is_tail else [end_layer]):
+            require_cut(anatomy, cut)
+        self._extras = adapter_of(model).extras
+        self._incoming: Payload | None = None if self.is_head else payload_of(model, anatomy, first_layer)
         self._passing = _Passing()
-        if not (self.is_head and self.is_tail):
-            require_splittable(anatomy)
         self._cut()
         self._owned = self._owned_parameters()
         self.owned_bytes = sum(array.nbytes for group in self._owned for array in group)
@@ -66,6 +83,20 @@ class StageModel:
     def architecture(self) -> str:
         """Name of the mlx-lm module that implements the model."""
         return self._anatomy.architecture
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits of one token."""
+        return self._anatomy.vocab_size
+
+    def payload_facts(self, rows: int, tokens: int) -> list[ArrayFacts] | None:
+        """Shapes and dtypes of what comes in for a step of that size.
+
+        None where they follow from more than that, as choices among all tokens so far do.
+        """
+        if self._incoming is None:
+            return [ArrayFacts((rows, tokens), "int32")]
+        return self._incoming.facts(rows, tokens)
 
     def read_weights(self, progress: Progress) -> None:
         """Reads the weights of this stage, and no others, layer by layer."""
@@ -80,42 +111,70 @@ class StageModel:
         """New caches for a request of at most so many tokens, prompt and output together."""
         return make_caches(self._model, self._anatomy, self.layers, reserve_tokens)
 
-    def step(self, inputs: mx.array, caches: StageCaches) -> mx.array:
+    def step(self, inputs: list[mx.array], caches: Caches) -> list[mx.array]:
         """Describes one step; `evaluate` runs it. Of several tokens, the layers run here already.
 
         Args:
-            inputs: at the head token ids, shape (1, tokens); else hidden states, shape (1, tokens, hidden).
-            caches: of the request; advanced.
+            inputs: at the head token ids alone, shape (rows, tokens); else what the stage before gave, all of
+                it and in its order.
+            caches: of the request, or of the batch whose requests are the rows; advanced.
 
         Returns:
-            At the tail logits, shape (1, tokens, vocabulary); else the hidden state. Not evaluated.
+            At the tail logits alone, shape (rows, tokens, vocabulary); else what the next stage takes: the
+            hidden state, and what the architecture needs beside it. Not evaluated.
 
         Raises:
-            LocalStageError: more tokens than the caches were reserved for.
+            LocalStageError: more tokens than the caches were reserved for, or not what this stage takes.
         """
-        tokens = inputs.shape[1]
-        caches.require_room(tokens)
-        caches.length += tokens
-        passing = self._passing
-        passing.caches, passing.tokens = caches, tokens
+        passing = self._taken_in(inputs)
+        caches.advance(passing.tokens)
+        passing.caches = caches
+        tokens = inputs[0]
         if not self.is_head:
-            passing.incoming = inputs
-            # Never computed: the layers before this stage pass on the hidden state, not what they get.
-            inputs = mx.zeros((1, tokens), mx.int32)
-        logits: mx.array = self._model(inputs, cache=caches.entries)
-        outgoing, self._passing = passing.outgoing, _Passing()
+            # Never computed: the layers before this stage pass on what came in, not what they get.
+            tokens = mx.zeros((passing.rows, passing.tokens), mx.int32)
+        self._passing = passing
+        try:
+            logits: mx.array = self._model(tokens, cache=caches.entries)
+        finally:
+            self._passing = _Passing()
         if self.is_tail:
-            return logits
-        if outgoing is None:
+            return [logits]
+        if passing.outgoing is None:
             raise LocalStageError(
                 f"layer {self.layers[-1]} was not called; {self.architecture} cannot be cut"
             )
-        return outgoing
+        return [*passing.outgoing, *self._extras.pack(self.layers.stop, passing.notes)]
 
     @staticmethod
-    def evaluate(result: mx.array | None, caches: StageCaches) -> None:
-        """Runs what was described: the result, if one is wanted, and the caches."""
-        mx.eval([*([] if result is None else [result]), *caches.owned_arrays()])
+    def to_evaluate(results: list[mx.array], caches: Caches) -> list[mx.array]:
+        """All that is to be evaluated after a step.
+
+        Args:
+            results: those of the step's outputs that are wanted.
+            caches: of the step.
+        """
+        return [*results, *caches.owned_arrays()]
+
+    @classmethod
+    def evaluate(cls, results: list[mx.array], caches: Caches) -> None:
+        """Runs what was described: the results that are wanted, and the caches."""
+        mx.eval(cls.to_evaluate(results, caches))
+
+    def _taken_in(self, inputs: list[mx.array]) -> _Passing:
+        expected = 1 if self._incoming is None else self._incoming.count
+        if len(inputs) != expected:
+            raise LocalStageError(f"{len(inputs)} arrays came in where this stage takes {expected}")
+        shape = inputs[0].shape
+        if self._incoming is None:
+            return _Passing(rows=shape[0], tokens=shape[1])
+        own = self._incoming.handed_on
+        return _Passing(
+            rows=shape[self._incoming.row_axis],
+            tokens=shape[self._incoming.token_axis],
+            incoming=inputs[:own],
+            extras=inputs[own:],
+        )
 
     def _cut(self) -> None:
         layers = list(self._model.layers)
@@ -132,42 +191,69 @@ class StageModel:
             ]
             seen.update(ghosts)
             layer.update(tree_map(lambda weight: mx.zeros(0, weight.dtype), layer.parameters()))
-            swap_methods(layer, {"__call__": self._foreign_layer(index < self.layers[0], ghosts)})
+            foreign = self._earlier_layer if index < self.layers.start else self._later_layer
+            swap_methods(layer, {"__call__": foreign(index, ghosts)})
 
     def _owned_layer(self, index: int) -> Callable[..., Any]:
         is_last = index == self.layers[-1]
         cache_indices = self._anatomy.layer_caches[index]
 
         def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            out = original(*args, **kwargs)
             passing = self._passing
+            args, kwargs = self._given(index, passing, args, kwargs)
+            out = original(*args, **kwargs)
+            outgoing = [] if self.is_tail or not is_last else self._anatomy.outlines[index].arrays(out)
             if passing.caches is not None and passing.tokens > 1:
                 # A prefill step runs layer by layer: the host would else allocate for many layers before the
                 # first is done, far beyond what the ledger charges. Nothing needs what the tail's last layer
                 # puts out for a part of a prompt.
                 passing.caches.copy_states(cache_indices)
-                results = [] if is_last and self.is_tail else arrays_of([out])
+                results = outgoing if is_last else list(arrays_in(out))
                 mx.eval(results, passing.caches.arrays_at(cache_indices))
-            if is_last and not self.is_tail:
-                # The model may change in place what it gets, so an alias is kept.
-                passing.outgoing = out[...]
+            if outgoing:
+                # The model may change in place what it gets, so aliases are kept.
+                passing.outgoing = [array[...] for array in outgoing]
             return out
 
         return call
 
-    def _foreign_layer(self, before: bool, ghosts: list[int]) -> Callable[..., Any]:
+    def _earlier_layer(self, _index: int, ghosts: list[int]) -> Callable[..., Any]:
+        made = self._anatomy.outlines[self.layers.start - 1]
+
         def call(_original: Callable[..., Any], *_args: Any, **_kwargs: Any) -> Any:
             passing = self._passing
-            if passing.caches is None:
-                raise LocalStageError("a layer was called outside a step")
-            for index in ghosts:
-                advance_ghost(passing.caches.entries[index], passing.tokens)
-            passed = passing.incoming if before else passing.outgoing
-            if passed is None:
-                raise LocalStageError("a layer was called before the hidden state was there")
-            return passed[...]
+            self._advance(passing, ghosts)
+            return made.filled(passing.incoming)
 
         return call
+
+    def _later_layer(self, index: int, ghosts: list[int]) -> Callable[..., Any]:
+        made = self._anatomy.outlines[self.layers.stop - 1]
+
+        def call(_original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            passing = self._passing
+            self._advance(passing, ghosts)
+            if passing.outgoing is None:
+                raise LocalStageError("a layer was called before the hidden state was there")
+            passing.notes.append(self._extras.note(index, *self._given(index, passing, args, kwargs)))
+            return made.filled(passing.outgoing)
+
+        return call
+
+    def _given(
+        self, index: int, passing: _Passing, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a layer is called with."""
+        if self.is_head or passing.caches is None:
+            return args, kwargs
+        return self._extras.give(index, self.layers.start, passing.extras, args, kwargs)
+
+    @staticmethod
+    def _advance(passing: _Passing, ghosts: list[int]) -> None:
+        if passing.caches is None:
+            raise LocalStageError("a layer was called outside a step")
+        for index in ghosts:
+            passing.caches.advance_ghost(index, passing.tokens)
 
     def _owned_parameters(self) -> list[list[mx.array]]:
         """Arrays to read, each once, in groups: one for each layer, one for what is outside the layers."""

@@ -69,6 +69,8 @@ class Close:
     """Number of the entry that its caches become; None: they are freed."""
     keep_tokens: int = 0
     """The entry's length; what was computed beyond it is cut off."""
+    keep_reserve_tokens: int = 0
+    """Tokens that the entry is allocated for from now on; the slot's reservation: its caches stay as they are."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -44,11 +44,20 @@ def known_reason(text: str) -> Reason:
     return Reason(text) if text in CODE_OF_REASON else Reason.UNKNOWN
 
 
+def is_of_peer(error: grpc.aio.AioRpcError) -> bool:
+    """Whether another node's servicer ended the call so, and not gRPC on its own."""
+    return _failure_of(error) is not None
+
+
+def _failure_of(error: grpc.aio.AioRpcError) -> WireFailure | None:
+    metadata = [(key, value) for key, value in (error.trailing_metadata() or ())]
+    return read_failure(error.code(), error.details() or "", metadata)
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError) -> CallError:
     """The CallError that another node's servicer ended a call with, so that it can be passed on."""
-    code, details = error.code(), error.details() or ""
-    metadata = [(key, value) for key, value in (error.trailing_metadata() or ())]
-    failure = read_failure(code, details, metadata)
+    failure = _failure_of(error)
     if failure is None:
+        code, details = error.code(), error.details() or ""
         return CallError(Reason.PEER_UNREACHABLE, f"another node did not answer: {code.name}: {details}")
     return CallError(known_reason(failure.reason), failure.message, failure.metadata, failure.code)

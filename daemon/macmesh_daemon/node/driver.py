@@ -89,6 +89,7 @@ class CoreDriver:
         self.planning: Planner
         self.changes: ChangeResolver
         transport.serve(self.answer)
+        transport.tell_losses(lambda peer: self.notify(ev.ConnectionLost(peer)))
 
     def notify(self, event: ev.Event) -> None:
         """Queue an event for the core."""
@@ -192,7 +193,7 @@ class CoreDriver:
         try:
             response = await self._transport.call(effect.peer, effect.message, effect.deadline_seconds)
         except RemoteCallFailed as error:
-            self.notify(ev.RequestFailed(peer=effect.peer, message=effect.message, reason=str(error)))
+            self.notify(ev.RequestFailed(effect.peer, effect.message, error.kind, str(error)))
             return
         self.notify(
             ev.ResponseReceived(

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from macmesh_daemon.cluster.events import FailureKind
+
 
 class NodeError(Exception):
     """Base of the errors of this package."""
@@ -72,4 +74,12 @@ class LocalPortBusy(NodeError):  # noqa: N818  same
 
 
 class RemoteCallFailed(NodeError):  # noqa: N818  same
-    """A peer gave no answer: not within the deadline, or it cannot be reached, or it refused."""
+    """A peer gave no answer: not within the deadline, or it cannot be reached, or it refused.
+
+    Attributes:
+        kind: Which of these, as `macmesh_daemon.cluster.events.FailureKind` defines it.
+    """
+
+    def __init__(self, message: str, kind: "FailureKind" = "error") -> None:
+        super().__init__(message)
+        self.kind = kind

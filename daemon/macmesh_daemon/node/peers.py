@@ -13,7 +13,7 @@ from macmesh.v1 import peer_pb2_grpc
 from macmesh_daemon.node.tls import open_channel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from macmesh.v1.peer_pb2_grpc import PeerServiceAsyncStub
     from macmesh_daemon.identity import NodeCredentials
@@ -70,6 +70,8 @@ class PeerPool:
         self._retired: list[grpc.aio.Channel] = []
         self._outlived: list[grpc.aio.Channel] = []
         self._has_retired = asyncio.Event()
+        self._watchers: dict[grpc.aio.Channel, asyncio.Task[None]] = {}
+        self._watch_anew: Callable[[str, grpc.aio.Channel], None] | None = None
 
     def learn(self, node_id: str, addresses: Iterable[str]) -> None:
         """Try these addresses of the peer first from now on, and older ones behind them.
@@ -92,6 +94,11 @@ class PeerPool:
         links, self._links = self._links, {}
         for link in links.values():
             self._retire(link.channel)
+
+    def own_addresses(self, node_id: str) -> tuple[str, ...]:
+        """The addresses that the peer said of itself last; all that are known where it never did."""
+        told = self._told.get(node_id)
+        return tuple(sorted(told[1])) if told is not None and told[1] else self.addresses(node_id)
 
     def addresses(self, node_id: str) -> tuple[str, ...]:
         """The addresses in use; empty where none is known."""
@@ -116,11 +123,14 @@ class PeerPool:
             self._retire(link.channel)
         elif link is not None and link.credentials is not credentials:
             self._outlived.append(link.channel)
+            self._unwatch(link.channel)
         elif link is not None:
             return link
         channel = open_channel(grpc_target(addresses), credentials, expected_node_id=node_id)
         stub: PeerServiceAsyncStub = peer_pb2_grpc.PeerServiceStub(channel)
         self._links[node_id] = _Link(addresses, channel, stub, credentials)
+        if self._watch_anew is not None:
+            self._watch_anew(node_id, channel)
         return self._links[node_id]
 
     async def renew(self) -> None:
@@ -131,7 +141,30 @@ class PeerPool:
         await asyncio.gather(*(channel.close(grace=RENEWAL_GRACE_SECONDS) for channel in outlived))
         self._outlived = [channel for channel in self._outlived if channel not in outlived]
 
+    async def watch(self, lost: Callable[[str], None]) -> None:
+        """Call ``lost(node_id)`` whenever a connection ends that this node did not end, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+
+            def begin(node_id: str, channel: grpc.aio.Channel) -> None:
+                watching = _watch(channel, lambda: lost(node_id))
+                self._watchers[channel] = tasks.create_task(watching, name=f"watch {node_id[:8]}")
+
+            for node_id, link in self._links.items():
+                begin(node_id, link.channel)
+            self._watch_anew = begin
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self._watch_anew = None
+                self._watchers.clear()
+
+    def _unwatch(self, channel: grpc.aio.Channel) -> None:
+        watcher = self._watchers.pop(channel, None)
+        if watcher is not None:
+            watcher.cancel()
+
     def _retire(self, channel: grpc.aio.Channel) -> None:
+        self._unwatch(channel)
         self._retired.append(channel)
         self._has_retired.set()
 
@@ -148,11 +181,22 @@ class PeerPool:
         """Close every channel."""
         links, self._links = self._links, {}
         for link in links.values():
+            self._unwatch(link.channel)
             await link.channel.close(grace=None)
         for channel in (*self._retired, *self._outlived):
             await channel.close(grace=None)
         self._retired.clear()
         self._outlived.clear()
+
+
+async def _watch(channel: grpc.aio.Channel, lost: Callable[[], None]) -> None:
+    """A wait for a change never ends on a channel that is closed here: whoever closes it cancels this."""
+    state = channel.get_state()
+    while state is not grpc.ChannelConnectivity.SHUTDOWN:
+        await channel.wait_for_state_change(state)
+        before, state = state, channel.get_state()
+        if before is grpc.ChannelConnectivity.READY:
+            lost()
 
 
 def _works(channel: grpc.aio.Channel) -> bool:

@@ -211,7 +211,9 @@ class Planning:
         placement, transport = result
         if transport.reason:
             _log.info("transport chosen", transport=transport.transport, reason=transport.reason)
-        deployment = deployment_of(placement, model, self._links, transport, sync_mode=self._config.sync_mode)
+        deployment = deployment_of(
+            placement, profile, model, self._links, transport, sync_mode=self._config.sync_mode
+        )
         self._notify(ev.PlanComputed(request_id=effect.request_id, deployment=deployment))
 
     async def check_prepare(self, effect: fx.CheckPrepare) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from macmesh_daemon.node.runtime import Node
 
 #: A seed travels as an unsigned 64-bit number; 32 bits are plenty and easy to type again.
+#: What the worker takes at most (`macmesh_daemon.engine.sampling_parameters`), refused here before it travels.
+MOST_PENALTY_CONTEXT_TOKENS = 4096
+MOST_LOGIT_BIASES = 1024
 _SEED_BITS = 32
 #: Longest silence of a head, which gives a sign of life every five seconds.
 HEAD_SILENCE_SECONDS = 20.0
@@ -287,7 +291,15 @@ def _prompt_ids(request: inference_pb2.GenerateRequest, tokenizer: ModelTokenize
 
 
 def _check_sampling(sampling: inference_pb2.SamplingParameters) -> None:
-    bounds = {"temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
+    bounds = {
+        "temperature": (0.0, 100.0),
+        "top_p": (0.0, 1.0),
+        "min_p": (0.0, 1.0),
+        "repetition_penalty": (0.0, 100.0),
+        "repetition_context_tokens": (0, MOST_PENALTY_CONTEXT_TOKENS),
+        "presence_penalty": (-100.0, 100.0),
+        "frequency_penalty": (-100.0, 100.0),
+    }
     for name, (low, high) in bounds.items():
         value = getattr(sampling, name)
         if not low <= value <= high:  # NaN fails too
@@ -296,6 +308,17 @@ def _check_sampling(sampling: inference_pb2.SamplingParameters) -> None:
                 f"{name} must lie between {low:g} and {high:g}, not {value:g}",
                 {"field": f"sampling.{name}"},
             )
+    tokens = [one.token_id for one in sampling.logit_bias]
+    if len(set(tokens)) < len(tokens) or len(tokens) > MOST_LOGIT_BIASES:
+        raise CallError(
+            Reason.INVALID_ARGUMENT,
+            f"logit_bias must name each token once, and at most {MOST_LOGIT_BIASES}",
+            {"field": "sampling.logit_bias"},
+        )
+    if not all(math.isfinite(one.bias) for one in sampling.logit_bias):
+        raise CallError(
+            Reason.INVALID_ARGUMENT, "logit_bias must be finite numbers", {"field": "sampling.logit_bias"}
+        )
 
 
 def _usage(log: TokenLog) -> inference_pb2.Usage:

@@ -221,6 +221,7 @@ class Node:
         self._tasks.create_task(self._sync.prepare(self.config.sync_mode), name="sync self-test")
         self._tasks.create_task(self.addresses.run(), name="own addresses")
         self._tasks.create_task(self.peers.tidy(), name="retired channels")
+        self._tasks.create_task(self.peers.watch(self.transport.connection_lost), name="lost connections")
         self._tasks.create_task(self._rdma.run(self.clock, self._note_rdma), name="RDMA devices")
         self.trust.start(self._tasks)
         self._looking = self._sources.start(self._dialer.offer, self._tasks)

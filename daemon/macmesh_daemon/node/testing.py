@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from macmesh_daemon.node.codec import from_proto, to_proto
 from macmesh_daemon.node.errors import RemoteCallFailed
@@ -12,6 +12,7 @@ from macmesh_daemon.node.transport import Transport
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Coroutine
 
     from macmesh_daemon.cluster import messages as msg
 
@@ -35,7 +36,7 @@ class MemoryNetwork:
     """Joins `MemoryTransport`s of one event loop. All chance comes from the given generator.
 
     Messages take their protobuf form on the way, as on a wire. A node that is not up refuses at once, as a host
-    whose port is closed does; one that is cut off says nothing.
+    whose port is closed does, and one that goes down loses its connections; one that is cut off says nothing.
     """
 
     def __init__(self, rng: random.Random, weather: Weather = Weather()) -> None:
@@ -44,6 +45,8 @@ class MemoryNetwork:
         self._transports: dict[str, MemoryTransport] = {}
         self._cuts: set[tuple[str, str]] = set()
         self._late: set[asyncio.Task[None]] = set()
+        #: Who has a connection to whom.
+        self._connections: set[tuple[str, str]] = set()
         #: Requests that were handed to a node.
         self.delivered = 0
 
@@ -53,8 +56,16 @@ class MemoryNetwork:
         return transport
 
     def leave(self, node_id: str) -> None:
-        """Take a node down."""
-        self._transports.pop(node_id, None)
+        """Take a node down: its machine ends the connections that others had to it, and the calls on them."""
+        transport = self._transports.pop(node_id, None)
+        if transport is None:
+            return
+        transport.is_down.set()
+        ended = {pair for pair in self._connections if node_id in pair}
+        self._connections -= ended
+        for caller, callee in sorted(ended):
+            if callee == node_id:
+                self._in_background(self._break_off(callee, caller), "connection lost")
 
     def cut(self, sender: str, receiver: str) -> None:
         """Lose whatever goes from one node to another, this way only."""
@@ -92,22 +103,37 @@ class MemoryNetwork:
             await asyncio.Event().wait()
         target = self._transports.get(receiver)
         if target is None:
-            raise RemoteCallFailed("UNAVAILABLE: connection refused")
+            if not await self._arrives(receiver, sender):
+                await asyncio.Event().wait()
+            raise RemoteCallFailed("UNAVAILABLE: connection refused", "refused")
+        self._connections.add((sender, receiver))
         if self._rng.random() < self.weather.duplicates:
-            again = asyncio.create_task(self._repeat(sender, receiver, message), name="duplicate")
-            self._late.add(again)
-            again.add_done_callback(self._late.discard)
+            self._in_background(self._repeat(sender, receiver, message), "duplicate")
         self.delivered += 1
+        request = from_proto(type(content).FromString(content.SerializeToString()))
         try:
-            answer = to_proto(
-                await target.handle(sender, from_proto(type(content).FromString(content.SerializeToString())))
-            )
+            answer = to_proto(await _unless_down(target, target.handle(sender, request)))
         except TimeoutError:
             raise RemoteCallFailed("INTERNAL: the node did not answer in time") from None
+        except _WentDownError:
+            if not await self._arrives(receiver, sender):
+                await asyncio.Event().wait()
+            raise RemoteCallFailed("UNAVAILABLE: socket closed", "lost") from None
         if not await self._arrives(receiver, sender):
             await asyncio.Event().wait()
         response: msg.Response = from_proto(type(answer).FromString(answer.SerializeToString()))
         return response
+
+    def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+
+    async def _break_off(self, lost: str, caller: str) -> None:
+        arrives = await self._arrives(lost, caller)
+        transport = self._transports.get(caller)
+        if arrives and transport is not None:
+            transport.connection_lost(lost)
 
     async def _repeat(self, sender: str, receiver: str, message: msg.Request) -> None:
         arrives = await self._arrives(sender, receiver)
@@ -133,6 +159,8 @@ class MemoryTransport(Transport):
         super().__init__()
         self._network = network
         self._node_id = node_id
+        #: Set when the node is taken down.
+        self.is_down = asyncio.Event()
 
     async def call(self, peer: str, message: msg.Request, deadline_seconds: float) -> msg.Response:
         """See `Transport.call`."""
@@ -140,4 +168,26 @@ class MemoryTransport(Transport):
             async with asyncio.timeout(deadline_seconds):
                 return await self._network.carry(self._node_id, peer, message)
         except TimeoutError:
-            raise RemoteCallFailed("DEADLINE_EXCEEDED: no answer came") from None
+            raise RemoteCallFailed("DEADLINE_EXCEEDED: no answer came", "deadline") from None
+
+
+class _WentDownError(Exception):
+    """The node was taken down before it answered."""
+
+
+async def _unless_down(target: MemoryTransport, work: Coroutine[Any, Any, msg.Response]) -> msg.Response:
+    """Wait for a node's answer, or raise as soon as the node is taken down.
+
+    Raises:
+        _WentDownError: It was.
+    """
+    answering = asyncio.create_task(work, name="answer")
+    going = asyncio.create_task(target.is_down.wait(), name="goes down")
+    try:
+        await asyncio.wait({answering, going}, return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            return answering.result()
+        raise _WentDownError
+    finally:
+        answering.cancel()
+        going.cancel()

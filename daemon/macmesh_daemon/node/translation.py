@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from macmesh.reasons import Reason
 from macmesh_daemon.cluster.messages import Deployment, Ledger, LedgerEntry, LinkBuffers, ModelRef, Stage
-from macmesh_placement import NodeCapacity, Reserves
+from macmesh_placement import NodeCapacity, Reserves, cache_budget_bytes, stage_cache_cost
 from macmesh_rdma.options import LinkOptions
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from macmesh_daemon.config import Config
     from macmesh_daemon.node.lane_choice import TransportChoice
     from macmesh_placement import Ledger as PlacementLedger
-    from macmesh_placement import Placement, Refusal
+    from macmesh_placement import ModelProfile, Placement, Refusal, StageCacheCost, StagePlacement
 
 #: A stage is linked to the one before and the one after; tail and head are linked too.
 LINKS_PER_STAGE = 2
@@ -59,13 +59,23 @@ def _capacity(member: Member) -> NodeCapacity:
 
 def deployment_of(
     placement: Placement,
+    profile: ModelProfile,
     model: ModelRef,
     links: LinkOptions,
     transport: TransportChoice,
     *,
     sync_mode: str = "safe",
 ) -> Deployment:
-    """The placement as the cluster's document carries it, with the synchronisation that is asked for."""
+    """The placement as the cluster's document carries it, with the synchronisation that is asked for.
+
+    Args:
+        placement: What the planner found.
+        profile: The one that it was found for.
+        model: The model's reference.
+        links: How links are used.
+        transport: What carries the activations.
+        sync_mode: As configured.
+    """
     return Deployment(
         model=model,
         layer_count=placement.layer_count,
@@ -73,13 +83,7 @@ def deployment_of(
         slots=placement.slots,
         prefill_chunk_tokens=placement.prefill_chunk_tokens,
         stages=tuple(
-            Stage(
-                index=stage.index,
-                node_id=stage.node_id,
-                first_layer=stage.first_layer,
-                end_layer=stage.end_layer,
-                ledger=_ledger(stage.ledger),
-            )
+            _stage(stage, stage_cache_cost(profile, stage.first_layer, stage.end_layer), placement)
             for stage in placement.stages
         ),
         transport=transport.transport,
@@ -96,6 +100,24 @@ def deployment_of(
             sockets=links.sockets_per_link,
             checksum_payloads=links.checksum_payloads,
         ),
+    )
+
+
+def _stage(stage: StagePlacement, cost: StageCacheCost, placement: Placement) -> Stage:
+    budget_bytes = cache_budget_bytes(
+        cost,
+        context_tokens=placement.context_tokens,
+        slots=placement.slots,
+        prefill_chunk_tokens=placement.prefill_chunk_tokens,
+    )
+    return Stage(
+        index=stage.index,
+        node_id=stage.node_id,
+        first_layer=stage.first_layer,
+        end_layer=stage.end_layer,
+        ledger=_ledger(stage.ledger),
+        cache_cost_json=cost.to_json_text(),
+        cache_budget_bytes=budget_bytes,
     )
 
 

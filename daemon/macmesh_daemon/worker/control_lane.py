@@ -59,6 +59,8 @@ class ControlLane:
         self._on_lost = on_lost
         self._key: asyncio.Future[bytes] | None = None
         self._told = False
+        self.missing = "it has not begun to join"
+        """What `join` waits for, for people; empty once it has all."""
         last = len(self._nodes) - 1
         self._next = self._stage + 1 if self._stage < last else 0
         self._previous = self._stage - 1 if self._stage > 0 else last
@@ -102,8 +104,11 @@ class ControlLane:
             self._key.set_result(peers.epoch_key)
         address = {peer.stage_index: peer.control_address for peer in peers.peers}[self._next]
         try:
+            self.missing = f"stage {self._next} at {address} has not said hello"
             await self._lane.connect(self._next, address)
+            self.missing = f"stage {self._previous} has not connected to us"
             await self._lane.wait_for(self._previous)
+            self.missing = ""
         except (RemoteTransportError, LocalLaneStateError) as error:
             raise RemoteNeighbourError(f"stage {self._next}: {error}") from error
 
@@ -133,9 +138,9 @@ class ControlLane:
         self,
         *,
         hello: lane_pb2.LaneHello | None = None,
-        step: lane_pb2.StepHeader | None = None,
-        result: lane_pb2.StepResult | None = None,
-        release: lane_pb2.ReleaseSlot | None = None,
+        step: lane_pb2.Step | None = None,
+        result: lane_pb2.StepDone | None = None,
+        payload: lane_pb2.StepPayload | None = None,
         failed: lane_pb2.StageFailed | None = None,
         exchange: bytes | None = None,
     ) -> bytes:
@@ -145,7 +150,7 @@ class ControlLane:
             hello=hello,
             step=step,
             result=result,
-            release=release,
+            payload=payload,
             failed=failed,
         )
         if exchange is not None:

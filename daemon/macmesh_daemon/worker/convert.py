@@ -1,8 +1,11 @@
 """Between the wire's messages and the head's plain data."""
 
 from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
-from macmesh_daemon.engine.requests import Cancelled, Finish, Generated, Refused, Request
+from macmesh_daemon.engine.requests import Cancelled, Finish, Generated, Refused, Request, Waiting
 from macmesh_daemon.engine.sampling_parameters import Sampling
+
+TellableEffect = Generated | Cancelled | Refused | Waiting
+"""What of a schedule's effects the daemon is told."""
 
 FINISH_REASONS = {
     Finish.STOP: inference_pb2.FINISH_REASON_STOP,
@@ -30,6 +33,11 @@ def sampling_from_wire(message: inference_pb2.SamplingParameters) -> Sampling:
         top_k=message.top_k,
         min_p=message.min_p,
         seed=message.seed,
+        repetition_penalty=message.repetition_penalty,
+        repetition_context_tokens=message.repetition_context_tokens,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        logit_bias=tuple((one.token_id, one.bias) for one in message.logit_bias),
     )
 
 
@@ -41,10 +49,17 @@ def sampling_to_wire(sampling: Sampling) -> inference_pb2.SamplingParameters:
         top_k=sampling.top_k,
         min_p=sampling.min_p,
         seed=sampling.seed,
+        repetition_penalty=sampling.repetition_penalty,
+        repetition_context_tokens=sampling.repetition_context_tokens,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=[
+            inference_pb2.LogitBias(token_id=token, bias=bias) for token, bias in sampling.logit_bias
+        ],
     )
 
 
-def event_to_wire(effect: Generated | Cancelled | Refused) -> lane_pb2.WorkerEvent:
+def event_to_wire(effect: TellableEffect) -> lane_pb2.WorkerEvent:
     """What the daemon is told."""
     match effect:
         case Generated(request_id, index, token, logprob, finish):
@@ -58,4 +73,9 @@ def event_to_wire(effect: Generated | Cancelled | Refused) -> lane_pb2.WorkerEve
         case Refused(request_id, reason, message):
             failed = lane_pb2.RequestFailed(request_id=request_id, reason=reason, message=message)
             return lane_pb2.WorkerEvent(failed=failed)
+        case Waiting(request_id, position, estimate_seconds):
+            waiting = lane_pb2.RequestWaiting(
+                request_id=request_id, position=position, estimate_seconds=estimate_seconds
+            )
+            return lane_pb2.WorkerEvent(waiting=waiting)
     return lane_pb2.WorkerEvent(progress=lane_pb2.RequestProgress(request_id=request_id, response=response))

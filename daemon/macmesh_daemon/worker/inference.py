@@ -11,20 +11,27 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from macmesh.v1 import lane_pb2
 from macmesh_daemon.engine.errors import EngineError
 from macmesh_daemon.engine.files import vocabulary_tokens
 from macmesh_daemon.engine.lean_imports import import_without_tokenizers
-from macmesh_daemon.engine.scheduler import Limits, Scheduler
 from macmesh_daemon.worker.checks import JACCL
 from macmesh_daemon.worker.errors import RemoteNeighbourError, RemoteStageFailedError, WorkerError
-from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, Runner
+from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, Runner, Wake, pong
+from macmesh_daemon.worker.parts import Parts
+from macmesh_daemon.worker.pings import Pings
 from macmesh_rdma.errors import RemoteTransportError, TransportError
-from macmesh_rdma.lane import TensorLane
 
-OpenLane = Callable[[], TensorLane | None]
-"""Opens the tensor lane; called on the inference thread."""
+if TYPE_CHECKING:
+    from macmesh_daemon.worker.runner import House, Stage, StageRunner
+    from macmesh_daemon.worker.transfers import Transfers
+
+OpenLane = Callable[[], "Transfers | None"]
+"""Opens the way to the other stages; called on the inference thread."""
+SWITCH_INTERVAL_SECONDS = 0.0005
+"""Python's own 5 ms is how long the event loop would wait to send a step's header, while this thread describes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +57,22 @@ class InferenceThread:
         start: what to run.
         outlets: where the loops' messages go.
         milestones: what is told of the thread's life.
+        parts: of the engine.
     """
 
-    def __init__(self, start: lane_pb2.StartStage, outlets: Outlets, milestones: Milestones) -> None:
+    def __init__(
+        self, start: lane_pb2.StartStage, outlets: Outlets, milestones: Milestones, parts: Parts
+    ) -> None:
         self._start = start
         self._outlets = outlets
         self._milestones = milestones
+        self._parts = parts
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._openers: queue.SimpleQueue[OpenLane] = queue.SimpleQueue()
+        self._runner: StageRunner | None = None
+        self._pings = Pings(self._pong, lambda: self._inbox.put(Wake()))
+        self.announced: queue.SimpleQueue[lane_pb2.StepPayload] = queue.SimpleQueue()
+        """What the stage before announces."""
         # A daemon thread: a wait in native code must not keep the process alive.
         self._thread = threading.Thread(target=self._guarded, name="inference", daemon=True)
 
@@ -73,6 +88,10 @@ class InferenceThread:
         """Hands something to the loop; taken once the lane is open."""
         self._inbox.put(item)
 
+    def ask(self, ping: lane_pb2.PingWorker) -> None:
+        """Lets the thread prove that it turns."""
+        self._pings.ask(ping)
+
     def _guarded(self) -> None:
         try:
             self._run()
@@ -87,10 +106,10 @@ class InferenceThread:
             self._milestones.failed(f"internal error: {error!r}")
 
     def _run(self) -> None:
+        sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
         import_without_tokenizers()
         # Imported here and not above: the first command decides about mlx's environment.
-        from macmesh_daemon.engine.stage import load_stage  # noqa: PLC0415
-        from macmesh_daemon.worker.runner import StageRunner, set_memory_limits  # noqa: PLC0415
+        from macmesh_daemon.worker.runner import set_memory_limits  # noqa: PLC0415
 
         start, deployment = self._start, self._start.deployment
         if len(deployment.stages) > 1:
@@ -99,44 +118,40 @@ class InferenceThread:
                 from macmesh_daemon.worker import jaccl_lane  # noqa: F401, PLC0415
             else:
                 from macmesh_daemon.worker import tensor_lane  # noqa: F401, PLC0415
-        stage = deployment.stages[start.stage_index]
-        set_memory_limits(stage.ledger)
-        model = load_stage(
-            Path(start.model_path),
-            stage.first_layer,
-            stage.end_layer,
-            deployment.layer_count,
-            self._milestones.progress,
-        )
+        set_memory_limits(deployment.stages[start.stage_index].ledger)
+        stage = self._parts.load(start, self._milestones.progress)
+        house = self._parts.house(start, stage)
         self._milestones.loaded()
-        lane = self._openers.get()()
-        runner = StageRunner(
-            model,
-            lane,
-            slots=deployment.slots,
-            send_header=self._outlets.header,
-            step_deadline_seconds=start.step_deadline_seconds,
-        )
+        transfers = self._openers.get()()
+        self._runner = runner = self._make_runner(stage, house, transfers)
         self._milestones.ready()
-        self._loop(runner).run(self._inbox)
+        self._loop(runner, stage, transfers).run(self._inbox)
 
-    def _loop(self, runner: Runner) -> HeadLoop | FollowerLoop:
-        start, deployment = self._start, self._start.deployment
-        is_tail = start.stage_index == len(deployment.stages) - 1
+    def _make_runner(self, stage: "Stage", house: "House", transfers: "Transfers | None") -> "StageRunner":
+        from macmesh_daemon.worker.local_runner import LocalRunner  # noqa: PLC0415  imports mlx
+        from macmesh_daemon.worker.piped_runner import FollowerRunner, HeadRunner  # noqa: PLC0415  same
+
+        if transfers is None:
+            return LocalRunner(stage, house)
+        kind = HeadRunner if self._start.stage_index == 0 else FollowerRunner
+        return kind(stage, house, transfers, waiting=self._pings.waiting)
+
+    def _loop(self, runner: Runner, stage: "Stage", transfers: "Transfers | None") -> HeadLoop | FollowerLoop:
+        start = self._start
         if start.stage_index > 0:
-            return FollowerLoop(runner, self._outlets, is_tail=is_tail)
-        limits = Limits(
-            context_tokens=deployment.context_tokens,
-            slots=deployment.slots,
-            stages=len(deployment.stages),
-            prefill_chunk_tokens=deployment.prefill_chunk_tokens,
-            step_deadline_seconds=start.step_deadline_seconds,
-        )
+            return FollowerLoop(runner, self._outlets, self._pings)
+        if transfers is not None:
+            transfers.listen(self._inbox.put)
         return HeadLoop(
             runner,
-            Scheduler(limits),
+            self._parts.schedule(start, stage, transfers is None),
             self._outlets,
+            self._pings,
             epoch=start.epoch,
-            is_tail=is_tail,
+            is_tail=transfers is None,
             vocabulary_tokens=vocabulary_tokens(Path(start.model_path)),
         )
+
+    def _pong(self, ping: lane_pb2.PingWorker) -> None:
+        if self._runner is not None:  # pings that came before are answered by the first turn
+            self._outlets.events([pong(ping, self._runner)])

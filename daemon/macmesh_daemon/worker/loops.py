@@ -3,67 +3,107 @@
 import dataclasses
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from macmesh.v1 import lane_pb2, peer_pb2, types_pb2
 from macmesh_daemon.engine.errors import RemoteScheduleError
-from macmesh_daemon.engine.requests import Effect, Refused, Release, Step
-from macmesh_daemon.engine.scheduler import Scheduler
-from macmesh_daemon.worker.convert import event_to_wire, request_from_wire, sampling_to_wire
+from macmesh_daemon.engine.requests import Refused, Request
+from macmesh_daemon.engine.steps import Step, StepDone
+from macmesh_daemon.worker.convert import TellableEffect, event_to_wire, request_from_wire
+from macmesh_daemon.worker.convert_steps import done_from_wire, step_from_wire, step_to_wire
 from macmesh_daemon.worker.errors import RemoteNeighbourError
+from macmesh_daemon.worker.pings import Pings
+from macmesh_daemon.worker.step_times import StepTimes
 
-Item = (
-    lane_pb2.SubmitRequest
-    | lane_pb2.CancelRequest
-    | lane_pb2.PingWorker
-    | lane_pb2.StepHeader
-    | lane_pb2.StepResult
-    | lane_pb2.ReleaseSlot
-)
-"""What the rest of the worker hands to the inference thread."""
+
+@dataclasses.dataclass(frozen=True)
+class Wake:
+    """Makes the inference thread turn once, to answer pings."""
+
+
+Item = lane_pb2.SubmitRequest | lane_pb2.CancelRequest | lane_pb2.Step | lane_pb2.StepDone | Exception | Wake
+"""What the rest of the worker hands to the inference thread; an exception ends it."""
 
 
 class Runner(Protocol):
-    """What the loops need of a `StageRunner`."""
+    """What the loops need of a `StageRunner`, which says what each of these promises."""
 
-    def run(self, header: lane_pb2.StepHeader, tokens: tuple[int, ...] | None = None) -> lane_pb2.StepResult:
-        """Runs one step."""
+    times: StepTimes
+    steps: int
 
-    def release(self, slot: int, request_id: str) -> None:
-        """Frees a slot's caches."""
+    @property
+    def unfinished(self) -> int:
+        """Steps begun whose end `finish` gives."""
+
+    def begin(self, step: Step) -> None:
+        """Carries a step out, or queues it."""
+
+    def finish(self) -> StepDone:
+        """The end of the oldest unfinished step."""
+
+    def take_result(self, done: StepDone) -> None:
+        """What the tail sampled."""
+
+    def prepare(self) -> bool:
+        """Works ahead in idle time."""
 
     def memory_bytes(self) -> tuple[int, int]:
         """Bytes that MLX holds, and the most that it held."""
+
+
+class Schedule(Protocol):
+    """What the head's loop needs of a `Scheduler`."""
+
+    def submit(self, request: Request) -> "Sequence[TellableEffect]":
+        """Takes a request."""
+
+    def cancel(self, request_id: str) -> "Sequence[TellableEffect]":
+        """Ends one."""
+
+    def next_step(self, now: float) -> Step | None:
+        """The next step, or None where none can run before a result comes."""
+
+    def done(self, result: StepDone, now: float) -> "Sequence[TellableEffect]":
+        """Takes a step's result. Raises ValueError where it is not the one that is due."""
+
+    def next_deadline(self) -> float | None:
+        """When the oldest step on its way is overdue."""
+
+    def overdue(self, now: float) -> int | None:
+        """A step whose result is overdue."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outlets:
     """Where the loops' messages go; every function may be called from any thread."""
 
-    event: Callable[[lane_pb2.WorkerEvent], None]
-    """To the daemon."""
-    header: Callable[[lane_pb2.StepHeader], None]
+    events: Callable[[Sequence[lane_pb2.WorkerEvent]], None]
+    """To the daemon, together."""
+    step: Callable[[lane_pb2.Step], None]
     """To the next stage."""
-    release: Callable[[lane_pb2.ReleaseSlot], None]
+    payload: Callable[[lane_pb2.StepPayload], None]
     """To the next stage."""
-    result: Callable[[lane_pb2.StepResult], None]
+    result: Callable[[lane_pb2.StepDone], None]
     """To the head."""
 
 
 class FollowerLoop:
     """The loop of every stage but the head: does what the head decided, in the order in which it comes."""
 
-    def __init__(self, runner: Runner, outlets: Outlets, *, is_tail: bool) -> None:
+    def __init__(self, runner: Runner, outlets: Outlets, pings: Pings) -> None:
         self._runner = runner
         self._outlets = outlets
-        self._is_tail = is_tail
-        self._steps = 0
+        self._pings = pings
 
     def run(self, inbox: "queue.SimpleQueue[Item]") -> None:
         """Runs until an error ends it."""
+        times = self._runner.times
         while True:
-            self.take(inbox.get())
+            times.lap(times.schedule)
+            item = inbox.get()
+            times.lap(times.idle)
+            self.take(item)
 
     def take(self, item: Item) -> None:
         """Does one thing.
@@ -72,33 +112,32 @@ class FollowerLoop:
             RemoteScheduleError: the step does not fit, or this is nothing for a follower.
         """
         match item:
-            case lane_pb2.StepHeader():
-                result = self._runner.run(item)
-                self._steps += 1
-                if self._is_tail:
-                    self._outlets.result(result)
-            case lane_pb2.ReleaseSlot():
-                self._runner.release(item.slot, item.request_id)
-                if not self._is_tail:
-                    self._outlets.release(item)
-            case lane_pb2.PingWorker():
-                self._outlets.event(pong(item, self._steps, self._runner))
+            case lane_pb2.Step():
+                self._runner.begin(step_from_wire(item))
+                while self._runner.unfinished:
+                    self._runner.finish()
+            case Wake() | lane_pb2.CancelRequest():
+                pass
             case lane_pb2.SubmitRequest():
                 refused = Refused(item.request.request_id, "EPOCH_CHANGED", "only the head takes requests")
-                self._outlets.event(event_to_wire(refused))
-            case lane_pb2.CancelRequest():
-                pass
-            case lane_pb2.StepResult():
+                self._outlets.events([event_to_wire(refused)])
+            case lane_pb2.StepDone():
                 raise RemoteScheduleError("a result came to a stage that is not the head")
+            case Exception():
+                raise item
+        self._pings.answer_all()
 
 
 class HeadLoop:
     """The loop of the head: asks the scheduler what to do next, and does it.
 
+    What one turn has to tell to the daemon is told together, after the next step has been given out.
+
     Args:
         runner: the head's stage.
         scheduler: decides.
         outlets: where messages go.
+        pings: to be answered at every turn.
         epoch: requests for another one are refused.
         is_tail: the plan has one stage.
         vocabulary_tokens: token ids must be below it; 0 where it is not known.
@@ -108,8 +147,9 @@ class HeadLoop:
     def __init__(
         self,
         runner: Runner,
-        scheduler: Scheduler,
+        scheduler: Schedule,
         outlets: Outlets,
+        pings: Pings,
         *,
         epoch: types_pb2.Epoch,
         is_tail: bool,
@@ -119,10 +159,12 @@ class HeadLoop:
         self._runner = runner
         self._scheduler = scheduler
         self._outlets = outlets
+        self._pings = pings
         self._epoch = epoch
         self._is_tail = is_tail
         self._vocabulary_tokens = vocabulary_tokens
         self._clock = clock
+        self._untold: list[lane_pb2.WorkerEvent] = []
 
     def run(self, inbox: "queue.SimpleQueue[Item]") -> None:
         """Runs until an error ends it."""
@@ -130,87 +172,97 @@ class HeadLoop:
             self.turn(inbox)
 
     def turn(self, inbox: "queue.SimpleQueue[Item]") -> None:
-        """Runs a step, if one can run, and takes what has come; waits where there is nothing else to do.
+        """Gives out what can run now and takes what has come; waits where there is nothing else to do.
 
         Raises:
             RemoteNeighbourError: a step's result is overdue.
             RemoteScheduleError: a result came that nobody waits for.
         """
-        step = self._scheduler.next_step(self._clock())
-        if step is not None:
-            self._run(step)
-        wait = step is None
-        while True:
-            item = self._get(inbox, wait=wait)
-            if item is None:
+        while (step := self._scheduler.next_step(self._clock())) is not None:
+            if not self._begin(step, inbox):
                 break
-            self._take(item)
-            wait = False
+        self._tell()
+        self._pings.answer_all()
+        if self._runner.unfinished:
+            # The device has the next step already: reading the last one's tokens delays nothing.
+            self._done(self._runner.finish())
+            self._take_all(inbox)
+        elif not inbox.empty() or not self._runner.prepare():
+            self._wait(inbox)
         overdue = self._scheduler.overdue(self._clock())
         if overdue is not None:
             raise RemoteNeighbourError(
                 f"the result of step {overdue} is overdue: a stage hangs or is too slow"
             )
 
-    def _get(self, inbox: "queue.SimpleQueue[Item]", *, wait: bool) -> Item | None:
+    def _begin(self, step: Step, inbox: "queue.SimpleQueue[Item]") -> bool:
+        """Runs a step; False where something came that should be looked at before the next one."""
+        if not self._is_tail:
+            self._outlets.step(step_to_wire(step))
+        if step.kind == "prefill":
+            # It keeps this thread for long: what is known before it is told before it.
+            while self._runner.unfinished:
+                self._done(self._runner.finish())
+            self._tell()
+        self._runner.begin(step)
+        return inbox.empty()
+
+    def _wait(self, inbox: "queue.SimpleQueue[Item]") -> None:
+        times = self._runner.times
         deadline = self._scheduler.next_deadline()
         timeout = None if deadline is None else max(0.0, deadline - self._clock())
+        times.lap(times.schedule)
         try:
-            return inbox.get(wait, timeout)
+            item = inbox.get(timeout=timeout)
         except queue.Empty:
-            return None
+            return
+        finally:
+            times.lap(times.idle)
+        self._take(item)
+        self._take_all(inbox)
+
+    def _take_all(self, inbox: "queue.SimpleQueue[Item]") -> None:
+        while True:
+            try:
+                item = inbox.get_nowait()
+            except queue.Empty:
+                return
+            self._take(item)
 
     def _take(self, item: Item) -> None:
         match item:
             case lane_pb2.SubmitRequest():
                 refusal = self._refusal(item.request)
                 if refusal is not None:
-                    self._outlets.event(event_to_wire(refusal))
+                    self._untold.append(event_to_wire(refusal))
                 else:
-                    self._carry_out(self._scheduler.submit(request_from_wire(item.request)))
+                    self._note(self._scheduler.submit(request_from_wire(item.request)))
             case lane_pb2.CancelRequest():
-                self._carry_out(self._scheduler.cancel(item.request_id))
-            case lane_pb2.PingWorker():
-                self._outlets.event(pong(item, self._scheduler.steps, self._runner))
-            case lane_pb2.StepResult():
-                self._done(item)
-            case lane_pb2.StepHeader() | lane_pb2.ReleaseSlot():
+                self._note(self._scheduler.cancel(item.request_id))
+            case lane_pb2.StepDone():
+                done = done_from_wire(item)
+                self._done(done)
+                self._runner.take_result(done)
+            case Wake():
+                pass
+            case lane_pb2.Step():
                 raise RemoteScheduleError("a step came to the head, which gives them out")
+            case Exception():
+                raise item
 
-    def _run(self, step: Step) -> None:
-        header = lane_pb2.StepHeader(
-            step=step.number,
-            request_id=step.request_id,
-            slot=step.slot,
-            first=step.first,
-            reserve_tokens=step.reserve_tokens,
-            offset=step.offset,
-            token_count=len(step.tokens),
-            sample=step.sample,
-            sampling=sampling_to_wire(step.sampling) if step.sample else None,
-            sample_index=step.sample_index,
-        )
-        result = self._runner.run(header, step.tokens)
-        if self._is_tail:
-            self._done(result)
-
-    def _done(self, result: lane_pb2.StepResult) -> None:
-        token = result.token_id if result.has_token else None
+    def _done(self, done: StepDone) -> None:
         try:
-            effects = self._scheduler.done(result.step, token, result.logprob)
+            self._note(self._scheduler.done(done, self._clock()))
         except ValueError as error:
             raise RemoteScheduleError(f"the tail and the head disagree: {error}") from error
-        self._carry_out(effects)
 
-    def _carry_out(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, Release):
-                self._runner.release(effect.slot, effect.request_id)
-                if not self._is_tail:
-                    released = lane_pb2.ReleaseSlot(slot=effect.slot, request_id=effect.request_id)
-                    self._outlets.release(released)
-            else:
-                self._outlets.event(event_to_wire(effect))
+    def _note(self, effects: "Sequence[TellableEffect]") -> None:
+        self._untold.extend(event_to_wire(effect) for effect in effects)
+
+    def _tell(self) -> None:
+        if self._untold:
+            untold, self._untold = self._untold, []
+            self._outlets.events(untold)
 
     def _refusal(self, request: peer_pb2.RunRequestRequest) -> Refused | None:
         """What the scheduler cannot see."""
@@ -232,11 +284,15 @@ class HeadLoop:
         return None
 
 
-def pong(ping: lane_pb2.PingWorker, steps: int, runner: Runner) -> lane_pb2.WorkerEvent:
-    """The answer to a ping, which proves that the loop turns."""
+def pong(ping: lane_pb2.PingWorker, runner: Runner) -> lane_pb2.WorkerEvent:
+    """The answer to a ping. May be called from any thread."""
     active, peak = runner.memory_bytes()
     return lane_pb2.WorkerEvent(
         pong=lane_pb2.PongWorker(
-            nonce=ping.nonce, steps=steps, active_memory_bytes=active, peak_memory_bytes=peak
+            nonce=ping.nonce,
+            steps=runner.steps,
+            active_memory_bytes=active,
+            peak_memory_bytes=peak,
+            times=runner.times.to_wire(),
         )
     )

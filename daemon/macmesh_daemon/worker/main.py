@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -16,14 +16,18 @@ from macmesh_rdma.errors import TransportError
 from macmesh_rdma.messages.local_connection import adopt_port
 from macmesh_rdma.messages.port import MessagePort
 
+if TYPE_CHECKING:
+    from macmesh_daemon.worker.parts import Parts
+
 START_DEADLINE_SECONDS = 30.0
 
 
-def main(jaccl_init: Callable[..., Any] | None = None) -> None:
+def main(jaccl_init: Callable[..., Any] | None = None, parts: "Callable[[], Parts] | None" = None) -> None:
     """Takes over what it inherited from the daemon; serves until the daemon or the plan ends.
 
     Args:
         jaccl_init: stands in for `mlx.core.distributed.init` where a plan uses jaccl.
+        parts: makes other parts of the engine than this project's own.
     """
     parser = argparse.ArgumentParser(prog="macmesh-worker", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited Unix socket to the daemon")
@@ -38,13 +42,18 @@ def main(jaccl_init: Callable[..., Any] | None = None) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     try:
-        asyncio.run(_serve(options.fd, options.ring_fds, jaccl_init))
+        asyncio.run(_serve(options.fd, options.ring_fds, jaccl_init, parts))
     except BaseException:  # noqa: BLE001  whatever it was: the inference thread must not keep the process
         traceback.print_exc(file=sys.stderr)
     os._exit(1)
 
 
-async def _serve(connection: int, rings: str, jaccl_init: Callable[..., Any] | None) -> None:
+async def _serve(
+    connection: int,
+    rings: str,
+    jaccl_init: Callable[..., Any] | None,
+    parts: "Callable[[], Parts] | None",
+) -> None:
     try:
         port = adopt_port(connection, rings)
     except TransportError as error:
@@ -57,7 +66,11 @@ async def _serve(connection: int, rings: str, jaccl_init: Callable[..., Any] | N
     # Imported only now: loads TLS and the rest while the daemon already knows that the process stands.
     from macmesh_daemon.worker.shell import WorkerShell  # noqa: PLC0415
 
-    await WorkerShell(command.start, port, jaccl_init=jaccl_init).run()
+    if parts is None:
+        from macmesh_daemon.worker.engine_parts import engine_parts  # noqa: PLC0415  same
+
+        parts = engine_parts
+    await WorkerShell(command.start, port, parts=parts(), jaccl_init=jaccl_init).run()
 
 
 async def _first_command(port: MessagePort) -> lane_pb2.WorkerCommand | None:

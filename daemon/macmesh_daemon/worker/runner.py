@@ -1,150 +1,219 @@
-"""Runs the steps of one stage: takes what comes from the stage before, computes, hands it on."""
+"""Carries out the steps of one stage. Imports mlx.
 
-from collections.abc import Callable
-from typing import cast
+`StageRunner` has what all stages do: the order of the steps, their operations, how each slot samples. What is computed
+when, and how it gets to the next stage, is in `local_runner` (one stage) and `piped_runner` (several).
+"""
+
+import abc
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import mlx.core as mx
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
-from macmesh.v1 import lane_pb2, types_pb2
-from macmesh_daemon.engine.caches import StageCaches
+from macmesh.v1 import types_pb2
 from macmesh_daemon.engine.errors import RemoteScheduleError
-from macmesh_daemon.engine.sampling import choose
-from macmesh_daemon.engine.stage import StageModel
-from macmesh_daemon.worker.convert import sampling_from_wire
+from macmesh_daemon.engine.row_sampling import choose_rows
+from macmesh_daemon.engine.sampling import extended_history
+from macmesh_daemon.engine.steps import Close, Compose, Open, Operation, Sampled, Step, StepDone
+from macmesh_daemon.worker.step_times import StepTimes
 from macmesh_placement import Reserves
-from macmesh_rdma.lane import TensorLane
 
-DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+if TYPE_CHECKING:
+    from macmesh_daemon.engine.sampling_parameters import Sampling
+
 CLEAR_CACHE_STEPS = 256
 """mlx-lm gives MLX's free buffers back as often."""
 
 
-class StageRunner:
+class Facts(Protocol):
+    """Shape and type of an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> str:
+        """Name of its MLX type, such as "bfloat16"."""
+
+
+class Stage(Protocol):
+    """What a runner needs of a `StageModel`."""
+
+    @property
+    def is_head(self) -> bool:
+        """Takes token ids."""
+
+    @property
+    def is_tail(self) -> bool:
+        """Gives logits."""
+
+    @property
+    def architecture(self) -> str:
+        """Name of the mlx-lm module that implements the model."""
+
+    def make_caches(self, reserve_tokens: int) -> Any:
+        """New caches for a request of at most so many tokens."""
+
+    def step(self, inputs: list[mx.array], caches: Any) -> list[mx.array]:
+        """Describes a step."""
+
+    def evaluate(self, results: list[mx.array], caches: Any) -> None:
+        """Runs what was described: the results that are wanted, and the caches."""
+
+    def payload_facts(self, rows: int, tokens: int) -> Sequence[Facts] | None:
+        """What comes in; None where it cannot be known."""
+
+
+class Snapshot(Protocol):
+    """The caches before a step was described."""
+
+    def restore(self) -> None:
+        """Takes the step back."""
+
+
+class House(Protocol):
+    """What a runner needs of a `CacheHouse`."""
+
+    def apply(self, operation: Operation) -> None:
+        """Carries out one operation."""
+
+    def caches_for(self, step: Step) -> Any:
+        """The caches of a step; checks that it fits."""
+
+    def snapshot(self, step: Step) -> Snapshot:
+        """To take the description of this step back."""
+
+
+class StageRunner(abc.ABC):
     """One stage at work. To be used from the thread that loaded the model.
 
     Args:
         stage: the model's part.
-        lane: to the stages beside it; None where there is one stage only.
-        slots: requests that may hold caches at once.
-        send_header: hands a header to the next stage, before its activations go down the lane.
-        step_deadline_seconds: longest wait for another stage.
+        house: its caches.
     """
 
-    def __init__(
-        self,
-        stage: StageModel,
-        lane: TensorLane | None,
-        *,
-        slots: int,
-        send_header: Callable[[lane_pb2.StepHeader], None],
-        step_deadline_seconds: float,
-    ) -> None:
-        self._stage = stage
-        self._lane = lane
-        self._slots = slots
-        self._send_header = send_header
-        self._deadline_seconds = step_deadline_seconds
-        self._caches: dict[int, tuple[str, StageCaches]] = {}
-        self._last_step = 0
+    def __init__(self, stage: Stage, house: House) -> None:
+        self.stage = stage
+        """The model's part."""
+        self.house = house
+        """Its caches."""
+        self.times = StepTimes()
+        """What the time went into."""
+        self.steps = 0
+        """Steps begun so far."""
+        self._samplings: dict[int, Sampling] = {}
+        # The last tokens of requests whose logit processors look at them; on the device, at the tail.
+        self._histories: dict[int, mx.array] = {}
+        self._reserve_tokens: dict[int, int] = {}
 
-    def run(self, header: lane_pb2.StepHeader, tokens: tuple[int, ...] | None = None) -> lane_pb2.StepResult:
-        """Runs one step.
+    @property
+    def unfinished(self) -> int:
+        """Steps begun whose end `finish` gives."""
+        return 0
 
-        Args:
-            header: the step.
-            tokens: at the head the token ids; elsewhere None, the input comes down the lane.
-
-        Returns:
-            At the tail what was sampled; elsewhere a result without a token.
+    @abc.abstractmethod
+    def begin(self, step: Step) -> None:
+        """Carries a step out, or queues it on the device.
 
         Raises:
             RemoteScheduleError: the step does not fit the state of this stage.
-            macmesh_rdma.errors.TransportError: a neighbour is lost.
+            TransportError: a neighbour is lost.
         """
-        caches = self._caches_for(header)
-        inputs = self._receive(header) if tokens is None else mx.array([tokens], mx.int32)
-        output = self._stage.step(inputs, caches)
-        del inputs
-        result = lane_pb2.StepResult(step=header.step, request_id=header.request_id)
-        if not self._stage.is_tail:
-            self._stage.evaluate(output, caches)
-            self._hand_on(header, output)
-        elif header.sample:
-            self._sample(header, output, caches, result)
-        else:
-            # The logits of a prompt's chunk are never computed.
-            self._stage.evaluate(None, caches)
-        if not header.sample or header.step % CLEAR_CACHE_STEPS == 0:
-            mx.clear_cache()
-        return result
 
-    def release(self, slot: int, request_id: str) -> None:
-        """Frees a slot's caches. A request that never ran a step has none."""
-        held = self._caches.get(slot)
-        if held is not None and held[0] == request_id:
-            del self._caches[slot]
-            mx.clear_cache()
+    def finish(self) -> StepDone:
+        """The end of the oldest unfinished step; waits for it.
 
-    def memory_bytes(self) -> tuple[int, int]:
-        """Bytes that MLX holds, and the most that it held."""
+        Raises:
+            LookupError: none is unfinished.
+        """
+        raise LookupError("no step is unfinished")
+
+    def take_result(self, done: StepDone) -> None:  # noqa: B027  only a head of several stages needs it
+        """At a head that is not the tail: what the tail sampled.
+
+        Raises:
+            RemoteScheduleError: it does not fit the steps that were begun.
+        """
+
+    def prepare(self) -> bool:
+        """Uses idle time for one piece of work that may save time later; False where there is none."""
+        return False
+
+    @staticmethod
+    def memory_bytes() -> tuple[int, int]:
+        """Bytes that MLX holds, and the most that it held. From any thread."""
         return mx.get_active_memory(), mx.get_peak_memory()
 
-    def _caches_for(self, header: lane_pb2.StepHeader) -> StageCaches:
-        if header.step != self._last_step + 1:
-            raise RemoteScheduleError(f"step {header.step} came after step {self._last_step}")
-        self._last_step = header.step
-        held = self._caches.get(header.slot)
-        if header.first:
-            if held is not None or header.slot >= self._slots or header.reserve_tokens == 0:
-                raise RemoteScheduleError(
-                    f"step {header.step} starts {header.request_id} in slot {header.slot}, which is not free"
-                )
-            held = (header.request_id, self._stage.make_caches(header.reserve_tokens))
-            self._caches[header.slot] = held
-        if held is None or held[0] != header.request_id or held[1].length != header.offset:
-            state = "empty" if held is None else f"at token {held[1].length} of {held[0]}"
-            raise RemoteScheduleError(
-                f"step {header.step} goes on at token {header.offset} of {header.request_id} in slot "
-                f"{header.slot}, which is {state}"
-            )
-        return held[1]
+    def _enter(self, step: Step) -> None:
+        """What every step begins with."""
+        if step.number != self.steps + 1:
+            raise RemoteScheduleError(f"step {step.number} came after step {self.steps}")
+        self.steps = step.number
+        if step.operations:
+            for operation in step.operations:
+                self._apply(operation)
+            if any(not isinstance(operation, Open) for operation in step.operations):
+                mx.clear_cache()
+            self.times.lap(self.times.operations)
 
-    def _receive(self, header: lane_pb2.StepHeader) -> mx.array:
-        shape, dtype = tuple(header.shape), DTYPES.get(header.dtype)
-        if self._lane is None or dtype is None or len(shape) < 2 or shape[1] != header.token_count:  # noqa: PLR2004  batch and tokens
-            raise RemoteScheduleError(
-                f"step {header.step} announces {header.dtype} activations of shape {shape} for "
-                f"{header.token_count} tokens"
-            )
-        return self._lane.receive(shape, dtype, self._deadline_seconds)
+    def _apply(self, operation: Operation) -> None:
+        self.house.apply(operation)
+        match operation:
+            case Open():
+                sampling = self._samplings[operation.slot] = operation.sampling
+                if self.stage.is_tail and sampling.history_tokens:
+                    history = operation.history[-sampling.history_tokens :]
+                    self._histories[operation.slot] = mx.array(history, mx.uint32)
+                self._reserve_tokens[operation.slot] = operation.reserve_tokens
+            case Close():
+                self._samplings.pop(operation.slot, None)
+                self._histories.pop(operation.slot, None)
+                self._reserve_tokens.pop(operation.slot, None)
 
-    def _hand_on(self, header: lane_pb2.StepHeader, hidden: mx.array) -> None:
-        if self._lane is None:
-            raise RemoteScheduleError("this stage has no lane to the next one")
-        onward = lane_pb2.StepHeader()
-        onward.CopyFrom(header)
-        onward.ClearField("shape")
-        onward.shape.extend(hidden.shape)
-        onward.dtype = str(hidden.dtype).rpartition(".")[2]
-        # The header goes first and the activations are computed already: the next stage receives without
-        # waiting.
-        self._send_header(onward)
-        self._lane.send(hidden, self._deadline_seconds)
+    def _choose(self, step: Step, logits: mx.array) -> tuple[mx.array, mx.array]:
+        """Describes what the tail samples after a step: token ids and logarithms, of shape (rows,)."""
+        samplings = [self._samplings[row.slot] for row in step.rows]
+        ids, logprobs = choose_rows(
+            logits[:, -1, :],
+            samplings,
+            [row.sample_index for row in step.rows],
+            [self._histories.get(row.slot) for row in step.rows],
+        )
+        for index, (row, sampling) in enumerate(zip(step.rows, samplings, strict=True)):
+            if row.slot in self._histories:
+                history, token = self._histories[row.slot], ids[index : index + 1]
+                self._histories[row.slot] = extended_history(history, token, sampling)
+        return ids, logprobs
 
-    def _sample(
-        self,
-        header: lane_pb2.StepHeader,
-        logits: mx.array,
-        caches: StageCaches,
-        result: lane_pb2.StepResult,
-    ) -> None:
-        sampling = sampling_from_wire(header.sampling)
-        token, logprob = choose(logits[:, -1, :], sampling, header.sample_index)
-        mx.eval(token, logprob, *caches.owned_arrays())
-        result.token_id = cast("int", token.item())
-        result.logprob = cast("float", logprob.item())
-        result.has_token = True
+    def _clear(self, step: Step) -> None:
+        """Gives MLX's free buffers back as often as mlx-lm does: after each part of a prompt, else now and then."""
+        if step.kind == "prefill" or step.number % CLEAR_CACHE_STEPS == 0:
+            mx.clear_cache()
+
+
+def sampled_of(ids: mx.array, logprobs: mx.array) -> tuple[Sampled, ...]:
+    """What was sampled, as plain data; waits for it."""
+    tokens = cast("list[int]", ids.tolist())
+    return tuple(map(Sampled, tokens, cast("list[float]", logprobs.tolist())))
+
+
+def key_of(step: Step) -> tuple[str, int]:
+    """The batch of a decode step, or the slot that is alone."""
+    return ("slot", step.rows[0].slot) if step.batch is None else ("batch", step.batch)
+
+
+def is_concerned(operation: Operation, last: Step) -> bool:
+    """Whether the operation changes rows of a decode step."""
+    slots = {row.slot for row in last.rows}
+    match operation:
+        case Close() | Open():
+            return operation.slot in slots
+        case Compose():
+            return operation.batch == last.batch or not slots.isdisjoint(operation.slots)
+        case _:
+            return False
 
 
 def set_memory_limits(ledger: types_pb2.Ledger) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
@@ -19,19 +19,22 @@ from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError, WorkerError
 from macmesh_daemon.worker.inference import InferenceThread, Milestones
 from macmesh_daemon.worker.loops import Outlets
+from macmesh_daemon.worker.parts import Parts
 from macmesh_rdma.errors import RemotePeerLostError, TransportError
 from macmesh_rdma.jaccl.exchange import RingExchange
 from macmesh_rdma.joining.endpoint import Endpoint
 from macmesh_rdma.joining.listener import Listener
-from macmesh_rdma.lane import TensorLane
 from macmesh_rdma.messages.port import MessagePort
 from macmesh_rdma.sync.mode import VARIABLE as SYNC_VARIABLE
 
 if TYPE_CHECKING:
+    from macmesh_daemon.worker.transfers import Transfers
+    from macmesh_rdma.lane import TensorLane
     from macmesh_rdma.stock_lane import StockLane
 
-JOIN_DEADLINE_SECONDS = 30.0
-"""From the peers' addresses to all connections; the peers have loaded by then."""
+JOIN_DEADLINE_SECONDS = 8.0
+"""For the control lane, and again for the tensor lane. Both fit into the coordinator's patience with stages that
+connect, so that a stage that waits in vain says for whom before the plan is made anew without a word."""
 EXCHANGE_DEADLINE_SECONDS = 5.0
 """For the event loop to take one message of the set-up."""
 LEAVE_DEADLINE_SECONDS = 5.0
@@ -46,6 +49,7 @@ class WorkerShell:
     Args:
         start: the first command.
         port: to the daemon.
+        parts: of the engine.
         jaccl_init: stands in for `mlx.core.distributed.init` where the plan uses jaccl.
     """
 
@@ -54,6 +58,7 @@ class WorkerShell:
         start: lane_pb2.StartStage,
         port: MessagePort,
         *,
+        parts: Parts,
         jaccl_init: Callable[..., Any] | None = None,
     ) -> None:
         self._start = start
@@ -75,7 +80,7 @@ class WorkerShell:
         self._transport_failure = ""
         self._links: list[peer_pb2.LinkStatus] = []
         self._began = time.monotonic()
-        self._inference = InferenceThread(start, self._outlets(), self._milestones())
+        self._inference = InferenceThread(start, self._outlets(), self._milestones(), parts)
 
     async def run(self) -> NoReturn:
         """Runs until the worker ends, and ends the process."""
@@ -121,7 +126,7 @@ class WorkerShell:
                 case "cancel":
                     self._inference.put(command.cancel)
                 case "ping":
-                    self._inference.put(command.ping)
+                    self._inference.ask(command.ping)
                 case "stop":
                     self._finish("")
                 case _:
@@ -138,17 +143,19 @@ class WorkerShell:
         """Joins the other stages. The same addresses may come twice: an answer may have been lost."""
         if self._peers is None:
             self._peers = peers
+            log.info("the other stages are known", stage=self._start.stage_index)
             group.create_task(self._join(peers), name="join")
         elif peers != self._peers:
             self._fail("other addresses came while the stages were joining; they must start anew to meet")
 
     async def _join(self, peers: peer_pb2.SetPeersRequest) -> None:
         try:
+            await self._loaded.wait()  # they are told of each other once all have loaded
             async with asyncio.timeout(JOIN_DEADLINE_SECONDS):
-                await self._loaded.wait()
                 await self._join_lanes(peers)
         except TimeoutError:
-            self._lose_peer(f"not all stages were connected within {JOIN_DEADLINE_SECONDS:g} s")
+            missing = self._control.missing if self._control is not None else ""
+            self._lose_peer(f"not all stages were connected within {JOIN_DEADLINE_SECONDS:g} s: {missing}")
         except RemoteNeighbourError as error:
             self._lose_peer(str(error))
         except (WorkerError, TransportError) as error:
@@ -163,6 +170,7 @@ class WorkerShell:
         if sorted(peer.stage_index for peer in peers.peers) != list(range(self._stages)):
             raise LocalStartError(f"addresses came for {len(peers.peers)} stages of {self._stages}")
         await self._control.join(peers)
+        log.info("control lane stands", stage=self._start.stage_index)
         exchange = self._exchange
         if exchange is not None:
             self._inference.open_lane(lambda: self._open_jaccl(exchange))
@@ -172,17 +180,21 @@ class WorkerShell:
         ]
         self._inference.open_lane(lambda: self._open_lane(endpoints, peers.epoch_key))
 
-    def _open_lane(self, endpoints: list[Endpoint], key: bytes) -> TensorLane:
+    def _open_lane(self, endpoints: list[Endpoint], key: bytes) -> "Transfers":
         """Runs on the inference thread."""
-        from macmesh_daemon.worker.tensor_lane import link_statuses, open_tensor_lane  # noqa: PLC0415  imports mlx
+        from macmesh_daemon.worker.tensor_lane import (  # noqa: PLC0415  imports mlx
+            host_transfers,
+            link_statuses,
+            open_tensor_lane,
+        )
 
         if self._listener is None:
             raise LocalStartError("nothing listens for the tensor lane")
         lane = open_tensor_lane(self._start, self._listener, endpoints, key, JOIN_DEADLINE_SECONDS)
         self._links = link_statuses(lane)
-        return lane
+        return host_transfers(self._start, lane)
 
-    def _open_jaccl(self, exchange: RingExchange) -> TensorLane:
+    def _open_jaccl(self, exchange: RingExchange) -> "Transfers":
         """Runs on the inference thread."""
         from macmesh_daemon.worker.jaccl_lane import jaccl_statuses, open_stages_jaccl  # noqa: PLC0415  imports mlx
 
@@ -199,16 +211,31 @@ class WorkerShell:
                 self._transport_failure = str(error)
             raise
         self._links = jaccl_statuses(self._start)
-        return self._jaccl
+        return self._over(self._jaccl)
+
+    def _over(self, lane: "TensorLane") -> "Transfers":
+        from macmesh_daemon.worker.transfers import LaneTransfers  # noqa: PLC0415  imports mlx
+
+        outlets = self._outlets()
+        return LaneTransfers(
+            lane,
+            announced=self._inference.announced,
+            announce=outlets.payload,
+            result=outlets.result,
+            deadline_seconds=self._start.step_deadline_seconds,
+        )
 
     def _on_lane_message(self, stage: int, message: lane_pb2.LaneMessage) -> None:
         match message.WhichOneof("message"):
             case "step":
+                # Forwarded at once, so that no stage learns of a step only when the one before has computed it.
+                if self._control is not None and 0 < self._start.stage_index < self._stages - 1:
+                    self._control.send_down(self._control.encode(step=message.step))
                 self._inference.put(message.step)
             case "result":
                 self._inference.put(message.result)
-            case "release":
-                self._inference.put(message.release)
+            case "payload":
+                self._inference.announced.put(message.payload)
             case "exchange" if self._exchange is not None:
                 self._exchange.deliver(message.exchange)
             case "failed":
@@ -270,9 +297,9 @@ class WorkerShell:
 
     def _outlets(self) -> Outlets:
         return Outlets(
-            event=self._tell,
-            header=lambda header: self._send_down_soon(step=header),
-            release=lambda release: self._send_down_soon(release=release),
+            events=self._tell_all,
+            step=lambda step: self._send_down_soon(step=step),
+            payload=lambda payload: self._send_down_soon(payload=payload),
             result=lambda result: self._send_down_soon(result=result),
         )
 
@@ -348,6 +375,11 @@ class WorkerShell:
             transport_failure=self._transport_failure if state == peer_pb2.WORKER_STATE_FAILED else "",
         )
         self._tell(lane_pb2.WorkerEvent(report=report))
+
+    def _tell_all(self, events: Sequence[lane_pb2.WorkerEvent]) -> None:
+        # A daemon that is woken by the first of them takes the others without being woken again.
+        for event in events:
+            self._tell(event)
 
     def _tell(self, event: lane_pb2.WorkerEvent) -> None:
         """From any thread: a token goes to the daemon from where it is made, without a turn of the event loop."""

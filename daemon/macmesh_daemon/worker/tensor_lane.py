@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 load_group()  # refuses an MLX that it was not built for, before anything else touches it
 
-from macmesh_rdma.group import open_group  # noqa: E402  after the check
+from macmesh_daemon.worker.transfers import HostTransfers  # noqa: E402  after the check
+from macmesh_rdma.group import open_group  # noqa: E402  same
+from macmesh_rdma.group_host_lane import GroupHostLane  # noqa: E402  same
 from macmesh_rdma.group_lane import GroupLane  # noqa: E402  same
 
 
@@ -55,6 +57,16 @@ def open_tensor_lane(
     # One group in the life of a worker; a killed worker would leave its socket's folder behind.
     listener.close()
     return GroupLane(group)
+
+
+def host_transfers(start: lane_pb2.StartStage, lane: GroupLane) -> HostTransfers:
+    """The way of arrays and results over the lane's group, moved by the host."""
+    return HostTransfers(
+        GroupHostLane(lane.group),
+        start.stage_index,
+        len(start.deployment.stages),
+        start.step_deadline_seconds,
+    )
 
 
 def link_options(deployment: types_pb2.Deployment) -> LinkOptions:

@@ -27,13 +27,15 @@ from macmesh.v1 import peer_pb2 as macmesh_dot_v1_dot_peer__pb2
 from macmesh.v1 import types_pb2 as macmesh_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15macmesh/v1/lane.proto\x12\nmacmesh.v1\x1a\x1amacmesh/v1/inference.proto\x1a\x15macmesh/v1/peer.proto\x1a\x16macmesh/v1/types.proto\"\x9a\x02\n\rWorkerCommand\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.macmesh.v1.StartStageH\x00\x12,\n\x05peers\x18\x02 \x01(\x0b\x32\x1b.macmesh.v1.SetPeersRequestH\x00\x12+\n\x06submit\x18\x03 \x01(\x0b\x32\x19.macmesh.v1.SubmitRequestH\x00\x12+\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x19.macmesh.v1.CancelRequestH\x00\x12%\n\x04stop\x18\x05 \x01(\x0b\x32\x15.macmesh.v1.StopStageH\x00\x12&\n\x04ping\x18\x06 \x01(\x0b\x32\x16.macmesh.v1.PingWorkerH\x00\x42\t\n\x07\x63ommand\"\xa8\x02\n\nStartStage\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12*\n\ndeployment\x18\x02 \x01(\x0b\x32\x16.macmesh.v1.Deployment\x12\x13\n\x0bstage_index\x18\x03 \x01(\r\x12\x12\n\nmodel_path\x18\x04 \x01(\t\x12\x11\n\tbind_host\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x06 \x01(\x0c\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x07 \x01(\x0c\x12\x0f\n\x07key_pem\x18\x08 \x01(\x0c\x12\x1d\n\x15step_deadline_seconds\x18\t \x01(\x01\x12\x11\n\tsync_mode\x18\x14 \x01(\t\x12\x13\n\x0bsync_reason\x18\x15 \x01(\t\x12\x0f\n\x07host_id\x18\n \x01(\t\"?\n\rSubmitRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.macmesh.v1.RunRequestRequest\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0b\n\tStopStage\"\x1b\n\nPingWorker\x12\r\n\x05nonce\x18\x01 \x01(\x04\"\xc8\x01\n\x0bWorkerEvent\x12*\n\x06report\x18\x01 \x01(\x0b\x32\x18.macmesh.v1.WorkerReportH\x00\x12/\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.macmesh.v1.RequestProgressH\x00\x12+\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x19.macmesh.v1.RequestFailedH\x00\x12&\n\x04pong\x18\x04 \x01(\x0b\x32\x16.macmesh.v1.PongWorkerH\x00\x42\x07\n\x05\x65vent\"W\n\x0fRequestProgress\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1e.macmesh.v1.RunRequestResponse\"D\n\rRequestFailed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x88\x01\n\nPongWorker\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x1b\n\x13\x61\x63tive_memory_bytes\x18\x03 \x01(\x04\x12\x19\n\x11peak_memory_bytes\x18\x04 \x01(\x04\x12$\n\x05times\x18\x05 \x01(\x0b\x32\x15.macmesh.v1.StepTimes\"\x98\x03\n\tStepTimes\x12\'\n\x08\x64\x65scribe\x18\x01 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12%\n\x06\x65ncode\x18\x02 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12#\n\x04wait\x18\x03 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12&\n\x07receive\x18\x04 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12#\n\x04send\x18\x05 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12%\n\x06sample\x18\x06 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12#\n\x04idle\x18\x07 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12)\n\noperations\x18\x08 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12\'\n\x08schedule\x18\t \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12\x12\n\nahead_used\x18\n \x01(\x04\x12\x15\n\rahead_dropped\x18\x0b \x01(\x04\"+\n\tPhaseTime\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\xa5\x02\n\x0bLaneMessage\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12&\n\x05hello\x18\x02 \x01(\x0b\x32\x15.macmesh.v1.LaneHelloH\x00\x12&\n\x04step\x18\x03 \x01(\x0b\x32\x16.macmesh.v1.StepHeaderH\x00\x12(\n\x06result\x18\x04 \x01(\x0b\x32\x16.macmesh.v1.StepResultH\x00\x12*\n\x07release\x18\x05 \x01(\x0b\x32\x17.macmesh.v1.ReleaseSlotH\x00\x12)\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x17.macmesh.v1.StageFailedH\x00\x12\x12\n\x08\x65xchange\x18\x08 \x01(\x0cH\x00\x42\t\n\x07messageJ\x04\x08\x07\x10\x08\"/\n\tLaneHello\x12\x13\n\x0bstage_index\x18\x01 \x01(\r\x12\r\n\x05proof\x18\x02 \x01(\x0c\"\xfe\x01\n\nStepHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04slot\x18\x03 \x01(\r\x12\r\n\x05\x66irst\x18\x04 \x01(\x08\x12\x16\n\x0ereserve_tokens\x18\x05 \x01(\r\x12\x0e\n\x06offset\x18\x06 \x01(\r\x12\x13\n\x0btoken_count\x18\x07 \x01(\r\x12\x0e\n\x06sample\x18\x08 \x01(\x08\x12\x30\n\x08sampling\x18\t \x01(\x0b\x32\x1e.macmesh.v1.SamplingParameters\x12\x14\n\x0csample_index\x18\n \x01(\r\x12\r\n\x05shape\x18\x0b \x03(\r\x12\r\n\x05\x64type\x18\x0c \x01(\t\"d\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08token_id\x18\x03 \x01(\r\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12\x11\n\thas_token\x18\x05 \x01(\x08\"/\n\x0bReleaseSlot\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"3\n\x0bStageFailed\x12\x13\n\x0bstage_index\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15macmesh/v1/lane.proto\x12\nmacmesh.v1\x1a\x1amacmesh/v1/inference.proto\x1a\x15macmesh/v1/peer.proto\x1a\x16macmesh/v1/types.proto\"\x9a\x02\n\rWorkerCommand\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.macmesh.v1.StartStageH\x00\x12,\n\x05peers\x18\x02 \x01(\x0b\x32\x1b.macmesh.v1.SetPeersRequestH\x00\x12+\n\x06submit\x18\x03 \x01(\x0b\x32\x19.macmesh.v1.SubmitRequestH\x00\x12+\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x19.macmesh.v1.CancelRequestH\x00\x12%\n\x04stop\x18\x05 \x01(\x0b\x32\x15.macmesh.v1.StopStageH\x00\x12&\n\x04ping\x18\x06 \x01(\x0b\x32\x16.macmesh.v1.PingWorkerH\x00\x42\t\n\x07\x63ommand\"\xa8\x02\n\nStartStage\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12*\n\ndeployment\x18\x02 \x01(\x0b\x32\x16.macmesh.v1.Deployment\x12\x13\n\x0bstage_index\x18\x03 \x01(\r\x12\x12\n\nmodel_path\x18\x04 \x01(\t\x12\x11\n\tbind_host\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x06 \x01(\x0c\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x07 \x01(\x0c\x12\x0f\n\x07key_pem\x18\x08 \x01(\x0c\x12\x1d\n\x15step_deadline_seconds\x18\t \x01(\x01\x12\x11\n\tsync_mode\x18\x14 \x01(\t\x12\x13\n\x0bsync_reason\x18\x15 \x01(\t\x12\x0f\n\x07host_id\x18\n \x01(\t\"?\n\rSubmitRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.macmesh.v1.RunRequestRequest\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0b\n\tStopStage\"\x1b\n\nPingWorker\x12\r\n\x05nonce\x18\x01 \x01(\x04\"\xf7\x01\n\x0bWorkerEvent\x12*\n\x06report\x18\x01 \x01(\x0b\x32\x18.macmesh.v1.WorkerReportH\x00\x12/\n\x08progress\x18\x02 \x01(\x0b\x32\x1b.macmesh.v1.RequestProgressH\x00\x12+\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x19.macmesh.v1.RequestFailedH\x00\x12&\n\x04pong\x18\x04 \x01(\x0b\x32\x16.macmesh.v1.PongWorkerH\x00\x12-\n\x07waiting\x18\x05 \x01(\x0b\x32\x1a.macmesh.v1.RequestWaitingH\x00\x42\x07\n\x05\x65vent\"j\n\x0eRequestWaiting\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x1d\n\x10\x65stimate_seconds\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_estimate_seconds\"W\n\x0fRequestProgress\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1e.macmesh.v1.RunRequestResponse\"D\n\rRequestFailed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x88\x01\n\nPongWorker\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x1b\n\x13\x61\x63tive_memory_bytes\x18\x03 \x01(\x04\x12\x19\n\x11peak_memory_bytes\x18\x04 \x01(\x04\x12$\n\x05times\x18\x05 \x01(\x0b\x32\x15.macmesh.v1.StepTimes\"\x98\x03\n\tStepTimes\x12\'\n\x08\x64\x65scribe\x18\x01 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12%\n\x06\x65ncode\x18\x02 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12#\n\x04wait\x18\x03 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12&\n\x07receive\x18\x04 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12#\n\x04send\x18\x05 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12%\n\x06sample\x18\x06 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12#\n\x04idle\x18\x07 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12)\n\noperations\x18\x08 \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12\'\n\x08schedule\x18\t \x01(\x0b\x32\x15.macmesh.v1.PhaseTime\x12\x12\n\nahead_used\x18\n \x01(\x04\x12\x15\n\rahead_dropped\x18\x0b \x01(\x04\"+\n\tPhaseTime\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\xaf\x02\n\x0bLaneMessage\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12&\n\x05hello\x18\x02 \x01(\x0b\x32\x15.macmesh.v1.LaneHelloH\x00\x12 \n\x04step\x18\t \x01(\x0b\x32\x10.macmesh.v1.StepH\x00\x12&\n\x06result\x18\n \x01(\x0b\x32\x14.macmesh.v1.StepDoneH\x00\x12*\n\x07payload\x18\x0b \x01(\x0b\x32\x17.macmesh.v1.StepPayloadH\x00\x12)\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x17.macmesh.v1.StageFailedH\x00\x12\x12\n\x08\x65xchange\x18\x08 \x01(\x0cH\x00\x42\t\n\x07messageJ\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05J\x04\x08\x05\x10\x06J\x04\x08\x07\x10\x08\"/\n\tLaneHello\x12\x13\n\x0bstage_index\x18\x01 \x01(\r\x12\r\n\x05proof\x18\x02 \x01(\x0c\"\xba\x01\n\x04Step\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\"\n\x04kind\x18\x02 \x01(\x0e\x32\x14.macmesh.v1.StepKind\x12-\n\noperations\x18\x03 \x03(\x0b\x32\x19.macmesh.v1.StepOperation\x12!\n\x04rows\x18\x04 \x03(\x0b\x32\x13.macmesh.v1.StepRow\x12\x0e\n\x06tokens\x18\x05 \x03(\r\x12\x12\n\x05\x62\x61tch\x18\x06 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_batch\"\xc2\x01\n\rStepOperation\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x14.macmesh.v1.OpenSlotH\x00\x12+\n\x07\x63ompose\x18\x02 \x01(\x0b\x32\x18.macmesh.v1.ComposeBatchH\x00\x12&\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x15.macmesh.v1.CloseSlotH\x00\x12)\n\x06\x66orget\x18\x04 \x01(\x0b\x32\x17.macmesh.v1.ForgetEntryH\x00\x42\x0b\n\toperation\"\xae\x01\n\x08OpenSlot\x12\x0c\n\x04slot\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x16\n\x0ereserve_tokens\x18\x03 \x01(\x04\x12\x30\n\x08sampling\x18\x04 \x01(\x0b\x32\x1e.macmesh.v1.SamplingParameters\x12\x0f\n\x07history\x18\x05 \x03(\r\x12%\n\x05reuse\x18\x06 \x01(\x0b\x32\x16.macmesh.v1.ReuseEntry\"+\n\nReuseEntry\x12\r\n\x05\x65ntry\x18\x01 \x01(\x04\x12\x0e\n\x06tokens\x18\x02 \x01(\x04\"E\n\x0c\x43omposeBatch\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12\r\n\x05slots\x18\x02 \x03(\x04\x12\x17\n\x0f\x63\x61pacity_tokens\x18\x03 \x01(\x04\"\x81\x01\n\tCloseSlot\x12\x0c\n\x04slot\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x14\n\x07keep_as\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0bkeep_tokens\x18\x04 \x01(\x04\x12\x1b\n\x13keep_reserve_tokens\x18\x05 \x01(\x04\x42\n\n\x08_keep_as\"\x1c\n\x0b\x46orgetEntry\x12\r\n\x05\x65ntry\x18\x01 \x01(\x04\"o\n\x07StepRow\x12\x0c\n\x04slot\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x12\n\x05token\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0csample_index\x18\x05 \x01(\x04\x42\x08\n\x06_token\"V\n\x08StepDone\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12)\n\x07sampled\x18\x02 \x03(\x0b\x32\x18.macmesh.v1.SampledToken\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\".\n\x0cSampledToken\x12\r\n\x05token\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"E\n\x0bStepPayload\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12&\n\x06\x61rrays\x18\x02 \x03(\x0b\x32\x16.macmesh.v1.ArrayFacts\"*\n\nArrayFacts\x12\r\n\x05shape\x18\x01 \x03(\x04\x12\r\n\x05\x64type\x18\x02 \x01(\t\"3\n\x0bStageFailed\x12\x13\n\x0bstage_index\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t*l\n\x08StepKind\x12\x19\n\x15STEP_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11STEP_KIND_PREFILL\x10\x01\x12\x14\n\x10STEP_KIND_DECODE\x10\x02\x12\x18\n\x14STEP_KIND_OPERATIONS\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'macmesh.v1.lane_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_STEPKIND']._serialized_start=3565
+  _globals['_STEPKIND']._serialized_end=3673
   _globals['_WORKERCOMMAND']._serialized_start=113
   _globals['_WORKERCOMMAND']._serialized_end=395
   _globals['_STARTSTAGE']._serialized_start=398
@@ -47,27 +49,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PINGWORKER']._serialized_start=811
   _globals['_PINGWORKER']._serialized_end=838
   _globals['_WORKEREVENT']._serialized_start=841
-  _globals['_WORKEREVENT']._serialized_end=1041
-  _globals['_REQUESTPROGRESS']._serialized_start=1043
-  _globals['_REQUESTPROGRESS']._serialized_end=1130
-  _globals['_REQUESTFAILED']._serialized_start=1132
-  _globals['_REQUESTFAILED']._serialized_end=1200
-  _globals['_PONGWORKER']._serialized_start=1203
-  _globals['_PONGWORKER']._serialized_end=1339
-  _globals['_STEPTIMES']._serialized_start=1342
-  _globals['_STEPTIMES']._serialized_end=1750
-  _globals['_PHASETIME']._serialized_start=1752
-  _globals['_PHASETIME']._serialized_end=1795
-  _globals['_LANEMESSAGE']._serialized_start=1798
-  _globals['_LANEMESSAGE']._serialized_end=2091
-  _globals['_LANEHELLO']._serialized_start=2093
-  _globals['_LANEHELLO']._serialized_end=2140
-  _globals['_STEPHEADER']._serialized_start=2143
-  _globals['_STEPHEADER']._serialized_end=2397
-  _globals['_STEPRESULT']._serialized_start=2399
-  _globals['_STEPRESULT']._serialized_end=2499
-  _globals['_RELEASESLOT']._serialized_start=2501
-  _globals['_RELEASESLOT']._serialized_end=2548
-  _globals['_STAGEFAILED']._serialized_start=2550
-  _globals['_STAGEFAILED']._serialized_end=2601
+  _globals['_WORKEREVENT']._serialized_end=1088
+  _globals['_REQUESTWAITING']._serialized_start=1090
+  _globals['_REQUESTWAITING']._serialized_end=1196
+  _globals['_REQUESTPROGRESS']._serialized_start=1198
+  _globals['_REQUESTPROGRESS']._serialized_end=1285
+  _globals['_REQUESTFAILED']._serialized_start=1287
+  _globals['_REQUESTFAILED']._serialized_end=1355
+  _globals['_PONGWORKER']._serialized_start=1358
+  _globals['_PONGWORKER']._serialized_end=1494
+  _globals['_STEPTIMES']._serialized_start=1497
+  _globals['_STEPTIMES']._serialized_end=1905
+  _globals['_PHASETIME']._serialized_start=1907
+  _globals['_PHASETIME']._serialized_end=1950
+  _globals['_LANEMESSAGE']._serialized_start=1953
+  _globals['_LANEMESSAGE']._serialized_end=2256
+  _globals['_LANEHELLO']._serialized_start=2258
+  _globals['_LANEHELLO']._serialized_end=2305
+  _globals['_STEP']._serialized_start=2308
+  _globals['_STEP']._serialized_end=2494
+  _globals['_STEPOPERATION']._serialized_start=2497
+  _globals['_STEPOPERATION']._serialized_end=2691
+  _globals['_OPENSLOT']._serialized_start=2694
+  _globals['_OPENSLOT']._serialized_end=2868
+  _globals['_REUSEENTRY']._serialized_start=2870
+  _globals['_REUSEENTRY']._serialized_end=2913
+  _globals['_COMPOSEBATCH']._serialized_start=2915
+  _globals['_COMPOSEBATCH']._serialized_end=2984
+  _globals['_CLOSESLOT']._serialized_start=2987
+  _globals['_CLOSESLOT']._serialized_end=3116
+  _globals['_FORGETENTRY']._serialized_start=3118
+  _globals['_FORGETENTRY']._serialized_end=3146
+  _globals['_STEPROW']._serialized_start=3148
+  _globals['_STEPROW']._serialized_end=3259
+  _globals['_STEPDONE']._serialized_start=3261
+  _globals['_STEPDONE']._serialized_end=3347
+  _globals['_SAMPLEDTOKEN']._serialized_start=3349
+  _globals['_SAMPLEDTOKEN']._serialized_end=3395
+  _globals['_STEPPAYLOAD']._serialized_start=3397
+  _globals['_STEPPAYLOAD']._serialized_end=3466
+  _globals['_ARRAYFACTS']._serialized_start=3468
+  _globals['_ARRAYFACTS']._serialized_end=3510
+  _globals['_STAGEFAILED']._serialized_start=3512
+  _globals['_STAGEFAILED']._serialized_end=3563
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from macmesh.v1 import inference_pb2 as _inference_pb2
 from macmesh.v1 import peer_pb2 as _peer_pb2
 from macmesh.v1 import types_pb2 as _types_pb2
@@ -22,6 +23,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _StepKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StepKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STEP_KIND_UNSPECIFIED: _StepKind.ValueType  # 0
+    """Not set."""
+    STEP_KIND_PREFILL: _StepKind.ValueType  # 1
+    """A part of one request's prompt; nothing is sampled."""
+    STEP_KIND_DECODE: _StepKind.ValueType  # 2
+    """One token of each row, and one sampled after each."""
+    STEP_KIND_OPERATIONS: _StepKind.ValueType  # 3
+    """Nothing."""
+
+class StepKind(_StepKind, metaclass=_StepKindEnumTypeWrapper):
+    """StepKind says what a step computes."""
+
+STEP_KIND_UNSPECIFIED: StepKind.ValueType  # 0
+"""Not set."""
+STEP_KIND_PREFILL: StepKind.ValueType  # 1
+"""A part of one request's prompt; nothing is sampled."""
+STEP_KIND_DECODE: StepKind.ValueType  # 2
+"""One token of each row, and one sampled after each."""
+STEP_KIND_OPERATIONS: StepKind.ValueType  # 3
+"""Nothing."""
+Global___StepKind: _TypeAlias = StepKind  # noqa: Y015
 
 @_typing.final
 class WorkerCommand(_message.Message):
@@ -244,6 +273,7 @@ class WorkerEvent(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     PONG_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def report(self) -> _peer_pb2.WorkerReport:
         """State and addresses."""
@@ -260,6 +290,10 @@ class WorkerEvent(_message.Message):
     def pong(self) -> Global___PongWorker:
         """Answer to a ping."""
 
+    @_builtins.property
+    def waiting(self) -> Global___RequestWaiting:
+        """Head only: a request waits."""
+
     def __init__(
         self,
         *,
@@ -267,16 +301,49 @@ class WorkerEvent(_message.Message):
         progress: Global___RequestProgress | None = ...,
         failed: Global___RequestFailed | None = ...,
         pong: Global___PongWorker | None = ...,
+        waiting: Global___RequestWaiting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "pong", b"pong", "progress", b"progress", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "pong", b"pong", "progress", b"progress", "report", b"report", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "pong", b"pong", "progress", b"progress", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "pong", b"pong", "progress", b"progress", "report", b"report", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["report", "progress", "failed", "pong"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["report", "progress", "failed", "pong", "waiting"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___WorkerEvent: _TypeAlias = WorkerEvent  # noqa: Y015
+
+@_typing.final
+class RequestWaiting(_message.Message):
+    """RequestWaiting says that a request has not begun; told when it comes and when its position changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    ESTIMATE_SECONDS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request."""
+    position: _builtins.int
+    """From 1: the next to be taken."""
+    estimate_seconds: _builtins.float
+    """About so long until it begins; absent where nothing has ended yet to judge by."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        estimate_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate_seconds", b"_estimate_seconds", "estimate_seconds", b"estimate_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate_seconds", b"_estimate_seconds", "estimate_seconds", b"estimate_seconds", "position", b"position", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__estimate_seconds: _TypeAlias = _typing.Literal["estimate_seconds"]  # noqa: Y015
+    _WhichOneofArgType__estimate_seconds: _TypeAlias = _typing.Literal["_estimate_seconds", b"_estimate_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimate_seconds) -> _WhichOneofReturnType__estimate_seconds | None: ...
+
+Global___RequestWaiting: _TypeAlias = RequestWaiting  # noqa: Y015
 
 @_typing.final
 class RequestProgress(_message.Message):
@@ -492,7 +559,7 @@ class LaneMessage(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
-    RELEASE_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     EXCHANGE_FIELD_NUMBER: _builtins.int
     exchange: _builtins.bytes
@@ -506,16 +573,16 @@ class LaneMessage(_message.Message):
         """First message on a connection."""
 
     @_builtins.property
-    def step(self) -> Global___StepHeader:
-        """Down the pipeline: the step whose activations follow on the tensor lane."""
+    def step(self) -> Global___Step:
+        """Down the pipeline, forwarded at once: a step of the schedule."""
 
     @_builtins.property
-    def result(self) -> Global___StepResult:
-        """From the tail to the head: a step is done."""
+    def result(self) -> Global___StepDone:
+        """From the tail to the head, where the tensor lane carries no messages: a step is done."""
 
     @_builtins.property
-    def release(self) -> Global___ReleaseSlot:
-        """Down the pipeline: free the caches of a request."""
+    def payload(self) -> Global___StepPayload:
+        """To the next stage, where the tensor lane carries bytes alone: what comes down it now."""
 
     @_builtins.property
     def failed(self) -> Global___StageFailed:
@@ -526,17 +593,17 @@ class LaneMessage(_message.Message):
         *,
         epoch: _types_pb2.Epoch | None = ...,
         hello: Global___LaneHello | None = ...,
-        step: Global___StepHeader | None = ...,
-        result: Global___StepResult | None = ...,
-        release: Global___ReleaseSlot | None = ...,
+        step: Global___Step | None = ...,
+        result: Global___StepDone | None = ...,
+        payload: Global___StepPayload | None = ...,
         failed: Global___StageFailed | None = ...,
         exchange: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "exchange", b"exchange", "failed", b"failed", "hello", b"hello", "message", b"message", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "exchange", b"exchange", "failed", b"failed", "hello", b"hello", "message", b"message", "payload", b"payload", "result", b"result", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "exchange", b"exchange", "failed", b"failed", "hello", b"hello", "message", b"message", "release", b"release", "result", b"result", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "exchange", b"exchange", "failed", b"failed", "hello", b"hello", "message", b"message", "payload", b"payload", "result", b"result", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "step", "result", "release", "failed", "exchange"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "step", "result", "payload", "failed", "exchange"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -569,138 +636,422 @@ class LaneHello(_message.Message):
 Global___LaneHello: _TypeAlias = LaneHello  # noqa: Y015
 
 @_typing.final
-class StepHeader(_message.Message):
-    """StepHeader says what the next step is, so that every stage runs the same schedule by construction."""
+class Step(_message.Message):
+    """Step is one step of the head's schedule, to be run by every stage in the order of the numbers: first its
+    operations, in order, then what its kind says. So all stages run the same schedule by construction.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    STEP_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    SLOT_FIELD_NUMBER: _builtins.int
-    FIRST_FIELD_NUMBER: _builtins.int
-    RESERVE_TOKENS_FIELD_NUMBER: _builtins.int
-    OFFSET_FIELD_NUMBER: _builtins.int
-    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
-    SAMPLE_FIELD_NUMBER: _builtins.int
-    SAMPLING_FIELD_NUMBER: _builtins.int
-    SAMPLE_INDEX_FIELD_NUMBER: _builtins.int
-    SHAPE_FIELD_NUMBER: _builtins.int
-    DTYPE_FIELD_NUMBER: _builtins.int
-    step: _builtins.int
-    """Counts steps from 1."""
-    request_id: _builtins.str
-    """The request."""
-    slot: _builtins.int
-    """Slot of the request's caches, the same on every stage."""
-    first: _builtins.bool
-    """True on the first step of a request: the slot's caches are made anew."""
-    reserve_tokens: _builtins.int
-    """Tokens of the cache to reserve; set on the first step."""
-    offset: _builtins.int
-    """Position of the first token of this step."""
-    token_count: _builtins.int
-    """Tokens in this step."""
-    sample: _builtins.bool
-    """The tail samples after this step."""
-    sample_index: _builtins.int
-    """Tokens generated before this step; with the seed it gives the step's random numbers."""
-    dtype: _builtins.str
-    """Their MLX dtype, such as "bfloat16"."""
+    NUMBER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Counts from 1."""
+    kind: Global___StepKind.ValueType
+    """What is computed."""
+    batch: _builtins.int
+    """Decode: the batch whose rows these are, in its order; absent: one row that is alone."""
     @_builtins.property
-    def sampling(self) -> _inference_pb2.SamplingParameters:
-        """How to sample; set where sample is."""
+    def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepOperation]:
+        """What changes in the caches before."""
 
     @_builtins.property
-    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Shape of the activations on the tensor lane."""
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepRow]:
+        """The requests that take part."""
+
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Prefill: the tokens of the only row."""
 
     def __init__(
         self,
         *,
-        step: _builtins.int = ...,
-        request_id: _builtins.str = ...,
-        slot: _builtins.int = ...,
-        first: _builtins.bool = ...,
-        reserve_tokens: _builtins.int = ...,
-        offset: _builtins.int = ...,
-        token_count: _builtins.int = ...,
-        sample: _builtins.bool = ...,
-        sampling: _inference_pb2.SamplingParameters | None = ...,
-        sample_index: _builtins.int = ...,
-        shape: _abc.Iterable[_builtins.int] | None = ...,
-        dtype: _builtins.str = ...,
+        number: _builtins.int = ...,
+        kind: Global___StepKind.ValueType = ...,
+        operations: _abc.Iterable[Global___StepOperation] | None = ...,
+        rows: _abc.Iterable[Global___StepRow] | None = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+        batch: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_batch", b"_batch", "batch", b"batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "first", b"first", "offset", b"offset", "request_id", b"request_id", "reserve_tokens", b"reserve_tokens", "sample", b"sample", "sample_index", b"sample_index", "sampling", b"sampling", "shape", b"shape", "slot", b"slot", "step", b"step", "token_count", b"token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch", b"_batch", "batch", b"batch", "kind", b"kind", "number", b"number", "operations", b"operations", "rows", b"rows", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__batch: _TypeAlias = _typing.Literal["batch"]  # noqa: Y015
+    _WhichOneofArgType__batch: _TypeAlias = _typing.Literal["_batch", b"_batch"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__batch) -> _WhichOneofReturnType__batch | None: ...
+
+Global___Step: _TypeAlias = Step  # noqa: Y015
+
+@_typing.final
+class StepOperation(_message.Message):
+    """StepOperation is a change of caches; exactly one field is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPEN_FIELD_NUMBER: _builtins.int
+    COMPOSE_FIELD_NUMBER: _builtins.int
+    CLOSE_FIELD_NUMBER: _builtins.int
+    FORGET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def open(self) -> Global___OpenSlot:
+        """A request takes a slot."""
+
+    @_builtins.property
+    def compose(self) -> Global___ComposeBatch:
+        """Slots become the rows of a batch."""
+
+    @_builtins.property
+    def close(self) -> Global___CloseSlot:
+        """A request gives its slot up."""
+
+    @_builtins.property
+    def forget(self) -> Global___ForgetEntry:
+        """Kept caches are freed."""
+
+    def __init__(
+        self,
+        *,
+        open: Global___OpenSlot | None = ...,
+        compose: Global___ComposeBatch | None = ...,
+        close: Global___CloseSlot | None = ...,
+        forget: Global___ForgetEntry | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "compose", b"compose", "forget", b"forget", "open", b"open", "operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "compose", b"compose", "forget", b"forget", "open", b"open", "operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["open", "compose", "close", "forget"]  # noqa: Y015
+    _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
+
+Global___StepOperation: _TypeAlias = StepOperation  # noqa: Y015
+
+@_typing.final
+class OpenSlot(_message.Message):
+    """OpenSlot gives a slot to a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLOT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESERVE_TOKENS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
+    REUSE_FIELD_NUMBER: _builtins.int
+    slot: _builtins.int
+    """The slot, the same on every stage."""
+    request_id: _builtins.str
+    """The request."""
+    reserve_tokens: _builtins.int
+    """Most tokens that will go through: the prompt and all that is generated."""
+    @_builtins.property
+    def sampling(self) -> _inference_pb2.SamplingParameters:
+        """How to sample."""
+
+    @_builtins.property
+    def history(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The prompt, where a logit processor of the request looks at it."""
+
+    @_builtins.property
+    def reuse(self) -> Global___ReuseEntry:
+        """Absent: the caches begin empty."""
+
+    def __init__(
+        self,
+        *,
+        slot: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        reserve_tokens: _builtins.int = ...,
+        sampling: _inference_pb2.SamplingParameters | None = ...,
+        history: _abc.Iterable[_builtins.int] | None = ...,
+        reuse: Global___ReuseEntry | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reuse", b"reuse", "sampling", b"sampling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "request_id", b"request_id", "reserve_tokens", b"reserve_tokens", "reuse", b"reuse", "sampling", b"sampling", "slot", b"slot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StepHeader: _TypeAlias = StepHeader  # noqa: Y015
+Global___OpenSlot: _TypeAlias = OpenSlot  # noqa: Y015
 
 @_typing.final
-class StepResult(_message.Message):
-    """StepResult says that the tail has done a step, in the order of the steps, and what was sampled."""
+class ReuseEntry(_message.Message):
+    """ReuseEntry makes kept caches those of a slot."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    STEP_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    TOKEN_ID_FIELD_NUMBER: _builtins.int
-    LOGPROB_FIELD_NUMBER: _builtins.int
-    HAS_TOKEN_FIELD_NUMBER: _builtins.int
-    step: _builtins.int
-    """The step."""
-    request_id: _builtins.str
-    """The request."""
-    token_id: _builtins.int
-    """The token."""
-    logprob: _builtins.float
-    """Natural logarithm of its probability."""
-    has_token: _builtins.bool
-    """False for a step that does not sample."""
+    ENTRY_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    entry: _builtins.int
+    """Which."""
+    tokens: _builtins.int
+    """So many of its tokens stay."""
     def __init__(
         self,
         *,
-        step: _builtins.int = ...,
-        request_id: _builtins.str = ...,
-        token_id: _builtins.int = ...,
-        logprob: _builtins.float = ...,
-        has_token: _builtins.bool = ...,
+        entry: _builtins.int = ...,
+        tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_token", b"has_token", "logprob", b"logprob", "request_id", b"request_id", "step", b"step", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StepResult: _TypeAlias = StepResult  # noqa: Y015
+Global___ReuseEntry: _TypeAlias = ReuseEntry  # noqa: Y015
 
 @_typing.final
-class ReleaseSlot(_message.Message):
-    """ReleaseSlot frees a slot's caches."""
+class ComposeBatch(_message.Message):
+    """ComposeBatch says that exactly these slots are the rows of a batch from now on, in this order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    CAPACITY_TOKENS_FIELD_NUMBER: _builtins.int
+    batch: _builtins.int
+    """The batch."""
+    capacity_tokens: _builtins.int
+    """Tokens that the batch's caches are allocated for."""
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its rows; none ends it."""
+
+    def __init__(
+        self,
+        *,
+        batch: _builtins.int = ...,
+        slots: _abc.Iterable[_builtins.int] | None = ...,
+        capacity_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "capacity_tokens", b"capacity_tokens", "slots", b"slots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComposeBatch: _TypeAlias = ComposeBatch  # noqa: Y015
+
+@_typing.final
+class CloseSlot(_message.Message):
+    """CloseSlot takes a slot from a request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SLOT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    KEEP_AS_FIELD_NUMBER: _builtins.int
+    KEEP_TOKENS_FIELD_NUMBER: _builtins.int
+    KEEP_RESERVE_TOKENS_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     """The slot."""
     request_id: _builtins.str
     """The request that held it."""
+    keep_as: _builtins.int
+    """The entry that its caches become; absent: they are freed."""
+    keep_tokens: _builtins.int
+    """Length of that entry."""
+    keep_reserve_tokens: _builtins.int
+    """Tokens that it stays allocated for."""
     def __init__(
         self,
         *,
         slot: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        keep_as: _builtins.int | None = ...,
+        keep_tokens: _builtins.int = ...,
+        keep_reserve_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_as", b"_keep_as", "keep_as", b"keep_as"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_as", b"_keep_as", "keep_as", b"keep_as", "keep_reserve_tokens", b"keep_reserve_tokens", "keep_tokens", b"keep_tokens", "request_id", b"request_id", "slot", b"slot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep_as: _TypeAlias = _typing.Literal["keep_as"]  # noqa: Y015
+    _WhichOneofArgType__keep_as: _TypeAlias = _typing.Literal["_keep_as", b"_keep_as"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_as) -> _WhichOneofReturnType__keep_as | None: ...
+
+Global___CloseSlot: _TypeAlias = CloseSlot  # noqa: Y015
+
+@_typing.final
+class ForgetEntry(_message.Message):
+    """ForgetEntry frees kept caches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    entry: _builtins.int
+    """Which."""
+    def __init__(
+        self,
+        *,
+        entry: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "slot", b"slot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReleaseSlot: _TypeAlias = ReleaseSlot  # noqa: Y015
+Global___ForgetEntry: _TypeAlias = ForgetEntry  # noqa: Y015
+
+@_typing.final
+class StepRow(_message.Message):
+    """StepRow is one request's part in a step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLOT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    SAMPLE_INDEX_FIELD_NUMBER: _builtins.int
+    slot: _builtins.int
+    """Its slot."""
+    request_id: _builtins.str
+    """The request."""
+    offset: _builtins.int
+    """Position of its first token in this step."""
+    token: _builtins.int
+    """Decode: the token to go through; absent: the one that the slot's last decode step sampled."""
+    sample_index: _builtins.int
+    """Decode: tokens generated before the one that is sampled; with the seed it gives the random numbers."""
+    def __init__(
+        self,
+        *,
+        slot: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        token: _builtins.int | None = ...,
+        sample_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_token", b"_token", "token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token", b"_token", "offset", b"offset", "request_id", b"request_id", "sample_index", b"sample_index", "slot", b"slot", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__token: _TypeAlias = _typing.Literal["token"]  # noqa: Y015
+    _WhichOneofArgType__token: _TypeAlias = _typing.Literal["_token", b"_token"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token) -> _WhichOneofReturnType__token | None: ...
+
+Global___StepRow: _TypeAlias = StepRow  # noqa: Y015
+
+@_typing.final
+class StepDone(_message.Message):
+    """StepDone says that the tail has done a step, in the order of the steps, and what was sampled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    SAMPLED_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The step."""
+    seconds: _builtins.float
+    """How long the tail was busy with it."""
+    @_builtins.property
+    def sampled(self) -> _containers.RepeatedCompositeFieldContainer[Global___SampledToken]:
+        """Decode: for each row, in their order."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        sampled: _abc.Iterable[Global___SampledToken] | None = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "sampled", b"sampled", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepDone: _TypeAlias = StepDone  # noqa: Y015
+
+@_typing.final
+class SampledToken(_message.Message):
+    """SampledToken is what was chosen for one row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    token: _builtins.int
+    """The token."""
+    logprob: _builtins.float
+    """Natural logarithm of its probability under the model, before any filter."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.int = ...,
+        logprob: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampledToken: _TypeAlias = SampledToken  # noqa: Y015
+
+@_typing.final
+class StepPayload(_message.Message):
+    """StepPayload announces the arrays that a stage hands on now, where the transport carries bytes alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ARRAYS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The step that they belong to."""
+    @_builtins.property
+    def arrays(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArrayFacts]:
+        """The arrays, in their order."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        arrays: _abc.Iterable[Global___ArrayFacts] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrays", b"arrays", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepPayload: _TypeAlias = StepPayload  # noqa: Y015
+
+@_typing.final
+class ArrayFacts(_message.Message):
+    """ArrayFacts is what is known of an array without its contents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHAPE_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    dtype: _builtins.str
+    """Its MLX dtype, such as "bfloat16"."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its shape."""
+
+    def __init__(
+        self,
+        *,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        dtype: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArrayFacts: _TypeAlias = ArrayFacts  # noqa: Y015
 
 @_typing.final
 class StageFailed(_message.Message):

@@ -153,6 +153,8 @@ class Stage(_message.Message):
     FIRST_LAYER_FIELD_NUMBER: _builtins.int
     END_LAYER_FIELD_NUMBER: _builtins.int
     LEDGER_FIELD_NUMBER: _builtins.int
+    CACHE_COST_JSON_FIELD_NUMBER: _builtins.int
+    CACHE_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Position in the pipeline, from 0 (head)."""
     node_id: _builtins.str
@@ -161,6 +163,10 @@ class Stage(_message.Message):
     """First layer, inclusive."""
     end_layer: _builtins.int
     """End of the range, exclusive."""
+    cache_cost_json: _builtins.str
+    """What requests cost in its caches: pieces and their counts, as JSON. Empty: not known."""
+    cache_budget_bytes: _builtins.int
+    """What of the ledger is for caches; requests share it."""
     @_builtins.property
     def ledger(self) -> Global___Ledger:
         """What the stage needs."""
@@ -173,10 +179,12 @@ class Stage(_message.Message):
         first_layer: _builtins.int = ...,
         end_layer: _builtins.int = ...,
         ledger: Global___Ledger | None = ...,
+        cache_cost_json: _builtins.str = ...,
+        cache_budget_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ledger", b"ledger"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_layer", b"end_layer", "first_layer", b"first_layer", "index", b"index", "ledger", b"ledger", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_budget_bytes", b"cache_budget_bytes", "cache_cost_json", b"cache_cost_json", "end_layer", b"end_layer", "first_layer", b"first_layer", "index", b"index", "ledger", b"ledger", "node_id", b"node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

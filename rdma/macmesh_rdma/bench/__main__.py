@@ -26,8 +26,14 @@ def main() -> None:
     parser.add_argument("--providers", nargs="+", default=list(_PROVIDERS), choices=_PROVIDERS)
     parser.add_argument("--preset", default="latency", choices=("latency", "throughput"))
     parser.add_argument("--hops", action="store_true", help="measure hops between GPU streams instead")
+    parser.add_argument(
+        "--host", action="store_true", help="measure host transfers, beside sends through MLX, instead"
+    )
     arguments = parser.parse_args()
-    if arguments.hops:
+    if arguments.host:
+        providers = [provider for provider in arguments.providers if provider != "ring"]
+        rows = measure_host(providers, quick=arguments.quick, preset=arguments.preset)
+    elif arguments.hops:
         rows = measure_hops(arguments.providers, quick=arguments.quick)
     else:
         rows = measure(arguments.providers, quick=arguments.quick, preset=arguments.preset)
@@ -55,6 +61,16 @@ def measure_hops(providers: list[str], *, quick: bool) -> list[dict[str, Any]]:
     rows = run_ranks(1, {"provider": "none", "quick": quick})
     for provider in providers:
         rows += run_ranks(2, {"provider": provider, "quick": quick, "preset": "latency", "what": ["hops"]})
+    return rows
+
+
+def measure_host(providers: list[str], *, quick: bool, preset: str = "latency") -> list[dict[str, Any]]:
+    """Host transfers, and beside them in the same run what `mx.distributed` makes of the same links."""
+    rows = []
+    for provider in providers:
+        task = {"provider": provider, "quick": quick, "preset": preset}
+        rows += run_ranks(2, {**task, "what": ["host"]})
+        rows += run_ranks(2, {**task, "what": ["sends"]})
     return rows
 
 

@@ -65,6 +65,10 @@ def _own(task: dict[str, Any]) -> list[Row]:
     if task["what"] == ["links"]:
         return links(task, _meet, _HOST)
     with opened(task, _meet, _HOST) as group:
+        if task["what"] == ["host"]:
+            from macmesh_rdma.bench.host import HostMeasured  # noqa: PLC0415  imports mlx
+
+            return HostMeasured(group, task["provider"], quick=task["quick"]).rows()
         return _measured(group.mlx, task)
 
 

@@ -15,8 +15,10 @@ class Row:
 
     Attributes:
         provider: ``shm``, ``tcp``, ``ring`` (MLX's own), ``socket`` or ``memcpy``.
-        level: What was in the way: ``mlx`` (through `mx.distributed`), ``link`` (the native link alone) or ``raw``.
-        operation: ``send`` (one way; ``send_apart`` with a stream each way), ``all_sum``, ``wait`` or ``copy``.
+        level: What was in the way: ``mlx`` (through `mx.distributed`), ``host`` (host transfers), ``link`` (the native
+            link alone) or ``raw``.
+        operation: ``send`` (one way; ``send_apart`` with a stream each way), ``message``, ``all_sum``, ``wait`` or
+            ``copy``.
         ranks: Processes that took part.
         bytes: Of one message.
         p50_us: Median of the latency in microseconds; None where it was not measured.

@@ -140,7 +140,7 @@ class _Bringup:
         for peer in self._plan.peers:
             if peer < self._plan.rank:
                 self._reactor.spawn(self._dialler.dial(peer))
-        while not all(peer.announced and peer.ready for peer in self._peers.values()):
+        while not self._is_complete():
             self._listener.require_open()
             if stop is not None and stop.is_set():
                 raise LocalInterruptedError("told to stop connecting")
@@ -148,7 +148,15 @@ class _Bringup:
             if now >= deadline:
                 raise self._too_late(timeout_seconds)
             self._reactor.turn(deadline if stop is None else min(deadline, now + STOP_POLL_SECONDS))
-            self._announce()
+
+    def _is_complete(self) -> bool:
+        """Whether all peers are ready and know that we are; tells them as soon as it is so.
+
+        Asked before every wait: a conversation may come to its end without one, and then nothing more comes that
+        would end the wait.
+        """
+        self._announce()
+        return all(peer.announced and peer.ready for peer in self._peers.values())
 
     def take(self) -> dict[int, PeerLinks]:
         """Gives everything to the caller."""

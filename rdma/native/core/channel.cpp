@@ -8,8 +8,10 @@
 namespace mm {
 namespace {
 
-constexpr std::array kOperations = {Operation::kMessage,   Operation::kAllSum,     Operation::kAllMax, Operation::kAllMin,
-                                    Operation::kAllGather, Operation::kSumScatter, Operation::kSplit};
+constexpr std::array kOperations = {Operation::kMessage,   Operation::kAllSum,     Operation::kAllMax,
+                                    Operation::kAllMin,    Operation::kAllGather,  Operation::kSumScatter,
+                                    Operation::kSplit,     Operation::kHostLabel,  Operation::kHostArray,
+                                    Operation::kHostMessage};
 
 std::string hex(std::uint32_t value) {
   std::array<char, 16> text{};
@@ -55,6 +57,9 @@ std::string_view name_of(Operation operation) {
     case Operation::kAllGather: return "all_gather";
     case Operation::kSumScatter: return "sum_scatter";
     case Operation::kSplit: return "split";
+    case Operation::kHostLabel: return "host transfer";
+    case Operation::kHostArray: return "host transfer";
+    case Operation::kHostMessage: return "host message";
   }
   return "unknown";
 }
@@ -122,6 +127,21 @@ Channel::Receiving::Receiving(Channel& channel, Message expected, std::span<std:
   sequence_ = channel.received_++;
 }
 
+Channel::Receiving::Receiving(Channel& channel, Message expected, std::vector<std::byte>& into, std::size_t most_bytes)
+    : Receiving(channel, std::move(expected), std::span<std::byte>()) {
+  into.clear();
+  resized_ = &into;
+  most_bytes_ = most_bytes;
+}
+
+// Takes the sender's size, where any will do; a wrong one is left to `check`.
+void Channel::Receiving::size_by(const FrameHeader& header) {
+  std::vector<std::byte>* into = std::exchange(resized_, nullptr);
+  if (into == nullptr) return;
+  into->resize(static_cast<std::size_t>(std::min<std::uint64_t>(header.message_bytes, most_bytes_)));
+  into_ = *into;
+}
+
 Progress Channel::Receiving::progress() {
   if (done_) return Progress::kDone;
   ReceiveHalf& half = channel_.link_->receiver();
@@ -130,6 +150,7 @@ Progress Channel::Receiving::progress() {
     Progress progress = half.try_header(header);
     if (progress == Progress::kFailed) failure_ = half.failure();
     if (progress != Progress::kDone) return progress;
+    size_by(header);
     failure_ = check(header);
     if (!failure_.ok()) return Progress::kFailed;
     frame_ = header.frame_bytes;
@@ -185,8 +206,11 @@ Status Channel::Receiving::check(const FrameHeader& header) const {
   // The sender's shape travels only as a hash: name it where it is the expected one, under any operation.
   std::string came_shape = "another shape or operation";
   for (Operation operation : kOperations) {
-    if (tag_of(expected_.shape_hash, operation) != header.shape_hash) continue;
-    came_shape = std::string(name_of(operation)) + " of " + expected_.shape_text;
+    if (tag_of(expected_.shape_hash, operation) == header.shape_hash) {
+      came_shape = std::string(name_of(operation)) + " of " + expected_.shape_text;
+    } else if (tag_of(kAnyShape, operation) == header.shape_hash) {
+      came_shape = std::string(name_of(operation));
+    }
   }
   return {Code::kMismatch,
           "rank " + std::to_string(channel_.peer_) + " sent something else than rank " +

@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/dtype.h"
 #include "core/frame.h"
@@ -23,8 +24,14 @@ enum class Operation : std::uint8_t {
   kAllGather = 4,
   kSumScatter = 5,
   kSplit = 6,
+  kHostLabel = 7,    // see core/parcel.h
+  kHostArray = 8,
+  kHostMessage = 9,  // bytes of any number
 };
 [[nodiscard]] std::string_view name_of(Operation operation);
+
+// The shape hash of what only the sender knows the size of.
+inline constexpr std::uint32_t kAnyShape = 0xFFFFFFFF;
 
 // One message as its sender gives it or its receiver expects it.
 struct Message {
@@ -73,12 +80,15 @@ class Channel {
   class Receiving {
    public:
     Receiving(Channel& channel, Message expected, std::span<std::byte> into);
+    // Of any size up to `most_bytes`: the first frame tells it, and `into` is resized to it.
+    Receiving(Channel& channel, Message expected, std::vector<std::byte>& into, std::size_t most_bytes);
     Progress progress();  // one frame at most; kDone once the message is whole; kMismatch names what was expected
     [[nodiscard]] ReceiveHalf& half() { return channel_.link_->receiver(); }
     [[nodiscard]] const Status& failure() const { return failure_; }
     [[nodiscard]] std::uint16_t peer() const { return channel_.peer_; }
 
    private:
+    void size_by(const FrameHeader& header);
     [[nodiscard]] Status check(const FrameHeader& header) const;
     [[nodiscard]] Status check_payload() const;
 
@@ -86,6 +96,8 @@ class Channel {
     std::unique_lock<std::mutex> lock_;
     Message expected_;
     std::span<std::byte> into_;
+    std::vector<std::byte>* resized_ = nullptr;  // until the size is known
+    std::size_t most_bytes_ = 0;
     std::uint64_t sequence_ = 0;
     std::size_t received_ = 0;
     std::size_t frame_ = 0;   // bytes of the frame that is being read

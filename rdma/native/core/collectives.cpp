@@ -54,7 +54,7 @@ void Mesh::all_reduce(Reduction reduction, Message message, std::span<const std:
     send_parts(exchange, lanes.collective, message, part(rank_));
     receive_parts(exchange, lanes.collective, message, part(peer));
   }
-  run(exchange, what, deadline);
+  run(exchange, what, deadline, timeout());
 }
 
 void Mesh::one_hop(Reduction reduction, const Message& message, std::span<const std::byte> in,
@@ -64,7 +64,7 @@ void Mesh::one_hop(Reduction reduction, const Message& message, std::span<const 
     send_parts(exchange, lanes.collective, message, in);
     receive_parts(exchange, lanes.collective, message, {scratch_of(peer), in.size()});
   }
-  run(exchange, name_of(message.operation).data(), deadline);
+  run(exchange, name_of(message.operation).data(), deadline, timeout());
   std::vector<std::span<const std::byte>> inputs;
   for (int from = 0; from < size_; ++from) {
     if (from == rank_) {
@@ -99,7 +99,7 @@ void Mesh::reduce_part(Reduction reduction, const Message& message, std::span<co
       if (at == 0 || !mine.empty()) receive_parts(exchange, lanes.collective, message, scratch);
       inputs[static_cast<std::size_t>(peer)] = scratch;
     }
-    run(exchange, name_of(message.operation).data(), deadline);
+    run(exchange, name_of(message.operation).data(), deadline, timeout());
     if (!mine.empty()) reduce(reduction, message.dtype, inputs, out.subspan(at, mine.size()));
   }
 }
@@ -118,7 +118,7 @@ void Mesh::all_gather(Message message, std::span<const std::byte> in, std::span<
     receive_parts(exchange, lanes.collective, message, part(peer));
   }
   if (!in.empty()) std::memcpy(part(rank_).data(), in.data(), in.size());
-  run(exchange, what, deadline);
+  run(exchange, what, deadline, timeout());
 }
 
 void Mesh::sum_scatter(Message message, std::span<const std::byte> in, std::span<std::byte> out) {

@@ -45,6 +45,11 @@ void Exchange::receive(Channel& channel, const Message& expected, std::span<std:
   receives_.push_back(std::make_unique<Channel::Receiving>(channel, expected, into));
 }
 
+void Exchange::receive(Channel& channel, const Message& expected, std::vector<std::byte>& into,
+                       std::size_t most_bytes) {
+  receives_.push_back(std::make_unique<Channel::Receiving>(channel, expected, into, most_bytes));
+}
+
 Exchange::Outcome Exchange::run(Deadline deadline) {
   Outcome failed;
   // One round over all that is not done; each gets one turn. True where something moved.

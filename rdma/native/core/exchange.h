@@ -36,6 +36,7 @@ class Exchange {
   // The payloads must live until `run` returns.
   void send(Channel& channel, const Message& message, std::span<const std::byte> payload);
   void receive(Channel& channel, const Message& expected, std::span<std::byte> into);
+  void receive(Channel& channel, const Message& expected, std::vector<std::byte>& into, std::size_t most_bytes);
 
   struct Outcome {
     Status status;

@@ -83,16 +83,11 @@ Mesh::~Mesh() { close(); }
 void Mesh::send(int peer, const Message& message, std::span<const std::byte> payload) {
   Running running(*this, "send");
   Lanes& lanes = lanes_of(peer, "send");
-  {
-    std::unique_lock lock(mutex_);
-    // It will never read this; the link might take the bytes all the same.
-    bool gone = farewell_.count(peer) != 0;
-    lock.unlock();
-    if (gone) fail("send", Status(Code::kPeerLost, rank_text(peer) + " has closed the group"), peer);
-  }
+  refuse_farewell(peer, "send");
   Exchange exchange(stopper_, settings_.spin_us);
   send_parts(exchange, lanes.point_to_point, message, payload);
-  run(exchange, "send", Deadline::after(timeout()));
+  const double seconds = timeout();
+  run(exchange, "send", Deadline::after(seconds), seconds);
 }
 
 void Mesh::receive(int peer, const Message& expected, std::span<std::byte> into) {
@@ -100,7 +95,8 @@ void Mesh::receive(int peer, const Message& expected, std::span<std::byte> into)
   Lanes& lanes = lanes_of(peer, "recv");
   Exchange exchange(stopper_, settings_.spin_us);
   receive_parts(exchange, lanes.point_to_point, expected, into);
-  run(exchange, "recv", Deadline::after(timeout()));
+  const double seconds = timeout();
+  run(exchange, "recv", Deadline::after(seconds), seconds);
 }
 
 // The lanes of a peer that point-to-point messages can go to.
@@ -111,6 +107,14 @@ Mesh::Lanes& Mesh::lanes_of(int peer, const char* what) {
                                : "this rank has no link for messages with " + rank_text(peer));
   }
   return found->second;
+}
+
+// A send to a peer that has said farewell: it will never read this; the link might take the bytes all the same.
+void Mesh::refuse_farewell(int peer, const char* what) {
+  std::unique_lock lock(mutex_);
+  bool gone = farewell_.count(peer) != 0;
+  lock.unlock();
+  if (gone) fail(what, Status(Code::kPeerLost, rank_text(peer) + " has closed the group"), peer);
 }
 
 void Mesh::refuse_collective(const char* what, bool sizes_fit) {
@@ -138,14 +142,14 @@ void Mesh::receive_parts(Exchange& exchange, Channels& channels, const Message& 
   }
 }
 
-void Mesh::run(Exchange& exchange, const char* what, Deadline deadline) {
+void Mesh::run(Exchange& exchange, const char* what, Deadline deadline, double timeout_seconds) {
   Exchange::Outcome outcome = exchange.run(deadline);
   Status& status = outcome.status;
   switch (status.code()) {
     case Code::kOk: return;
     case Code::kAborted: raise(what);
     case Code::kTimeout:
-      fail(what, Status(Code::kTimeout, status.text() + " (" + seconds_text(timeout()) + ")"), outcome.peer);
+      fail(what, Status(Code::kTimeout, status.text() + " (" + seconds_text(timeout_seconds) + ")"), outcome.peer);
     case Code::kPeerLost: {
       std::unique_lock lock(mutex_);
       changed_.wait_for(lock, kReasonWait, [&] { return over_ || ended_.count(outcome.peer) != 0; });

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -14,6 +15,7 @@
 
 #include "core/channel.h"
 #include "core/exchange.h"
+#include "core/parcel.h"
 #include "core/reduce.h"
 #include "core/side.h"
 
@@ -64,6 +66,7 @@ class Mesh {
   static constexpr std::size_t kOneHopBytes = 32 * 1024;   // all-reduce: up to here everyone sends all to everyone
   static constexpr std::size_t kBlockBytes = 256 * 1024;   // all-reduce beyond it: scratch for each peer
   static constexpr std::size_t kStripeBytes = 256 * 1024;  // from here on a message is cut over all links of a lane
+  static constexpr std::size_t kMostMessageBytes = std::size_t{16} << 20;  // of a host message
 
   // Throws std::invalid_argument where rank, size or a peer's number cannot be, std::system_error where the system
   // refuses a pipe or a thread. Everything handed over is released then too.
@@ -84,6 +87,19 @@ class Mesh {
   // `in` holds a part for each rank; `out` is the sum of the ranks' parts for this one.
   void sum_scatter(Message message, std::span<const std::byte> in, std::span<std::byte> out);
 
+  // Host transfers: from and to memory, in the calling thread. They share the point-to-point lane and its numbers with
+  // `send` and `receive`, in the order of the calls, so both sides must mix the two alike. Each has its own deadline
+  // (infinity: none) over all of it. One thread at a time for each peer and direction, another is refused; the two
+  // directions and other peers are free. A send returns once its memory may be reused.
+  void host_send(int peer, std::span<const OutgoingArray> arrays, double timeout_seconds);
+  // `place` is asked once, when it is known what comes, for memory for each array, of just its bytes; what it gives or
+  // throws instead ends the group, because the sender has done its part.
+  using Place = std::function<Status(const Label& label, std::vector<std::span<std::byte>>& into)>;
+  void host_receive(int peer, const Place& place, double timeout_seconds);
+  // Bytes of any number up to kMostMessageBytes, which only the sender needs to know.
+  void host_send_message(int peer, std::span<const std::byte> payload, double timeout_seconds);
+  [[nodiscard]] std::vector<std::byte> host_receive_message(int peer, double timeout_seconds);
+
   void set_timeout(double seconds) { timeout_seconds_ = seconds; }
   [[nodiscard]] double timeout() const { return timeout_seconds_; }
 
@@ -98,14 +114,20 @@ class Mesh {
   struct Lanes {
     Channels point_to_point;
     Channels collective;
+    // One host transfer in each direction at a time: it may be several messages.
+    std::mutex host_send;
+    std::mutex host_receive;
   };
   class Running;  // counts an operation as under way
 
   Lanes& lanes_of(int peer, const char* what);
+  void refuse_farewell(int peer, const char* what);
+  std::unique_lock<std::mutex> only_host(std::mutex& mutex, int peer, const char* what);
+  Status place_parcel(const Place& place, const Label& label, std::vector<std::span<std::byte>>& into);
   static void send_parts(Exchange& exchange, Channels& channels, const Message& message,
                          std::span<const std::byte> payload);
   static void receive_parts(Exchange& exchange, Channels& channels, const Message& expected, std::span<std::byte> into);
-  void run(Exchange& exchange, const char* what, Deadline deadline);
+  void run(Exchange& exchange, const char* what, Deadline deadline, double timeout_seconds);
   void refuse_collective(const char* what, bool sizes_fit);
   std::byte* scratch_of(int peer);
   void one_hop(Reduction reduction, const Message& message, std::span<const std::byte> in, std::span<std::byte> out,

@@ -5,15 +5,15 @@
 #include <nanobind/stl/tuple.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <cmath>
-#include <condition_variable>
-#include <mutex>
 #include <optional>
 #include <system_error>
 #include <tuple>
 #include <vector>
 
+#include "mlx/bind_host.h"
+#include "mlx/blocking_call.h"
+#include "mlx/buffer.h"
 #include "mlx/group.h"
 #include "mlx/py_link.h"
 
@@ -33,33 +33,6 @@ void remember(const std::shared_ptr<MeshGroupImpl>& group) {
   std::erase_if(live_groups(), [](const auto& known) { return known.expired(); });
   live_groups().push_back(group);
 }
-
-// A call that blocks without the GIL, counted from before it lets the GIL go until it has it again: a thread that asks
-// for the GIL once the interpreter is ending is ended there, which a C++ frame does not survive.
-class Blocking {
- public:
-  Blocking() {
-    std::lock_guard lock(mutex_);
-    ++calls_;
-  }
-  ~Blocking() {
-    std::lock_guard lock(mutex_);
-    if (--calls_ == 0) none_.notify_all();
-  }
-  Blocking(const Blocking&) = delete;
-  Blocking& operator=(const Blocking&) = delete;
-
-  // Waits without the GIL until there is none, for a bounded time.
-  static void wait_for_none() {
-    std::unique_lock lock(mutex_);
-    none_.wait_for(lock, std::chrono::seconds(2), [] { return calls_ == 0; });
-  }
-
- private:
-  static inline std::mutex mutex_;
-  static inline std::condition_variable none_;
-  static inline int calls_ = 0;
-};
 
 // Says farewell to all peers while threads and callables still can be given up in order.
 void close_all() {
@@ -155,29 +128,13 @@ std::shared_ptr<MeshGroupImpl> make_group(int rank, int size, nb::dict peers,
   }
 }
 
-// The memory of a Python object; with the GIL.
-class Buffer {
- public:
-  Buffer(nb::handle object, int flags) {
-    if (PyObject_GetBuffer(object.ptr(), &view_, flags) != 0) throw nb::python_error();
-  }
-  ~Buffer() { PyBuffer_Release(&view_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  [[nodiscard]] std::span<std::byte> span() const {
-    return {static_cast<std::byte*>(view_.buf), static_cast<std::size_t>(view_.len)};
-  }
-
- private:
-  Py_buffer view_{};
-};
-
 Message bytes_message() { return {Dtype::kBytes, 0, "bytes"}; }
 
 }  // namespace
 
 void bind_group(nb::module_& m) {
-  nb::class_<PyMeshGroup>(m, "MeshGroup", "A group of ranks joined by links.")
+  nb::class_<PyMeshGroup> group(m, "MeshGroup", "A group of ranks joined by links.");
+  group
       .def(
           "__init__",
           [](PyMeshGroup* self, int rank, int size, nb::dict peers,
@@ -229,6 +186,7 @@ void bind_group(nb::module_& m) {
           "abort", [](const PyMeshGroup& self, const std::string& reason) { self.impl->mesh()->abort(reason); },
           "reason"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("close", [](const PyMeshGroup& self) { self.impl->close(); });
+  bind_host(m, group);
 
   nb::module_::import_("atexit").attr("register")(nb::cpp_function(&close_all));
 }

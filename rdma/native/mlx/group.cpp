@@ -1,5 +1,7 @@
 #include "mlx/group.h"
 
+#include "mlx/arrays.h"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/vector.h>
 
@@ -21,54 +23,6 @@ namespace nb = nanobind;
 
 namespace mm {
 namespace {
-
-Dtype dtype_of(mx::Dtype dtype) {
-  switch (dtype.val()) {
-    case mx::Dtype::Val::bool_: return Dtype::kBool;
-    case mx::Dtype::Val::uint8: return Dtype::kUint8;
-    case mx::Dtype::Val::uint16: return Dtype::kUint16;
-    case mx::Dtype::Val::uint32: return Dtype::kUint32;
-    case mx::Dtype::Val::uint64: return Dtype::kUint64;
-    case mx::Dtype::Val::int8: return Dtype::kInt8;
-    case mx::Dtype::Val::int16: return Dtype::kInt16;
-    case mx::Dtype::Val::int32: return Dtype::kInt32;
-    case mx::Dtype::Val::int64: return Dtype::kInt64;
-    case mx::Dtype::Val::float16: return Dtype::kFloat16;
-    case mx::Dtype::Val::float32: return Dtype::kFloat32;
-    case mx::Dtype::Val::float64: return Dtype::kFloat64;
-    case mx::Dtype::Val::bfloat16: return Dtype::kBfloat16;
-    case mx::Dtype::Val::complex64: return Dtype::kComplex64;
-  }
-  throw std::invalid_argument("an array of a type that this transport does not know");
-}
-
-Message message_of(const mx::array& array) {
-  std::vector<std::int64_t> shape(array.shape().begin(), array.shape().end());
-  std::string text = "(";
-  for (std::size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  text += shape.size() == 1 ? ",)" : ")";
-  return {dtype_of(array.dtype()), hash_shape(shape), std::move(text)};
-}
-
-// An array's memory, kept alive.
-struct Memory {
-  std::shared_ptr<mx::array::Data> owner;
-  std::byte* bytes;
-  std::size_t size;
-
-  [[nodiscard]] std::span<std::byte> span() const { return {bytes, size}; }
-};
-
-// MLX hands row-contiguous arrays to a group's operations; anything else would be sent in the wrong order.
-Memory memory_of(const mx::array& array) {
-  if (!array.flags().row_contiguous && array.size() > 1) {
-    throw std::runtime_error("MLX gave a group an array that is not row-contiguous: this is not the version that this "
-                             "module was written for");
-  }
-  if (array.size() == 0) return {nullptr, nullptr, 0};  // may have no memory at all
-  return {array.data_shared_ptr(), reinterpret_cast<std::byte*>(const_cast<char*>(array.data<char>())),
-          array.nbytes()};
-}
 
 template <class Task>
 void dispatch(mx::Stream stream, Task&& task) {

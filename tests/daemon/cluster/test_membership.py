@@ -182,7 +182,7 @@ def test_silence_makes_a_member_suspect_then_dead() -> None:
     assert leader is not None
     other = next(n for n in "abc" if n != leader.node_id)
     begun = world.now
-    world.crash(other)
+    world.crash(other, power=True)
     suspect = world.run_until(lambda: leader.up.view.liveness[other] == "suspect", 3)
     world.run_until(lambda: leader.up.view.liveness[other] == "dead", 5)
 
@@ -197,7 +197,7 @@ def test_an_observer_that_fares_badly_is_slower_to_call_others_dead() -> None:
     assert leader is not None
     other = next(n for n in "abc" if n != leader.node_id)
     world.step(leader, ev.LocalHealth(1))
-    world.crash(other)
+    world.crash(other, power=True)
     world.run(5)
     assert leader.up.view.liveness[other] == "suspect"
     world.run(1.5)

@@ -404,7 +404,7 @@ def test_an_observer_whom_most_do_not_answer_takes_longer_to_call_them_dead() ->
 
     def silent_until_dead(names: str) -> float:
         for name in names:
-            world.crash(name)
+            world.crash(name, power=True)
         took = world.run_until(lambda: leader.up.view.liveness[names[0]] == "dead", 20)
         for name in names:
             world.boot(name)

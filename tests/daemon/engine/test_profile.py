@@ -12,7 +12,9 @@ from mlx_lm.utils import load_model
 
 import zoo
 from daemon.tiny_models import CONFIGS, write_config
+from macmesh_daemon.engine.anatomy import examine
 from macmesh_daemon.engine.cache_members import members
+from macmesh_daemon.engine.payload import bytes_per_token
 from macmesh_daemon.engine.profile import profile_folder
 from macmesh_daemon.engine.profile_build import build
 from macmesh_daemon.models.errors import LocalArchitectureError, LocalModelFolderError
@@ -214,8 +216,37 @@ def test_a_trillion_parameters_are_profiled_like_a_thousand(tmp_path: Path) -> N
 def test_the_reason_against_a_cut_follows_the_config(tmp_path: Path) -> None:
     moe = profiled(zoo.write_config(tmp_path / "a", "gemma4_moe"))
     shared = profiled(zoo.write_config(tmp_path / "b", "gemma4"))
-    assert "return more than the hidden state" in moe.cut_reason
-    assert "keys and values of earlier ones" in shared.cut_reason
+    assert (moe.cut_points, moe.cut_reason) == ((1, 2, 3, 4, 5), "")
+    assert shared.cut_points == (1, 2, 3, 4)
+    assert shared.cut_reason == (
+        "layers 6 to 9 read keys and values of layer 4 and later ones, "
+        "so that it can be cut before layer 1 to 4 only"
+    )
+
+
+#: Bytes of a float32 hidden state of these models.
+_HIDDEN = 64 * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "handed_on"),
+    [
+        ("llama", _HIDDEN),
+        ("gemma4_moe", _HIDDEN),
+        ("rwkv7", 2 * _HIDDEN),  # and the first layer's values
+        ("talkie", 2 * _HIDDEN),  # and the embedding
+        ("hunyuan", _HIDDEN + 2 * 2 * 16 * 4),  # and keys and values of a pair
+        ("gemma4", _HIDDEN + 9 * 16 * 4),  # and inputs of the nine later layers
+        ("gemma3n", 4 * _HIDDEN + 9 * 16 * 4),  # four streams
+        ("kimi_k3", _HIDDEN + 3 * (_HIDDEN + 4)),  # and three blocks with their norms
+        # four streams, their mix, and a flag for each two of 512 / 4 keys, and one more
+        ("deepseek_v41", 4 * _HIDDEN + 4 * 4 + 64 + 1),
+    ],
+)
+def test_bytes_of_a_token_that_cross_a_cut(name: str, handed_on: int, tmp_path: Path) -> None:
+    folder = zoo.write_config(tmp_path / "m", name, torch_dtype="float32", dtype="float32")
+    model = build(read_folder(folder, require_weights=False))
+    assert bytes_per_token(model, examine(model)) == handed_on
 
 
 def test_layers_called_part_by_part_are_watched(tmp_path: Path) -> None:

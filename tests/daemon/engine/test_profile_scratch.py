@@ -104,7 +104,7 @@ def test_a_prefill_step_runs_layer_by_layer_and_a_decode_step_in_one(
 
     monkeypatch.setattr(mx, "eval", counting)
     hidden = mx.zeros((1, 16, 64))
-    stage.step(hidden, caches)
+    stage.step([hidden], caches)
     assert len(evaluated) == 4
-    stage.step(hidden[:, :1], caches)
+    stage.step([hidden[:, :1]], caches)
     assert len(evaluated) == 4

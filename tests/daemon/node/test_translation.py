@@ -15,6 +15,7 @@ from macmesh_placement import (
     Reserves,
     Scratch,
     ScratchTerm,
+    StageCacheCost,
     all_cut_points,
     plan,
 )
@@ -104,7 +105,9 @@ def test_a_placement_becomes_a_deployment_with_its_ledgers() -> None:
         )
     )
     assert isinstance(result, Placement), result
-    deployment = deployment_of(result, ModelRef("m", "/m", "d"), LINKS, TransportChoice("auto", "why"))
+    deployment = deployment_of(
+        result, _model(), ModelRef("m", "/m", "d"), LINKS, TransportChoice("auto", "why")
+    )
 
     assert [(s.first_layer, s.end_layer) for s in deployment.stages] == [
         (s.first_layer, s.end_layer) for s in result.stages
@@ -117,6 +120,10 @@ def test_a_placement_becomes_a_deployment_with_its_ledgers() -> None:
         assert stage.ledger is not None
         needed = sum(e.size_bytes for e in stage.ledger.entries)
         assert stage.ledger.headroom_bytes == stage.ledger.usable_bytes - needed >= 0
+        cost = StageCacheCost.from_json_text(stage.cache_cost_json)
+        lines = {entry.name: entry.size_bytes for entry in stage.ledger.entries}
+        assert cost.reserved_bytes(4096) == lines["cache"] == (stage.end_layer - stage.first_layer) * 4096**2
+        assert stage.cache_budget_bytes == lines["cache"] + cost.slack_bytes
 
 
 def test_a_single_stage_has_no_transport() -> None:
@@ -124,7 +131,7 @@ def test_a_single_stage_has_no_transport() -> None:
     result = plan(PlanRequest(profile=_model(), nodes=(node,), context_tokens=4096))
     assert isinstance(result, Placement), result
 
-    assert deployment_of(result, ModelRef(), LINKS, TransportChoice("none")).transport == "none"
+    assert deployment_of(result, _model(), ModelRef(), LINKS, TransportChoice("none")).transport == "none"
 
 
 def test_every_refusal_has_a_reason() -> None:

@@ -94,6 +94,29 @@ def test_the_larger_side_of_a_partition_goes_on_and_the_smaller_changes_nothing(
     run_virtual(main())
 
 
+def test_a_killed_member_is_noticed_at_once_and_a_cut_one_is_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with VirtualMesh(tmp_path, 3) as mesh:
+            first = await mesh.led()
+            await mesh.until(lambda: first.member_count == 3, "all are members")
+            await mesh.until(lambda: set(first.view.liveness.values()) == {"alive"}, "all are alive")
+            victim, other = (n for n in mesh.nodes if n is not first)
+            mesh.network.partition((victim.node_id,), (first.node_id, other.node_id))
+            cut = await mesh.until(lambda: first.view.liveness[victim.node_id] == "dead", "cut")
+            assert cut > 2.7
+            mesh.network.heal()
+            await mesh.until(lambda: first.view.liveness[victim.node_id] == "alive", "healed")
+            await victim.crash()
+            suspect = await mesh.until(lambda: first.view.liveness[victim.node_id] == "suspect", "suspect")
+            assert suspect < 0.05
+            dead = await mesh.until(lambda: first.view.liveness[victim.node_id] == "dead", "dead")
+            assert 0.4 < dead < 0.9
+            victim.start()
+            await mesh.until(lambda: first.view.liveness[victim.node_id] == "alive", "it is back")
+
+    run_virtual(main())
+
+
 def test_a_node_that_slept_gives_way_at_once(tmp_path: Path) -> None:
     async def main() -> None:
         async with VirtualMesh(tmp_path, 3) as mesh:

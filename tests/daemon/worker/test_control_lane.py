@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from macmesh.v1 import lane_pb2, peer_pb2
+from macmesh_daemon.cluster.settings import ClusterSettings
 from macmesh_daemon.supervisor.local_plan import local_plan, throwaway_identities
+from macmesh_daemon.worker import shell
 from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError
 from macmesh_daemon.worker.identity import require_node, stage_proof
@@ -71,12 +73,12 @@ async def test_headers_go_down_and_results_go_from_the_tail_to_the_head(count: i
     async with bound(starts(count)) as stages:
         await join_all(stages)
         for index, stage in enumerate(stages):
-            header = lane_pb2.StepHeader(step=index + 1)
+            header = lane_pb2.Step(number=index + 1)
             stage.lane.send_down(stage.lane.encode(step=header))
         for index, stage in enumerate(stages):
             sender, message = await stage.messages.get()
             assert sender == (index - 1) % count
-            assert message.step.step == sender + 1
+            assert message.step.number == sender + 1
 
 
 async def test_a_stage_that_goes_is_noticed_by_both_neighbours() -> None:
@@ -102,7 +104,7 @@ async def test_a_message_of_another_epoch_breaks_the_lane() -> None:
         other = starts(2)[0]
         other.epoch.seq = 99
         foreign = Stage(other)
-        stages[0].lane.send_down(foreign.lane.encode(step=lane_pb2.StepHeader(step=1)))
+        stages[0].lane.send_down(foreign.lane.encode(step=lane_pb2.Step(number=1)))
         assert "epoch 0.1.99" in await stages[1].lost.get()
         assert stages[1].messages.empty()
 
@@ -125,6 +127,24 @@ async def test_what_cannot_be_sent_ends_the_plan_and_is_told_once() -> None:
         await stages[1].lane.close()
         stages[0].lane.send_down(b"late")
         assert stages[0].lost.empty()
+
+
+async def test_a_stage_that_waits_says_for_whom() -> None:
+    async with bound(starts(3)) as stages:
+        # Stage 2 was never told of the others: it says no hello, and does not connect to the head.
+        head, second = (asyncio.create_task(stage.lane.join(peers(stages))) for stage in stages[:2])
+        while stages[0].lane.missing != "stage 2 has not connected to us":
+            assert not head.done()
+            await asyncio.sleep(0)
+        assert stages[1].lane.missing == f"stage 2 at {stages[2].address} has not said hello"
+        await stages[2].lane.join(peers(stages))
+        await asyncio.gather(head, second)
+        assert [stage.lane.missing for stage in stages] == ["", "", ""]
+
+
+def test_a_stage_gives_up_joining_before_the_coordinator_gives_up_the_plan() -> None:
+    both_lanes_seconds = 2 * shell.JOIN_DEADLINE_SECONDS
+    assert both_lanes_seconds < ClusterSettings().connect_timeout_seconds
 
 
 async def test_a_node_of_another_cluster_is_turned_away() -> None:
@@ -183,7 +203,7 @@ async def test_a_stranger_in_plain_text_does_no_harm() -> None:
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
         await join_all(stages)
-        stages[0].lane.send_down(stages[0].lane.encode(step=lane_pb2.StepHeader(step=1)))
+        stages[0].lane.send_down(stages[0].lane.encode(step=lane_pb2.Step(number=1)))
         await stages[1].messages.get()
         assert stages[1].lost.empty()
 

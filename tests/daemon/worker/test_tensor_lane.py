@@ -5,9 +5,27 @@ from macmesh_daemon.node.codec import to_proto
 from macmesh_daemon.node.lane_choice import TransportChoice
 from macmesh_daemon.node.translation import deployment_of, link_options
 from macmesh_daemon.worker import tensor_lane
-from macmesh_placement import Placement
+from macmesh_placement import LayerProfile, ModelProfile, Placement, all_cut_points
 from macmesh_placement.result import Certificate
 from macmesh_rdma.options import LinkOptions
+
+
+def profile() -> ModelProfile:
+    return ModelProfile(
+        model_id="m",
+        model_type="qwen3",
+        digest="d",
+        layers=(LayerProfile(weight_bytes=1, active_weight_bytes=1, active_parameters=1, parameter_count=1),),
+        embedding_bytes=1,
+        norm_bytes=1,
+        head_bytes=1,
+        tied=False,
+        hidden_size=1,
+        vocab_size=1,
+        activation_bytes=2,
+        position_limit=64,
+        cut_points=all_cut_points(1),
+    )
 
 
 def placement() -> Placement:
@@ -44,7 +62,7 @@ def test_every_setting_of_the_links_reaches_the_stages() -> None:
         link_checksum_payloads=True,
     )
     deployment = to_proto(
-        deployment_of(placement(), ModelRef(), link_options(config), TransportChoice("auto"))
+        deployment_of(placement(), profile(), ModelRef(), link_options(config), TransportChoice("auto"))
     )
     assert tensor_lane.link_options(deployment) == LinkOptions(
         num_buffers=3,

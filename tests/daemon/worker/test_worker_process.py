@@ -22,6 +22,7 @@ from macmesh_daemon.supervisor.process import WorkerProcess
 from macmesh_daemon.supervisor.verify import running_plan
 from macmesh_rdma.messages.stream_port import LENGTH
 from tinymodels import write_tiny_model
+from zoo import write_model
 
 pytestmark = pytest.mark.process
 
@@ -284,7 +285,7 @@ async def test_broken_models_and_plans_are_told_in_words(folder: Path, tmp_path:
     shutil.copytree(folder, cut_short)
     shard = cut_short / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
-    recurrent = write_tiny_model(tmp_path / "recurrent", "rwkv7")
+    looped = write_model(tmp_path / "looped", "nanbeige", num_hidden_layers=4)
 
     (single,) = plan([cut_short], [])
     abroad = plan([folder, folder], [2])[1]
@@ -293,7 +294,7 @@ async def test_broken_models_and_plans_are_told_in_words(folder: Path, tmp_path:
     backwards.deployment.layer_count = 9
     expected = {
         "cut short": single,
-        "cannot be cut": plan([recurrent, recurrent], [2])[0],
+        "cannot be cut": plan([looped, looped], [2])[0],
         "192.0.2.7": abroad,
         "end at layer 4 of 9": backwards,
     }

@@ -1,6 +1,7 @@
 import gc
 import os
 import resource
+import select
 import socket
 import stat
 import threading
@@ -35,9 +36,11 @@ from macmesh_rdma.errors import (
     RemotePeerLostError,
     RemoteTimeoutError,
 )
-from macmesh_rdma.joining import accepting
+from macmesh_rdma.joining import accepting, bringup, conversation
 from macmesh_rdma.joining import listener as listener_module
+from macmesh_rdma.joining.conversation import Talk
 from macmesh_rdma.joining.endpoint import Endpoint
+from macmesh_rdma.joining.joining_peer import JoiningPeer
 from macmesh_rdma.joining.listener import Listener
 from macmesh_rdma.joining.plan import neighbours
 from macmesh_rdma.shared_memory import check_shared_memory, create_shared_memory
@@ -307,13 +310,56 @@ def test_ranks_that_disagree_about_their_links_both_learn_it(other: dict[str, ob
             assert text in str(outcome)
 
 
-def test_a_second_process_of_a_rank_is_turned_away_and_the_first_stays() -> None:
+def test_a_dialler_that_never_had_to_wait_still_says_that_it_is_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where each answer is there before it is looked for, on a busy processor: all in one go, without a turn."""
+    hurried = threading.local()
+    receive = conversation.receive_exactly
+
+    def receive_at_once(sock: socket.socket, count: int) -> Talk[bytes]:
+        if getattr(hurried, "yes", False):
+            select.select([sock], [], [], 10)
+        return (yield from receive(sock, count))
+
+    monkeypatch.setattr(conversation, "receive_exactly", receive_at_once)
+
+    def dial() -> object:
+        hurried.yes = True
+        return connect(made[1], 1, endpoints, provider="shm", timeout_seconds=5)
+
+    with listeners(2) as made:
+        endpoints = endpoints_of(made)
+        began = time.monotonic()
+        outcomes = in_threads(
+            [lambda: connect(made[0], 0, endpoints, provider="shm", timeout_seconds=10), dial]
+        )
+        assert time.monotonic() - began < 4
+        check_pair(connected(outcomes[0])[1], connected(outcomes[1])[0])
+        close_links(outcomes)
+
+
+def test_a_second_process_of_a_rank_is_turned_away_and_the_first_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     told: list[str] = []
+    first_in, turned_away = threading.Event(), threading.Event()
+
+    def tell(reason: str) -> None:
+        told.append(reason)
+        turned_away.set()
+
+    class SeenPeer(JoiningPeer):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "side" and value is not None and self.number == 1:
+                first_in.set()
+
+    monkeypatch.setattr(bringup, "JoiningPeer", SeenPeer)
     with listeners(4) as made:
-        made[0].on_stranger = told.append
+        made[0].on_stranger = tell
         endpoints = endpoints_of(made[:3])
         twin_endpoints = [endpoints[0], made[3].endpoint, endpoints[2]]
-        first_in = threading.Event()
 
         def twin() -> object:
             assert first_in.wait(10)
@@ -321,10 +367,7 @@ def test_a_second_process_of_a_rank_is_turned_away_and_the_first_stays() -> None
 
         def late_rank() -> object:
             # The group waits for rank 2, so that the twin finds it still connecting.
-            while not told:
-                if not first_in.is_set():
-                    time.sleep(0.1)  # the first is being connected
-                    first_in.set()
+            assert turned_away.wait(10)
             return connect(made[2], 2, endpoints, provider="tcp")
 
         outcomes = in_threads(

@@ -31,6 +31,7 @@ _ENDS_ONCE = "6: whatever was asked ends once"
 _LIVENESS = "liveness: a healed cluster serves"
 _FAILOVER = "failover within seconds"
 _DENIED = "an evicted node is answered nothing"
+_NO_FALSE_DEATH = "a member that lives is not called dead"
 _STANDALONE = "a node alone touches nobody"
 
 CATALOGUE: tuple[Mutant, ...] = (
@@ -482,5 +483,75 @@ CATALOGUE: tuple[Mutant, ...] = (
         "                    self._election.woke_up()\n",
         "",
         "a sleeper fences itself first",
+    ),
+    Mutant(
+        "one stray reset is a death",
+        "tracker.py",
+        "return self.refused_until - self.refused_since >= seconds",
+        "return True",
+        _NO_FALSE_DEATH,
+    ),
+    Mutant(
+        "refusals add up over answers",
+        "tracker.py",
+        "        self.refused_since = self.refused_until = None\n",
+        "",
+        _NO_FALSE_DEATH,
+    ),
+    Mutant(
+        "a refusal older than the last answer counts",
+        "tracker.py",
+        "if self.lease_at is None or sent_at <= self.lease_at:",
+        "if self.lease_at is None:",
+        _NO_FALSE_DEATH,
+    ),
+    Mutant(
+        "a member whose daemon has not started yet is dead at once",
+        "tracker.py",
+        "if self.lease_at is None or sent_at <= self.lease_at:",
+        "if self.lease_at is not None and sent_at <= self.lease_at:",
+        _NO_FALSE_DEATH,
+    ),
+    Mutant(
+        "who refuses the coordinator only is dead",
+        "tracker.py",
+        "if self.reached_at is not None and self.reached_at >= self.refused_since:",
+        "if False:",
+        _NO_FALSE_DEATH,
+    ),
+    Mutant(
+        "silence is a refusal",
+        "watch.py",
+        'if kind != "refused":',
+        'if kind == "lost":',
+        _NO_FALSE_DEATH,
+    ),
+    Mutant(
+        "a refusal is mere silence",
+        "watch.py",
+        'if kind != "refused":',
+        "if True:",
+        "a killed member is dead within a second",
+    ),
+    Mutant(
+        "a lost connection is no reason to ask",
+        "coordinator.py",
+        "            self._heartbeats.send_to(peer, track)\n",
+        "",
+        "a killed member is suspect at once",
+    ),
+    Mutant(
+        "a lost connection is asked about without end",
+        "coordinator.py",
+        "if track.hurried_at is None or now - track.hurried_at >= _HURRY_SECONDS:",
+        "if True:",
+        "what a sick member costs is bounded",
+    ),
+    Mutant(
+        "time-outs of most raise no doubt",
+        "watch.py",
+        "or (track.timed_out_at is not None and now - track.timed_out_at <= limit)",
+        "or False",
+        _NO_FALSE_DEATH,
     ),
 )

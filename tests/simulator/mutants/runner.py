@@ -31,6 +31,7 @@ _FIRST = {
     "machine.py": "test_election.py",
     "tracker.py": "test_watch.py",
     "transfer.py": "test_evict.py",
+    "watch.py": "test_refused.py",
     "standalone.py": "test_standalone.py",
     "generations.py": "test_recovery.py",
     "recovery.py": "test_recovery.py",

@@ -1,0 +1,69 @@
+"""The parts that this project's own engine gives a worker. Imported before mlx is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from macmesh.v1 import lane_pb2, types_pb2
+from macmesh_daemon.engine.budget import CacheBudget
+from macmesh_daemon.engine.limits import Limits
+from macmesh_daemon.engine.scheduler import Scheduler
+from macmesh_daemon.worker.loops import Schedule
+from macmesh_daemon.worker.parts import Parts, Progress
+from macmesh_placement.stagecache import StageCacheCost
+
+if TYPE_CHECKING:
+    from macmesh_daemon.worker.runner import House, Stage
+
+
+def engine_parts() -> Parts:
+    """This project's own engine."""
+    return Parts(_load, _house, _schedule)
+
+
+def _load(start: lane_pb2.StartStage, progress: Progress) -> "Stage":
+    from macmesh_daemon.engine.stage import load_stage  # noqa: PLC0415  imports mlx
+
+    stage = start.deployment.stages[start.stage_index]
+    return load_stage(
+        Path(start.model_path), stage.first_layer, stage.end_layer, start.deployment.layer_count, progress
+    )
+
+
+def _house(start: lane_pb2.StartStage, stage: "Stage") -> "House":
+    from macmesh_daemon.engine.cache_house import CacheHouse  # noqa: PLC0415  imports mlx
+
+    return CacheHouse(stage.make_caches, limits_of(start, queues=False).slots_at_once)
+
+
+def _schedule(start: lane_pb2.StartStage, stage: "Stage", queues: bool) -> Schedule:
+    from macmesh_daemon.engine.cache_traits import cache_traits  # noqa: PLC0415  imports mlx
+
+    traits = cache_traits(stage.make_caches(1).entries, stage.architecture)
+    return Scheduler(limits_of(start, queues=queues), budget_of(start.deployment), traits)
+
+
+def limits_of(start: lane_pb2.StartStage, *, queues: bool) -> Limits:
+    """What the plan allows.
+
+    Args:
+        start: the plan.
+        queues: steps are queued ahead on the device.
+    """
+    deployment = start.deployment
+    return Limits(
+        context_tokens=deployment.context_tokens,
+        slots=deployment.slots,
+        stages=len(deployment.stages),
+        prefill_chunk_tokens=deployment.prefill_chunk_tokens,
+        step_deadline_seconds=start.step_deadline_seconds,
+        lookahead=int(queues),
+    )
+
+
+def budget_of(deployment: types_pb2.Deployment) -> CacheBudget | None:
+    """What the stages have for caches; None where the plan does not say what they cost."""
+    stages = deployment.stages
+    if not all(stage.cache_cost_json for stage in stages):
+        return None
+    costs = [StageCacheCost.from_json_text(stage.cache_cost_json) for stage in stages]
+    return CacheBudget(costs, [stage.cache_budget_bytes for stage in stages])

@@ -1,0 +1,192 @@
+"""Decodes batches of every architecture, and compares each request with what it gives alone; run, it prints a table.
+
+    PYTHONPATH=tests python -m zoo.batchtable [NAME ...]
+
+Three requests of different lengths: two begin together, one joins, one leaves, the last goes on by itself. The windows
+of all models are crossed by then.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from macmesh_daemon.engine.anatomy import Anatomy, examine
+from macmesh_daemon.engine.batch_caches import BatchCaches, BatchRow, compose
+from macmesh_daemon.engine.cache_traits import cache_traits
+from macmesh_daemon.engine.caches import Caches, StageCaches, make_caches
+from zoo import BROKEN, CONFIGS, METAL_ONLY, build_model
+
+PROMPT_TOKENS = (5, 14, 10)
+CHUNK_TOKENS = 6
+NEW_TOKENS = 8
+CAPACITY_TOKENS = max(PROMPT_TOKENS) + NEW_TOKENS
+
+NOT_COMPUTED = {**dict.fromkeys(METAL_ONLY, "a Metal kernel: nothing is computed here"), **BROKEN}
+"""Architectures that say nothing here, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One architecture: whether batches are right, or why there are none."""
+
+    name: str
+    equal: bool
+    unbatchable: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The row as a line."""
+        verdict = "alone" if self.unbatchable else "equal" if self.equal else "NO"
+        return f"{self.name:22} {verdict:6} {self.seconds:5.1f} s {self.unbatchable or self.reason}".rstrip()
+
+
+def prompt(name: str, tokens: int) -> list[int]:
+    """Token ids that differ from model to model and length to length."""
+    key = mx.random.key(sum(map(ord, name)) + tokens)
+    drawn: Any = mx.random.randint(4, 300, (tokens,), key=key).tolist()
+    return [int(token) for token in drawn]
+
+
+@dataclass
+class Requests:
+    """Runs requests on a whole model as a worker does, without the worker."""
+
+    model: Any
+    anatomy: Anatomy
+    kv_bits: int = 0
+
+    @classmethod
+    def of(cls, name: str, **overrides: Any) -> "Requests":
+        """Requests on the model of that name."""
+        model = build_model(name, **overrides)
+        return cls(model, examine(model))
+
+    def caches(self, reserve_tokens: int) -> StageCaches:
+        """New caches of a request."""
+        layers = range(self.anatomy.layer_count)
+        return make_caches(self.model, self.anatomy, layers, reserve_tokens, kv_bits=self.kv_bits)
+
+    def step(self, tokens: Sequence[Sequence[int]], caches: Caches) -> list[int]:
+        """One step for each row; the most likely next tokens."""
+        caches.advance(len(tokens[0]))
+        logits = self.model(mx.array([list(row) for row in tokens]), cache=caches.entries)
+        chosen = mx.argmax(logits[:, -1], axis=-1)
+        if len(tokens[0]) > 1:
+            caches.copy_states(range(len(caches.entries)))
+        mx.eval(chosen, caches.owned_arrays())
+        found: Any = chosen.tolist()
+        return [int(token) for token in found]
+
+    def prefill(self, tokens: Sequence[int], caches: StageCaches) -> None:
+        """All but the last token, in chunks."""
+        rest = list(tokens[caches.length : -1])
+        while rest:
+            self.step([rest[:CHUNK_TOKENS]], caches)
+            rest = rest[CHUNK_TOKENS:]
+
+    def alone(self, tokens: Sequence[int], count: int) -> list[int]:
+        """What a request generates by itself."""
+        caches = self.caches(len(tokens) + count)
+        self.prefill(tokens, caches)
+        return self.decode(caches, [tokens[-1]], count)[0]
+
+    def decode(self, caches: Caches, last: Sequence[int], count: int) -> list[list[int]]:
+        """Tokens of each row, after the given ones."""
+        found: list[list[int]] = [[] for _ in last]
+        for _ in range(count):
+            last = self.step([[token] for token in last], caches)
+            for row, token in zip(found, last, strict=True):
+                row.append(token)
+        return found
+
+
+def batched(requests: Requests, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], StageCaches]:
+    """The three requests in batches: 0 and 1; all; 1 and 2; 2 alone. And what the last one leaves behind."""
+    singles = []
+    for tokens in prompts:
+        singles.append(requests.caches(len(tokens) + NEW_TOKENS))
+        requests.prefill(tokens, singles[-1])
+    out: list[list[int]] = [[], [], []]
+
+    def run(caches: Caches, rows: Sequence[int], count: int) -> None:
+        last = [(out[row] or [prompts[row][-1]])[-1] for row in rows]
+        for row, found in zip(rows, requests.decode(caches, last, count), strict=True):
+            out[row] += found
+
+    batch = _batch([BatchRow(singles[0]), BatchRow(singles[1])])
+    run(batch, (0, 1), 2)
+    batch = _batch([BatchRow(batch, 0), BatchRow(batch, 1), BatchRow(singles[2])])
+    run(batch, (0, 1, 2), 4)
+    batch = _batch([BatchRow(batch, 1), BatchRow(batch, 2)])
+    run(batch, (1, 2), 2)
+    left = compose([], CAPACITY_TOKENS, [BatchRow(batch, 1)], [batch.lengths[1]]).leaving[0]
+    left = left.resized(CAPACITY_TOKENS)
+    run(left, (2,), 1)
+    return out, left
+
+
+def taken_up(requests: Requests, caches: StageCaches, tokens: Sequence[int]) -> str:
+    """What differs between going on with caches, cut back where that is possible, and beginning anew."""
+    cut = caches.length - 3
+    cut = cut if caches.can_trim_to(cut) else caches.length
+    caches.trim_to(cut)
+    again = [*tokens[:cut], *prompt("more", 4)]
+    caches = caches.resized(len(again) + 2)
+    requests.prefill(again, caches)
+    found = requests.decode(caches, again[-1:], 2)[0]
+    wanted = requests.alone(again, 2)
+    return "" if found == wanted else f"{cut} tokens taken up: {found}, anew: {wanted}"
+
+
+def _batch(rows: Sequence[BatchRow]) -> BatchCaches:
+    batch = compose(rows, CAPACITY_TOKENS).batch
+    assert batch is not None
+    return batch
+
+
+def compare(name: str, *, force: bool = False) -> Row:
+    """Compares one architecture; one that is known not to batch is tried where it is forced."""
+    began = time.monotonic()
+    if name in NOT_COMPUTED:
+        return Row(name, equal=False, reason=NOT_COMPUTED[name])
+    requests = Requests.of(name)
+    traits = cache_traits(requests.caches(1).entries, requests.anatomy.architecture)
+    if traits.unbatchable and not force:
+        return Row(name, equal=False, unbatchable=traits.unbatchable)
+    prompts = [prompt(name, tokens) for tokens in PROMPT_TOKENS]
+    wanted = [requests.alone(tokens, NEW_TOKENS) for tokens in prompts]
+    try:
+        found, left = batched(requests, prompts)
+    except Exception as problem:  # noqa: BLE001  any failure of foreign code is the answer
+        return Row(
+            name, equal=False, reason=f"{type(problem).__name__}: {' '.join(str(problem).split())[:150]}"
+        )
+    assert [len(mine) for mine in found] == [6, 8, 7]
+    for index, (mine, theirs) in enumerate(zip(found, wanted, strict=True)):
+        if mine != theirs[: len(mine)]:
+            return Row(name, equal=False, reason=f"request {index}: {mine} in batches, {theirs} alone")
+    if reason := taken_up(requests, left, [*prompts[2], *found[2]]):
+        return Row(name, equal=False, reason=reason)
+    return Row(name, equal=True, seconds=time.monotonic() - began)
+
+
+def main(names: Sequence[str]) -> int:
+    """Prints the table; returns 0 where every architecture that batches is equal."""
+    mx.set_default_device(mx.cpu)
+    rows = []
+    for name in names or CONFIGS:
+        rows.append(compare(name))
+        print(rows[-1].text, flush=True)  # noqa: T201  its output
+    equal, alone = sum(row.equal for row in rows), sum(bool(row.unbatchable) for row in rows)
+    print(f"{len(rows)} architectures, {equal} equal in batches, {alone} run alone")  # noqa: T201  its output
+    return 0 if all(row.equal or row.unbatchable or row.name in NOT_COMPUTED for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,158 @@
+"""Splits a tiny model of an architecture into stages and compares what they generate with mlx-lm alone.
+
+The prompt goes through in chunks that cross the windows of 8 tokens, then tokens are decoded past the window.
+Tokens and the bits of all log probabilities have to be those of ``generate_step`` on the whole model.
+"""
+
+import hashlib
+import random
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import generate_step
+from mlx_lm.utils import load_model
+
+from macmesh_daemon.engine.anatomy import Anatomy, examine
+from macmesh_daemon.engine.handover import dtype_name
+from macmesh_daemon.engine.stage import StageModel
+from macmesh_daemon.engine.stand_ins import kernels_replaced
+from zoo import BROKEN, METAL_ONLY
+
+SEED = 71
+PROMPT = tuple((11 * i * i + 5 * i + 7) % 300 + 4 for i in range(11))
+CHUNK_TOKENS = 5
+NEW_TOKENS = 4
+
+NOT_RUN = {
+    **dict.fromkeys(METAL_ONLY, "not run: its forward pass is a Metal kernel"),
+    **{name: f"not run anywhere: {reason}" for name, reason in BROKEN.items()},
+}
+"""Architectures that cannot be run here, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One architecture, split in one way."""
+
+    name: str
+    dtype: str
+    cuts: tuple[int, ...]
+    equal: bool
+    reason: str = ""
+    """Why it was not split, or not everywhere; or what differed."""
+
+    @property
+    def text(self) -> str:
+        """The row as a line."""
+        cuts = ",".join(map(str, self.cuts)) or "-"
+        verdict = "equal" if self.equal else "no"
+        return (
+            f"{self.name:20} {self.dtype:9} {len(self.cuts) + 1} {cuts:6} {verdict:6} {self.reason}".rstrip()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the stages of one split do."""
+
+    folder: str
+    bounds: tuple[int, ...]
+    """First layers of the stages, and the number of layers."""
+    prompt: tuple[int, ...] = PROMPT
+    chunk_tokens: int = CHUNK_TOKENS
+    new_tokens: int = NEW_TOKENS
+
+    @property
+    def stages(self) -> int:
+        """How many."""
+        return len(self.bounds) - 1
+
+    @property
+    def chunks(self) -> list[tuple[int, ...]]:
+        """The prompt but for its last token."""
+        body, size = self.prompt[:-1], self.chunk_tokens
+        return [body[begin : begin + size] for begin in range(0, len(body), size)]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Job":
+        """Reads `to_json`'s form."""
+        fields: dict[str, Any] = {
+            name: tuple(part) if isinstance(part, list) else part for name, part in value.items()
+        }
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Tokens, and a digest of the log probabilities of the whole vocabulary at each."""
+
+    tokens: list[int]
+    digests: list[str]
+
+
+def reference(folder: Path) -> Generated:
+    """mlx-lm alone."""
+    model, _ = load_model(folder)
+    steps = generate_step(mx.array(PROMPT), model, max_tokens=NEW_TOKENS, prefill_step_size=CHUNK_TOKENS)
+    pairs = [(int(token), digest(logprobs)) for token, logprobs in steps]
+    return Generated([token for token, _ in pairs], [found for _, found in pairs])
+
+
+def choice(logits: mx.array) -> tuple[int, str]:
+    """The likeliest token after the last one, and the digest."""
+    last = logits[:, -1, :]
+    logprobs = last - mx.logsumexp(last, axis=-1, keepdims=True)
+    token: Any = mx.argmax(logprobs, axis=-1).item()
+    return int(token), digest(logprobs)
+
+
+def digest(logprobs: mx.array) -> str:
+    """Of the bits."""
+    return hashlib.sha256(bytes(mx.view(logprobs.reshape(-1), mx.uint8))).hexdigest()
+
+
+def require_foretold(stage: StageModel, payload: list[mx.array], tokens: int) -> None:
+    """Lets pass what is as the stage foretold it, where it did."""
+    expected = stage.payload_facts(1, tokens)
+    real = [(array.shape, dtype_name(array.dtype)) for array in payload]
+    if expected is not None and real != [(fact.shape, fact.dtype) for fact in expected]:
+        raise AssertionError(f"layer {stage.layers.start}: {real} came in, {expected} was foretold")
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """On the CPU, mlx starts a C++ compiler for each fused kernel."""
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        mx.enable_compile()
+
+
+def anatomy_of(folder: Path) -> Anatomy:
+    """Of a written model."""
+    with kernels_replaced():
+        return examine(load_model(folder, lazy=True)[0])
+
+
+def chosen_cuts(name: str, anatomy: Anatomy) -> list[tuple[int, ...]]:
+    """One split into two stages and one into three; both have the same first stage.
+
+    The cuts are drawn; where a model may not be cut everywhere, they are the last allowed ones, as just behind
+    them something is lost.
+    """
+    allowed = anatomy.cut_points
+    count = min(2, len(allowed))
+    seeded = random.Random(zlib.crc32(name.encode()) + SEED)  # noqa: S311  draws cuts, keeps no secret
+    drawn = seeded.sample(allowed, count)
+    both = allowed[-count:] if anatomy.cut_reason else tuple(sorted(drawn))
+    return [both[:cuts] for cuts in (1, 2) if count >= cuts]
