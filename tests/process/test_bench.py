@@ -48,6 +48,11 @@ def check_stages(stages: list[dict[str, Any]]) -> None:
         assert stage["reason"] == ""
         assert 0 < stage["peak_memory_bytes"] <= stage["ledger_bytes"]
         assert stage["within_ledger"] is True
+        times = stage["phase_ms_per_step"]
+        assert times["describe"] > 0
+        assert times["receive"] + times["send"] == pytest.approx(stage["transport_ms_per_step"], abs=0.001)
+    # The tail waits for what the head sends, and the head for what the tail has sampled.
+    assert stages[1]["transport_ms_per_step"] > 0
 
 
 async def test_a_cluster_of_two_is_measured_and_compared_with_mlx_lm(tmp_path: Path) -> None:
