@@ -111,5 +111,6 @@ async def test_a_cluster_of_two_is_measured_and_compared_with_mlx_lm(tmp_path: P
         climbed = await bench(cluster, "--climb", "--tokens", "8", "--warm-up", "0")
         assert climbed["climb"]["reached_tokens"] == CONTEXT_TOKENS
         assert climbed["climb"]["within_ledgers"] is True
+        assert [r["length_tokens"] for r in climbed["climb"]["rungs"]] == [64, 128, 256, CONTEXT_TOKENS]
         for rung in climbed["climb"]["rungs"]:
             check_stages(rung["stages"])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 Prefix = Literal["cold", "warm"]
-#: The first rung of a climb, where the context is longer than that.
+#: The first rung of a climb, where an eighth of the context is not less.
 FIRST_RUNG_TOKENS: Final = 1024
 #: Longest answer of a warm-up request: it is there to build kernels and to fill caches, not to be measured.
 WARM_UP_TOKENS: Final = 16
@@ -73,9 +73,10 @@ def sweep_lengths(context_tokens: int, new_tokens: int) -> tuple[int, ...]:
     return (*powers, longest) if longest > 0 else ()
 
 
-def rungs(context_tokens: int, new_tokens: int, first_tokens: int = FIRST_RUNG_TOKENS) -> tuple[int, ...]:
+def rungs(context_tokens: int, new_tokens: int, first_tokens: int = 0) -> tuple[int, ...]:
     """Lengths of a conversation, prompt and answer together, that doubles until it fills the context.
 
+    Where `first_tokens` is 0, the first rung is `FIRST_RUNG_TOKENS`, or an eighth of a short context.
     Every rung leaves room for at least one new token of prompt beside the answer.
 
     Raises:
@@ -87,7 +88,8 @@ def rungs(context_tokens: int, new_tokens: int, first_tokens: int = FIRST_RUNG_T
             f"take fewer than {context_tokens}"
         )
     lengths: list[int] = []
-    length = max(first_tokens, new_tokens + 1)
+    first = first_tokens or min(FIRST_RUNG_TOKENS, context_tokens // 8)
+    length = max(first, new_tokens + 1)
     while length < context_tokens:
         # The last rung must be reached by more than its own answer.
         if context_tokens - length > new_tokens:

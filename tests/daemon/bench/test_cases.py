@@ -20,7 +20,7 @@ from macmesh_daemon.bench.cases import (
 from macmesh_daemon.bench.errors import LocalBenchArgumentError
 
 
-@given(st.integers(2, 300_000), st.integers(1, 500), st.integers(1, 5000))
+@given(st.integers(2, 300_000), st.integers(1, 500), st.integers(0, 5000))
 def test_rungs_grow_to_exactly_the_context(context: int, new: int, first: int) -> None:
     if context <= new:
         with pytest.raises(LocalBenchArgumentError, match="room"):
@@ -36,8 +36,8 @@ def test_rungs_grow_to_exactly_the_context(context: int, new: int, first: int) -
 
 def test_a_climb_doubles() -> None:
     assert rungs(10_000, 64) == (1024, 2048, 4096, 8192, 10_000)
-    assert rungs(500, 8) == (500,)
-    assert rungs(2050, 64) == (1024, 2050)  # 2,048 is too near to the top for an answer of its own
+    assert rungs(500, 8) == (62, 124, 248, 500)
+    assert rungs(2050, 64) == (256, 512, 1024, 2050)  # 2,048 is too near to the top for an answer of its own
 
 
 @given(st.integers(0, 200_000), st.integers(1, 300))

@@ -114,7 +114,7 @@ def test_a_climb_fills_the_context(small: ThreadedFakeDaemon, run: Run) -> None:
     assert done.code == 0, done.err
     climb = done.json["climb"]
     assert (climb["context_tokens"], climb["reached_tokens"], climb["within_ledgers"]) == (64, 64, True)
-    assert [len(r.tokens.token_ids) for r in asked(small)] == [59]
+    assert [len(r.tokens.token_ids) for r in asked(small)] == [3, 11, 27, 59]
     assert done.json["cases"] == []
     shown = run("bench", "--climb", "--tokens", "5")
     assert "reached the whole context of 64 tokens within every ledger" in shown.out
@@ -137,7 +137,7 @@ def test_a_peak_above_its_ledger_stops_a_climb_and_fails_every_bench(
     assert climb.code == 1
     assert climb.json["climb"]["within_ledgers"] is False
     assert "7 more than the 43,000,000,000 of its ledger" in climb.json["climb"]["complaint"]
-    assert "the climb stopped at 64 of 64 tokens: stage 1" in climb.err
+    assert "the climb stopped at 8 of 64 tokens: stage 1" in climb.err
     load = run("bench", *QUICK, "--prefix", "cold")
     assert load.code == 1
     assert "above its ledger" in load.out
