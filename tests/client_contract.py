@@ -64,6 +64,9 @@ async def check_nothing_is_generated(client: AsyncClient) -> None:
     with pytest.raises(MacmeshError) as caught:
         await client.complete("Once upon a time", max_tokens=1)
     assert_reason(caught.value, Reason.NO_MODEL_LOADED)
+    with pytest.raises(MacmeshError) as asked:
+        await client.stage_stats()
+    assert_reason(asked.value, Reason.NO_MODEL_LOADED)
 
 
 def assert_reason(error: MacmeshError, reason: Reason) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         LoadProgress,
         PlanResult,
         RequestFacts,
+        StagesStats,
         Usage,
     )
 
@@ -60,6 +61,7 @@ __all__ = [
     "Reason",
     "RemoteError",
     "RequestFacts",
+    "StagesStats",
     "Stream",
     "Timeouts",
     "Usage",

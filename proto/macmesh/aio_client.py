@@ -17,7 +17,15 @@ from macmesh.client import loaded
 from macmesh.credentials import Credentials
 from macmesh.errors import LocalClosedError, MacmeshError
 from macmesh.timeouts import Timeouts, grpc_timeout
-from macmesh.types import ClusterEvent, ClusterStatus, Completion, LoadProgress, PlanResult, epoch_text
+from macmesh.types import (
+    ClusterEvent,
+    ClusterStatus,
+    Completion,
+    LoadProgress,
+    PlanResult,
+    StagesStats,
+    epoch_text,
+)
 from macmesh.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
 
 R = TypeVar("R", bound=Message)
@@ -65,6 +73,23 @@ class AsyncClient:
             cluster_pb2.GetStatusRequest(),
             timeout_seconds,
             self._timeouts.status,
+        )
+
+    async def stage_stats(self, *, timeout_seconds: float | None = None) -> StagesStats:
+        """Memory and time of every stage of the running plan; each stage's worker is asked now.
+
+        A stage whose figures are missing or old says why in ``reason``. A call while a long prefill step runs
+        may take as long as the step.
+
+        Args:
+            timeout_seconds: Deadline; None takes `Timeouts.stage_stats`.
+        """
+        return await self._unary(
+            "GetStageStats",
+            self._cluster().GetStageStats,
+            cluster_pb2.GetStageStatsRequest(),
+            timeout_seconds,
+            self._timeouts.stage_stats,
         )
 
     def watch(self) -> AsyncStream[ClusterStatus | ClusterEvent]:

@@ -13,6 +13,7 @@ class Timeouts:
 
     Attributes:
         status: ``status()``. The node answers from memory.
+        stage_stats: ``stage_stats()``. Every worker answers between two steps.
         plan: ``plan()``. The first plan of a model reads its headers and traces its cache.
         unload: ``unload()``. Workers get time to end in order.
         load: ``load()`` from start to ready. Weights come from disk at a few GB/s.
@@ -24,6 +25,7 @@ class Timeouts:
     """
 
     status: float = 5.0
+    stage_stats: float = 10.0
     plan: float = 120.0
     unload: float = 60.0
     load: float = 3600.0

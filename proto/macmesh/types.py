@@ -1,6 +1,6 @@
 """Values that the SDK hands out.
 
-`ClusterStatus` and the messages inside it are the wire messages themselves, typed and documented in
+`ClusterStatus`, `StagesStats` and the messages inside them are the wire messages themselves, typed and documented in
 ``macmesh/v1/cluster.proto``; the rest are small frozen dataclasses.
 """
 
@@ -14,6 +14,8 @@ from macmesh.v1 import cluster_pb2, peer_pb2, types_pb2
 
 #: The cluster as one node sees it.
 ClusterStatus: TypeAlias = cluster_pb2.GetStatusResponse
+#: Memory and time of every stage of the running plan.
+StagesStats: TypeAlias = cluster_pb2.GetStageStatsResponse
 
 
 class FinishReason(StrEnum):

@@ -40,6 +40,12 @@ def test_status_is_the_daemons(threaded: ThreadedFakeDaemon, client: macmesh.Cli
     assert client.status() == scenes.degraded()
 
 
+def test_stage_stats_are_the_daemons(threaded: ThreadedFakeDaemon, client: macmesh.Client) -> None:
+    client.complete("x")
+    assert client.stage_stats() == threaded.script.stage_stats(5)
+    assert [m.stats.steps for m in client.stage_stats().stages] == [5, 5, 5]
+
+
 def test_generate_streams_typed_chunks(threaded: ThreadedFakeDaemon, client: macmesh.Client) -> None:
     with client.generate("tell me", seed=7, max_tokens=3, stop=["\n"], temperature=0.5) as generation:
         chunks = list(generation)

@@ -11,6 +11,7 @@ from macmesh.v1 import cluster_pb2, cluster_pb2_grpc
 from macmesh_daemon.node.call_errors import CallError, abort
 from macmesh_daemon.node.codec import to_proto
 from macmesh_daemon.node.loading import follow_load
+from macmesh_daemon.node.stage_stats import stage_stats
 from macmesh_daemon.node.status import status_of
 
 if TYPE_CHECKING:
@@ -96,6 +97,16 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
         except CallError as error:
             await abort(context, error)
         return cluster_pb2.UnloadModelResponse(epoch=to_proto(epoch))
+
+    async def GetStageStats(
+        self, request: cluster_pb2.GetStageStatsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> cluster_pb2.GetStageStatsResponse:
+        """Memory and time of every stage, asked of their workers now."""
+        del request
+        try:
+            return await stage_stats(self._node)
+        except CallError as error:
+            await abort(context, error)
 
 
 def _lasting(status: cluster_pb2.GetStatusResponse) -> bytes:

@@ -24,10 +24,12 @@ def connect(args: argparse.Namespace) -> Client:
     """A client of the daemon that the arguments name; nothing is connected yet."""
     from macmesh import Client  # noqa: PLC0415  loads gRPC, which --help does without
 
-    if args.socket:
-        return Client(Path(args.socket).expanduser())
-    configured = _configured_socket()
-    return Client(configured) if configured is not None else Client()
+    return Client(socket_argument(args))
+
+
+def socket_argument(args: argparse.Namespace) -> Path | None:
+    """The socket that the arguments or a configuration file name; None leaves it to the SDK."""
+    return Path(args.socket).expanduser() if args.socket else _configured_socket()
 
 
 def _configured_socket() -> Path | None:

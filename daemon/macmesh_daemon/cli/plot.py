@@ -10,6 +10,7 @@ from macmesh_daemon.cli.failures import CommandError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from macmesh_daemon.cli.plot_data import Curve
 
@@ -46,7 +47,7 @@ def draw(curve: Curve, path: str, *, title: str) -> None:
         CommandError: The file cannot be written, or matplotlib is missing.
     """
     require_matplotlib()
-    from matplotlib.figure import Figure  # noqa: PLC0415  optional, and slow to load
+    from matplotlib.figure import Figure  # noqa: PLC0415  optional, and slow to load; shadows the type's name
 
     figure = Figure(figsize=_INCHES, layout="constrained")
     figure.suptitle(title)
@@ -62,6 +63,15 @@ def draw(curve: Curve, path: str, *, title: str) -> None:
     ticks = [c for c in _powers(curve.last_context_tokens) if c >= contexts[0]] or [contexts[0]]
     room.set_xticks(ticks, [_thousands(c) for c in ticks])
     room.set_xlim(min(contexts[0], ticks[0]) / 1.1, curve.last_context_tokens * 1.1)
+    save(figure, path)
+
+
+def save(figure: Figure, path: str) -> None:
+    """Write a figure as PNG; the file is replaced.
+
+    Raises:
+        CommandError: The file cannot be written.
+    """
     target = Path(path).expanduser()
     try:
         figure.savefig(target, format="png", dpi=_DPI)

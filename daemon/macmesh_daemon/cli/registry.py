@@ -27,6 +27,7 @@ COMMANDS: Final = (
     Command("generate", "generate", "continue a text or answer a message"),
     Command("watch", "watch", "follow the cluster's decisions as they happen"),
     Command("events", "events", "what a node did, and whether the invariants held"),
+    Command("bench", "bench", "measure the model that is served"),
     Command("verify", "verify", "check that a split model gives the tokens of single-process mlx-lm"),
     Command("demo", "demo", "a throw-away cluster on this machine, from discovery to text"),
     Command("cluster", "cluster", "make a cluster, let machines in, shut them out"),

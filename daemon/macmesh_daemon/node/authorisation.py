@@ -34,6 +34,7 @@ _SERVICES: Final[dict[str, dict[str, frozenset[Role]]]] = {
         "ProfileModel": _NODE,
         "ProposeChange": _NODE,
         "RunRequest": _NODE,
+        "GetOwnStageStats": _NODE,
     },
     "macmesh.v1.TrustService": {
         "RenewCertificate": _NODE,
@@ -45,6 +46,8 @@ _SERVICES: Final[dict[str, dict[str, frozenset[Role]]]] = {
         "PlanModel": _CHANGERS,
         "LoadModel": _CHANGERS,
         "UnloadModel": _CHANGERS,
+        # Interrupts nothing, but every worker is asked.
+        "GetStageStats": _USERS,
     },
     "macmesh.v1.InferenceService": {
         "Generate": _USERS,

@@ -12,6 +12,7 @@ from macmesh_daemon.identity import RemoteUntrustedError
 from macmesh_daemon.node.call_errors import CallError, abort
 from macmesh_daemon.node.codec import from_proto, to_proto
 from macmesh_daemon.node.errors import RemoteCallFailed
+from macmesh_daemon.node.stage_stats import WORKER_DEADLINE_SECONDS
 from macmesh_daemon.node.tls import caller_node_id
 
 if TYPE_CHECKING:
@@ -168,6 +169,17 @@ class PeerService(CorePeerService):
                     yield response
         except CallError as error:
             await abort(context, error)
+
+    async def GetOwnStageStats(
+        self, request: peer_pb2.GetOwnStageStatsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.GetOwnStageStatsResponse:
+        """What this node's worker says of its memory and its time."""
+        await _caller(context)
+        try:
+            stats = await self._node.stage_host.stats(from_proto(request.epoch), WORKER_DEADLINE_SECONDS)
+        except CallError as error:
+            await abort(context, error)
+        return peer_pb2.GetOwnStageStatsResponse(stats=stats)
 
 
 async def _caller(context: grpc.aio.ServicerContext[Any, Any]) -> str:

@@ -38,7 +38,9 @@ HEAD_SILENCE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Served:
+class Served:
+    """What is served, and by which node's worker requests are taken."""
+
     epoch: Epoch
     deployment: Deployment
     model: ModelRef
@@ -73,8 +75,8 @@ class RequestDesk:
         """
         accepted_at = self._node.clock.now()
         try:
-            served = self._served(request.model_id)
-            tokenizer = await self._tokenizer(served.model)
+            served = self.served(request.model_id)
+            tokenizer = await self.tokenizer(served.model)
             run, stop_ids = await asyncio.to_thread(_prepare, request, served, tokenizer)
         except CallError as error:
             self._node.recorder.refused(error.reason.value)
@@ -108,7 +110,7 @@ class RequestDesk:
     async def _deliver(
         self,
         run: peer_pb2.RunRequestRequest,
-        served: _Served,
+        served: Served,
         log: TokenLog,
         assembler: TextAssembler,
         trail: RequestTrail,
@@ -145,7 +147,7 @@ class RequestDesk:
         return token.has_token and log.record(token.index, token.token_id, self._node.clock.now())
 
     async def _run(
-        self, run: peer_pb2.RunRequestRequest, served: _Served
+        self, run: peer_pb2.RunRequestRequest, served: Served
     ) -> AsyncGenerator[peer_pb2.RunRequestResponse, None]:
         if served.head_node_id == self._node.node_id:
             async with aclosing(self._node.stage_host.run_request(run)) as tokens:
@@ -175,7 +177,12 @@ class RequestDesk:
         finally:
             call.cancel()
 
-    def _served(self, model_id: str) -> _Served:
+    def served(self, model_id: str) -> Served:
+        """What the plan serves; an empty `model_id` takes whatever it is.
+
+        Raises:
+            CallError: nothing is served, or another model.
+        """
         plan = self._node.driver.view.plan
         if plan is None or plan.epoch is None or not plan.deployments:
             raise CallError(
@@ -191,9 +198,14 @@ class RequestDesk:
                 f"the cluster serves {model.model_id!r}, not {model_id!r}",
                 {"model": model.model_id},
             )
-        return _Served(plan.epoch, deployment, model, deployment.stages[0].node_id)
+        return Served(plan.epoch, deployment, model, deployment.stages[0].node_id)
 
-    async def _tokenizer(self, model: ModelRef) -> ModelTokenizer:
+    async def tokenizer(self, model: ModelRef) -> ModelTokenizer:
+        """The model's tokenizer, read once.
+
+        Raises:
+            CallError: the model or its tokenizer cannot be read here.
+        """
         tokenizer = self._tokenizers.get(model.digest)
         if tokenizer is None:
             try:
@@ -210,7 +222,7 @@ class RequestDesk:
 
 
 def _prepare(
-    request: inference_pb2.GenerateRequest, served: _Served, tokenizer: ModelTokenizer
+    request: inference_pb2.GenerateRequest, served: Served, tokenizer: ModelTokenizer
 ) -> tuple[peer_pb2.RunRequestRequest, frozenset[int]]:
     prompt = _prompt_ids(request, tokenizer)
     context = served.deployment.context_tokens

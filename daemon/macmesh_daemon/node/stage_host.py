@@ -21,6 +21,8 @@ from macmesh_daemon.cluster.messages import (
 from macmesh_daemon.logs import get_logger
 from macmesh_daemon.node.call_errors import CallError, known_reason
 from macmesh_daemon.node.codec import from_proto, to_proto
+from macmesh_daemon.node.pings import Pings
+from macmesh_daemon.supervisor.errors import SupervisorError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -50,6 +52,7 @@ class _Hosted:
         default_factory=dict
     )
     ready: bool = False
+    pings: Pings = field(default_factory=Pings)
 
 
 class StageHost:
@@ -106,6 +109,22 @@ class StageHost:
         if hosted is not None and hosted.epoch == request.epoch:
             command = lane_pb2.WorkerCommand(peers=to_proto(request))
             self._tasks.create_task(self._send(hosted, command), name="give peers")
+
+    async def stats(self, epoch: Epoch, deadline_seconds: float) -> peer_pb2.StageStats:
+        """What the worker of this epoch says of its memory and its time, now.
+
+        Raises:
+            CallError: there is no such worker, or it gave no figures; see `Pings.ask`.
+        """
+        hosted = self._hosted
+        if hosted is None or hosted.epoch != epoch:
+            raise CallError(Reason.EPOCH_CHANGED, f"this node runs no worker of epoch {epoch}; try again")
+        if not hosted.ready:
+            raise CallError(Reason.NOT_READY, "the worker is still loading; try again shortly")
+        try:
+            return await hosted.pings.ask(hosted.worker.ping, deadline_seconds)
+        except SupervisorError as error:
+            raise CallError(Reason.WORKER_FAILED, f"the worker cannot be asked: {error}") from error
 
     async def close(self) -> None:
         """End the worker, whatever it does."""
@@ -202,6 +221,7 @@ class StageHost:
                 self._hosted = None
             for queue in hosted.requests.values():
                 queue.put_nowait(None)
+            hosted.pings.end()
             with contextlib.suppress(Exception):
                 await hosted.worker.stop(STOP_DEADLINE_SECONDS)
             self._recorder.worker_stopped(hosted.epoch)
@@ -248,6 +268,8 @@ class StageHost:
                 if report.hung and report.sync_mode == "fast":
                     self._tasks.create_task(self._sync.note_hang(report.error), name="note hang")
                 self._tell(report)
+            case "pong":
+                hosted.pings.take(event.pong)
             case "progress":
                 self._deliver(hosted, event.progress.request_id, event.progress.response)
             case "failed":

@@ -94,11 +94,7 @@ class FakeWorker(Worker):
             case "cancel":
                 self._cancel(command.cancel.request_id)
             case "ping":
-                self._tell(
-                    lane_pb2.WorkerEvent(
-                        pong=lane_pb2.PongWorker(nonce=command.ping.nonce, steps=self._steps)
-                    )
-                )
+                self._tell(lane_pb2.WorkerEvent(pong=self._pong(command.ping.nonce)))
             case "stop":
                 self._end("")
 
@@ -161,6 +157,21 @@ class FakeWorker(Worker):
             self._progress(request.request_id, response)
             if finish != inference_pb2.FINISH_REASON_UNSPECIFIED:
                 return
+
+    def _pong(self, nonce: int) -> lane_pb2.PongWorker:
+        """Memory of the weights alone, and a made-up time for each step."""
+        steps = self._steps
+        return lane_pb2.PongWorker(
+            nonce=nonce,
+            steps=steps,
+            active_memory_bytes=self._total_bytes,
+            peak_memory_bytes=self._total_bytes,
+            times=lane_pb2.StepTimes(
+                describe=lane_pb2.PhaseTime(seconds=steps * 0.0003, count=steps),
+                wait=lane_pb2.PhaseTime(seconds=steps * 0.001, count=steps),
+                sample=lane_pb2.PhaseTime(seconds=steps * 0.0001, count=steps),
+            ),
+        )
 
     def _cancel(self, request_id: str) -> None:
         task = self._running.pop(request_id, None)

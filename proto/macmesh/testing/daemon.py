@@ -70,6 +70,12 @@ class _Cluster(cluster_pb2_grpc.ClusterServiceServicer):
         await self._daemon.begin("UnloadModel", request, context)
         return cluster_pb2.UnloadModelResponse(epoch=self._daemon.script.unload_epoch)
 
+    async def GetStageStats(  # noqa: N802  as above
+        self, request: cluster_pb2.GetStageStatsRequest, context: _Context
+    ) -> cluster_pb2.GetStageStatsResponse:
+        await self._daemon.begin("GetStageStats", request, context)
+        return self._daemon.script.stage_stats(self._daemon.tokens_told)
+
 
 class _Inference(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self, daemon: "FakeDaemon") -> None:
@@ -91,6 +97,7 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
                 response = inference_pb2.GenerateResponse(
                     index=count, text=piece, token_ids=[script.first_token_id + count], logprobs=[-0.5]
                 )
+                daemon.tokens_told += 1
                 if count == 0:
                     response.request.CopyFrom(_request_facts(request, daemon.count("Generate")))
                 if count == len(pieces) - 1 and not script.drop_end:
@@ -159,6 +166,7 @@ class FakeDaemon:
         script: What to answer; may be replaced or changed while running.
         calls: Every request so far: RPC name and message.
         cancelled: Set when a streaming call was cancelled by its client.
+        tokens_told: Tokens generated so far.
         target: Where a client connects to, once started.
     """
 
@@ -172,6 +180,7 @@ class FakeDaemon:
         self.script = script or Script()
         self.calls: list[tuple[str, Message]] = []
         self.cancelled = threading.Event()
+        self.tokens_told = 0
         self.target = ""
         self._listen = listen
         self._credentials = credentials

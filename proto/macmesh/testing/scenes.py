@@ -205,6 +205,32 @@ def refused() -> cluster_pb2.GetStatusResponse:
     return status
 
 
+def stage_stats(tokens: int = 0) -> cluster_pb2.GetStageStatsResponse:
+    """Every stage of the plan after so many tokens: a millisecond of work and two of idleness for each."""
+    plan = deployment()
+    answer = cluster_pb2.GetStageStatsResponse(
+        epoch=epoch(),
+        model=plan.model,
+        context_tokens=plan.context_tokens,
+        slots=plan.slots,
+        prefill_chunk_tokens=plan.prefill_chunk_tokens,
+        vocabulary_tokens=200_064,
+    )
+    for stage, (_, _, weights, _) in zip(plan.stages, _STAGES, strict=True):
+        phases = {"describe": 0.0002, "wait": 0.0006, "receive": 0.0001, "send": 0.0001, "idle": 0.002}
+        stats = peer_pb2.StageStats(
+            steps=tokens,
+            active_memory_bytes=weights,
+            peak_memory_bytes=weights + 1_000_000_000,
+            phases=[
+                peer_pb2.StagePhase(name=name, seconds=tokens * seconds, count=tokens)
+                for name, seconds in phases.items()
+            ],
+        )
+        answer.stages.append(cluster_pb2.MeasuredStage(stage=stage, stats=stats))
+    return answer
+
+
 def load_steps() -> list[cluster_pb2.LoadModelResponse]:
     """The progress of a load, from profiling to ready."""
     steps = [cluster_pb2.LoadModelResponse(phase=phase) for phase in ("profiling", "planning")]

@@ -1,6 +1,7 @@
 """What a fake daemon answers; change it at any time, the next call sees it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from macmesh.testing import scenes
@@ -46,6 +47,7 @@ class Script:
         hold_load_after: As `GenerateScript.hold_after`, in steps.
         unload_epoch: For UnloadModel.
         generate: For Generate.
+        stage_stats: For GetStageStats; is given the tokens generated so far.
         failures: RPC name, such as "GetStatus", to the failure that it ends with at once.
         held: RPC names that answer only after `FakeDaemon.release`.
     """
@@ -58,5 +60,6 @@ class Script:
         default_factory=lambda: types_pb2.Epoch(generation=1, term=3, seq=3)
     )
     generate: GenerateScript = field(default_factory=GenerateScript)
+    stage_stats: Callable[[int], cluster_pb2.GetStageStatsResponse] = scenes.stage_stats
     failures: dict[str, WireFailure] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)

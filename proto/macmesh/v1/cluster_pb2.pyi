@@ -481,3 +481,106 @@ class UnloadModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnloadModelResponse: _TypeAlias = UnloadModelResponse  # noqa: Y015
+
+@_typing.final
+class GetStageStatsRequest(_message.Message):
+    """GetStageStatsRequest asks for the figures of every stage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStageStatsRequest: _TypeAlias = GetStageStatsRequest  # noqa: Y015
+
+@_typing.final
+class GetStageStatsResponse(_message.Message):
+    """GetStageStatsResponse carries them, with what is needed to judge them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    PREFILL_CHUNK_TOKENS_FIELD_NUMBER: _builtins.int
+    VOCABULARY_TOKENS_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    context_tokens: _builtins.int
+    """Tokens of context that every stage's cache budget holds."""
+    slots: _builtins.int
+    """Requests served at once."""
+    prefill_chunk_tokens: _builtins.int
+    """Largest number of prompt tokens in one prefill step."""
+    vocabulary_tokens: _builtins.int
+    """Token ids below this are taken as a prompt by the node that answers."""
+    @_builtins.property
+    def epoch(self) -> _types_pb2.Epoch:
+        """The epoch of the plan."""
+
+    @_builtins.property
+    def model(self) -> _types_pb2.ModelRef:
+        """The model."""
+
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeasuredStage]:
+        """Every stage, head first."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _types_pb2.Epoch | None = ...,
+        model: _types_pb2.ModelRef | None = ...,
+        context_tokens: _builtins.int = ...,
+        slots: _builtins.int = ...,
+        prefill_chunk_tokens: _builtins.int = ...,
+        vocabulary_tokens: _builtins.int = ...,
+        stages: _abc.Iterable[Global___MeasuredStage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "epoch", b"epoch", "model", b"model", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "vocabulary_tokens", b"vocabulary_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStageStatsResponse: _TypeAlias = GetStageStatsResponse  # noqa: Y015
+
+@_typing.final
+class MeasuredStage(_message.Message):
+    """MeasuredStage is a stage of the plan with its worker's figures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    STATS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why the figures are missing or old; empty where they are fresh."""
+    @_builtins.property
+    def stage(self) -> _types_pb2.Stage:
+        """The stage, with its ledger."""
+
+    @_builtins.property
+    def stats(self) -> _peer_pb2.StageStats:
+        """Absent where its node or its worker gave none."""
+
+    def __init__(
+        self,
+        *,
+        stage: _types_pb2.Stage | None = ...,
+        stats: _peer_pb2.StageStats | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stage", b"stage", "stats", b"stats"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "stage", b"stage", "stats", b"stats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasuredStage: _TypeAlias = MeasuredStage  # noqa: Y015

@@ -60,6 +60,11 @@ class ClusterServiceStub:
                 request_serializer=macmesh_dot_v1_dot_cluster__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=macmesh_dot_v1_dot_cluster__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.GetStageStats = channel.unary_unary(
+                '/macmesh.v1.ClusterService/GetStageStats',
+                request_serializer=macmesh_dot_v1_dot_cluster__pb2.GetStageStatsRequest.SerializeToString,
+                response_deserializer=macmesh_dot_v1_dot_cluster__pb2.GetStageStatsResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -101,6 +106,13 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStageStats(self, request, context):
+        """Memory and time of every stage of the running plan: each worker is asked now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +140,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.UnloadModel,
                     request_deserializer=macmesh_dot_v1_dot_cluster__pb2.UnloadModelRequest.FromString,
                     response_serializer=macmesh_dot_v1_dot_cluster__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'GetStageStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStageStats,
+                    request_deserializer=macmesh_dot_v1_dot_cluster__pb2.GetStageStatsRequest.FromString,
+                    response_serializer=macmesh_dot_v1_dot_cluster__pb2.GetStageStatsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +283,33 @@ class ClusterService:
             '/macmesh.v1.ClusterService/UnloadModel',
             macmesh_dot_v1_dot_cluster__pb2.UnloadModelRequest.SerializeToString,
             macmesh_dot_v1_dot_cluster__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStageStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macmesh.v1.ClusterService/GetStageStats',
+            macmesh_dot_v1_dot_cluster__pb2.GetStageStatsRequest.SerializeToString,
+            macmesh_dot_v1_dot_cluster__pb2.GetStageStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class ClusterServiceStub:
     """Serves a model in place of the one served now; streams the progress until it is ready."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.UnloadModelRequest, _cluster_pb2.UnloadModelResponse]
     """Serves nothing."""
+    GetStageStats: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetStageStatsRequest, _cluster_pb2.GetStageStatsResponse]
+    """Memory and time of every stage of the running plan: each worker is asked now."""
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -59,6 +61,8 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """Serves a model in place of the one served now; streams the progress until it is ready."""
     UnloadModel: _aio.UnaryUnaryMultiCallable[_cluster_pb2.UnloadModelRequest, _cluster_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Serves nothing."""
+    GetStageStats: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetStageStatsRequest, _cluster_pb2.GetStageStatsResponse]  # type: ignore[assignment]
+    """Memory and time of every stage of the running plan: each worker is asked now."""
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     """ClusterService shows the cluster and takes changes. Any node answers; changes go to the coordinator."""
@@ -102,5 +106,13 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.UnloadModelResponse, _abc.Awaitable[_cluster_pb2.UnloadModelResponse]]:
         """Serves nothing."""
+
+    @_abc_1.abstractmethod
+    def GetStageStats(
+        self,
+        request: _cluster_pb2.GetStageStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.GetStageStatsResponse, _abc.Awaitable[_cluster_pb2.GetStageStatsResponse]]:
+        """Memory and time of every stage of the running plan: each worker is asked now."""
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1247,3 +1247,153 @@ class RunRequestResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunRequestResponse: _TypeAlias = RunRequestResponse  # noqa: Y015
+
+@_typing.final
+class GetOwnStageStatsRequest(_message.Message):
+    """GetOwnStageStatsRequest asks for the figures of the callee's worker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def epoch(self) -> _types_pb2.Epoch:
+        """The epoch that the worker must belong to."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _types_pb2.Epoch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOwnStageStatsRequest: _TypeAlias = GetOwnStageStatsRequest  # noqa: Y015
+
+@_typing.final
+class GetOwnStageStatsResponse(_message.Message):
+    """GetOwnStageStatsResponse carries them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stats(self) -> Global___StageStats:
+        """The figures."""
+
+    def __init__(
+        self,
+        *,
+        stats: Global___StageStats | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOwnStageStatsResponse: _TypeAlias = GetOwnStageStatsResponse  # noqa: Y015
+
+@_typing.final
+class StageStats(_message.Message):
+    """StageStats is what a worker says of its memory and its time. What is counted, is counted since it began to serve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    ACTIVE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PHASES_FIELD_NUMBER: _builtins.int
+    COUNTERS_FIELD_NUMBER: _builtins.int
+    AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    steps: _builtins.int
+    """Steps done."""
+    active_memory_bytes: _builtins.int
+    """Bytes that MLX holds."""
+    peak_memory_bytes: _builtins.int
+    """The most bytes that MLX held, from the start of the process."""
+    age_seconds: _builtins.float
+    """How old these figures are; 0 where the worker gave them when it was asked."""
+    @_builtins.property
+    def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___StagePhase]:
+        """What its inference thread spent its time on; every moment is in one of them. Empty where a worker tells no times."""
+
+    @_builtins.property
+    def counters(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageCounter]:
+        """What else it counts."""
+
+    def __init__(
+        self,
+        *,
+        steps: _builtins.int = ...,
+        active_memory_bytes: _builtins.int = ...,
+        peak_memory_bytes: _builtins.int = ...,
+        phases: _abc.Iterable[Global___StagePhase] | None = ...,
+        counters: _abc.Iterable[Global___StageCounter] | None = ...,
+        age_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_memory_bytes", b"active_memory_bytes", "age_seconds", b"age_seconds", "counters", b"counters", "peak_memory_bytes", b"peak_memory_bytes", "phases", b"phases", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageStats: _TypeAlias = StageStats  # noqa: Y015
+
+@_typing.final
+class StagePhase(_message.Message):
+    """StagePhase is a kind of work of the inference thread."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"describe", "encode", "wait", "receive", "send", "sample", "idle", "operations" or "schedule"; see StepTimes."""
+    seconds: _builtins.float
+    """In all."""
+    count: _builtins.int
+    """How often."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "name", b"name", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StagePhase: _TypeAlias = StagePhase  # noqa: Y015
+
+@_typing.final
+class StageCounter(_message.Message):
+    """StageCounter is a count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What is counted, as in StepTimes."""
+    value: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageCounter: _TypeAlias = StageCounter  # noqa: Y015

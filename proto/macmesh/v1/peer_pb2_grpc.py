@@ -95,6 +95,11 @@ class PeerServiceStub:
                 request_serializer=macmesh_dot_v1_dot_peer__pb2.RunRequestRequest.SerializeToString,
                 response_deserializer=macmesh_dot_v1_dot_peer__pb2.RunRequestResponse.FromString,
                 _registered_method=True)
+        self.GetOwnStageStats = channel.unary_unary(
+                '/macmesh.v1.PeerService/GetOwnStageStats',
+                request_serializer=macmesh_dot_v1_dot_peer__pb2.GetOwnStageStatsRequest.SerializeToString,
+                response_deserializer=macmesh_dot_v1_dot_peer__pb2.GetOwnStageStatsResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServiceServicer:
@@ -185,6 +190,13 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetOwnStageStats(self, request, context):
+        """What the callee's own worker says of its memory and its time; the worker is asked for it now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -247,6 +259,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.RunRequest,
                     request_deserializer=macmesh_dot_v1_dot_peer__pb2.RunRequestRequest.FromString,
                     response_serializer=macmesh_dot_v1_dot_peer__pb2.RunRequestResponse.SerializeToString,
+            ),
+            'GetOwnStageStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOwnStageStats,
+                    request_deserializer=macmesh_dot_v1_dot_peer__pb2.GetOwnStageStatsRequest.FromString,
+                    response_serializer=macmesh_dot_v1_dot_peer__pb2.GetOwnStageStatsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -574,6 +591,33 @@ class PeerService:
             '/macmesh.v1.PeerService/RunRequest',
             macmesh_dot_v1_dot_peer__pb2.RunRequestRequest.SerializeToString,
             macmesh_dot_v1_dot_peer__pb2.RunRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOwnStageStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macmesh.v1.PeerService/GetOwnStageStats',
+            macmesh_dot_v1_dot_peer__pb2.GetOwnStageStatsRequest.SerializeToString,
+            macmesh_dot_v1_dot_peer__pb2.GetOwnStageStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,8 @@ class PeerServiceStub:
     """Hands a change of the cluster to the coordinator."""
     RunRequest: _grpc.UnaryStreamMultiCallable[_peer_pb2.RunRequestRequest, _peer_pb2.RunRequestResponse]
     """Runs one tokenised request on the callee's head worker and streams the token ids."""
+    GetOwnStageStats: _grpc.UnaryUnaryMultiCallable[_peer_pb2.GetOwnStageStatsRequest, _peer_pb2.GetOwnStageStatsResponse]
+    """What the callee's own worker says of its memory and its time; the worker is asked for it now."""
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
@@ -87,6 +89,8 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """Hands a change of the cluster to the coordinator."""
     RunRequest: _aio.UnaryStreamMultiCallable[_peer_pb2.RunRequestRequest, _peer_pb2.RunRequestResponse]  # type: ignore[assignment]
     """Runs one tokenised request on the callee's head worker and streams the token ids."""
+    GetOwnStageStats: _aio.UnaryUnaryMultiCallable[_peer_pb2.GetOwnStageStatsRequest, _peer_pb2.GetOwnStageStatsResponse]  # type: ignore[assignment]
+    """What the callee's own worker says of its memory and its time; the worker is asked for it now."""
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """PeerService is what nodes say to each other."""
@@ -186,5 +190,13 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_peer_pb2.RunRequestResponse], _abc.AsyncIterator[_peer_pb2.RunRequestResponse]]:
         """Runs one tokenised request on the callee's head worker and streams the token ids."""
+
+    @_abc_1.abstractmethod
+    def GetOwnStageStats(
+        self,
+        request: _peer_pb2.GetOwnStageStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.GetOwnStageStatsResponse, _abc.Awaitable[_peer_pb2.GetOwnStageStatsResponse]]:
+        """What the callee's own worker says of its memory and its time; the worker is asked for it now."""
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -74,6 +74,39 @@ async def test_another_coordinator_adopts_the_running_plan(tmp_path: Path) -> No
             assert sum(len(n.workers) for n in mesh.nodes) == 1
 
 
+async def test_every_stage_tells_its_memory_and_time_to_any_node(tmp_path: Path) -> None:
+    async with Mesh(tmp_path, 3, usable_bytes=await usable_bytes(nodes=2, context_tokens=256)) as mesh:
+        status = await mesh.formed()
+        coordinator = mesh.coordinator(status)
+        other = next(n for n in mesh.nodes if n is not coordinator)
+        async with coordinator.client() as client, other.client() as asking:
+            with pytest.raises(MacmeshError) as nothing:
+                await asking.stage_stats()
+            assert nothing.value.reason == Reason.NO_MODEL_LOADED
+            loaded = await client.load(MODEL, context_tokens=256)
+            await client.complete(token_ids=[5, 6, 7], max_tokens=9, ignore_eos=True)
+            told = await asking.stage_stats()
+            assert loaded.deployment is not None
+            assert [m.stage for m in told.stages] == list(loaded.deployment.stages)
+            assert [m.reason for m in told.stages] == ["", ""]
+            assert [m.stats.steps for m in told.stages] == [9, 0]  # a fake has no neighbours to tell
+            times = {p.name: p.count for p in told.stages[0].stats.phases}
+            assert (times["describe"], times["idle"]) == (9, 0)
+            assert told.stages[0].stats.peak_memory_bytes == 1_000_000
+            assert told.context_tokens == 256
+            assert told.vocabulary_tokens == 1024
+
+            # The tail's node goes, and is not found dead yet: the head still tells.
+            tail = next(n for n in mesh.nodes if n.node_id == told.stages[1].stage.node_id)
+            head = next(n for n in mesh.nodes if n.node_id == told.stages[0].stage.node_id)
+            await tail.crash()
+            async with head.client() as left:
+                told = await left.stage_stats()
+        assert told.stages[0].stats.steps == 9
+        assert not told.stages[1].HasField("stats")
+        assert told.stages[1].reason
+
+
 async def test_the_loss_of_a_plan_member_brings_a_new_plan(tmp_path: Path) -> None:
     async with Mesh(tmp_path, 3, usable_bytes=await usable_bytes(nodes=2, context_tokens=256)) as mesh:
         status = await mesh.formed()

@@ -103,6 +103,19 @@ async def test_life_from_start_to_stop(make_worker: Callable[[], Worker]) -> Non
     assert events[-1].report.stage_index == 1
 
 
+async def test_a_ping_is_answered_with_memory_and_times(make_worker: Callable[[], Worker]) -> None:
+    worker = make_worker()
+    await ready_worker(worker)
+    await worker.ping(1 << 40)
+    async with asyncio.timeout(20):
+        async for event in worker.events():
+            if event.WhichOneof("event") == "pong" and event.pong.nonce == 1 << 40:
+                break
+    assert event.pong.peak_memory_bytes >= event.pong.active_memory_bytes > 0
+    assert event.pong.HasField("times")
+    await worker.stop(10)
+
+
 async def test_request_ends_once_with_its_tokens_in_order(make_worker: Callable[[], Worker]) -> None:
     worker = make_worker()
     await ready_worker(worker)

@@ -1,0 +1,116 @@
+"""`daemonctl bench` as users run it, against real daemons and workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macmesh_daemon.demo.nodes import DemoCluster, NodeSettings
+from macmesh_daemon.demo.scenario import RUNTIME_RESERVE_BYTES
+from macmesh_daemon.demo.sizing import demo_reserves, usable_bytes_for
+from macmesh_daemon.models.demo import demo_model_folder
+from support import mesh
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(150)]
+CONTEXT_TOKENS = 512
+DEADLINE_SECONDS = 60.0
+DAEMONCTL = str(Path(sys.executable).parent / "daemonctl")
+
+
+async def bench(cluster: DemoCluster, *argv: str) -> dict[str, Any]:
+    process = await asyncio.create_subprocess_exec(
+        DAEMONCTL,
+        "bench",
+        "--json",
+        "--socket",
+        str(cluster.nodes[1].socket_path),
+        *argv,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    report: dict[str, Any] = json.loads(out)
+    assert report["ledger_complaints"] == []
+    return report
+
+
+def check_stages(stages: list[dict[str, Any]]) -> None:
+    """Every stage told fresh figures, and its memory lies within its ledger."""
+    assert len(stages) == 2
+    for stage in stages:
+        assert stage["reason"] == ""
+        assert 0 < stage["peak_memory_bytes"] <= stage["ledger_bytes"]
+        assert stage["within_ledger"] is True
+        times = stage["phase_ms_per_step"]
+        assert times["describe"] > 0
+        assert times["receive"] + times["send"] == pytest.approx(stage["transport_ms_per_step"], abs=0.001)
+    # The tail waits for what the head sends, and the head for what the tail has sampled.
+    assert stages[1]["transport_ms_per_step"] > 0
+
+
+async def test_a_cluster_of_two_is_measured_and_compared_with_mlx_lm(tmp_path: Path) -> None:
+    usable_bytes = usable_bytes_for(
+        await mesh.profile_demo_model(), 2, CONTEXT_TOKENS, demo_reserves(RUNTIME_RESERVE_BYTES)
+    )
+    settings = NodeSettings(
+        usable_bytes=usable_bytes,
+        runtime_reserve_bytes=RUNTIME_RESERVE_BYTES,
+        bootstrap_expect=2,
+        mdns=False,
+        probe_cache_dir=tmp_path,
+        extra={"bandwidth_probe": False},
+    )
+    async with DemoCluster(tmp_path, 2, settings) as cluster:
+        await cluster.start()
+        for node in cluster.nodes:
+            await node.ready(DEADLINE_SECONDS)
+        async with cluster.nodes[0].client() as client:
+            await mesh.until(
+                client,
+                lambda s: s.has_quorum and len(s.document.members) == 2,
+                "formed",
+                deadline_seconds=DEADLINE_SECONDS,
+            )
+            await client.load(str(demo_model_folder()), context_tokens=CONTEXT_TOKENS)
+
+        measured = await bench(
+            cluster, "--prompt", "40", "--tokens", "8", "--repeats", "2", "--concurrency", "1,2", "--baseline"
+        )
+        cases = measured["cases"]
+        assert [(c["prefix"], c["concurrency"]) for c in cases] == [
+            ("cold", 1),
+            ("warm", 1),
+            ("cold", 2),
+            ("warm", 2),
+        ]
+        for case in cases:
+            assert case["inter_token_seconds"]["count"] == 7 * case["requests"]
+            assert case["prefill_tokens_per_second"] > 0
+            assert case["aggregate_tokens_per_second"] > 0
+            check_stages(case["stages"])
+            for stage in case["stages"]:
+                # At least a step for each token of a round; no request takes more than a few beside its tokens.
+                assert case["rounds"] * 8 <= stage["steps"] <= case["requests"] * 12
+        alone, ring = measured["baselines"]
+        assert (alone["name"], alone["refusal"], ring["refusal"]) == (
+            "mlx-lm",
+            "",
+            "mlx-lm has no pipeline() for qwen3",
+        )
+        [theirs] = alone["cases"]
+        assert theirs["identical"] is True
+        assert theirs["decode_tokens_per_second"] > 0
+
+        climbed = await bench(cluster, "--climb", "--tokens", "8", "--warm-up", "0")
+        assert climbed["climb"]["reached_tokens"] == CONTEXT_TOKENS
+        assert climbed["climb"]["within_ledgers"] is True
+        assert [r["length_tokens"] for r in climbed["climb"]["rungs"]] == [64, 128, 256, CONTEXT_TOKENS]
+        for rung in climbed["climb"]["rungs"]:
+            check_stages(rung["stages"])
