@@ -1,6 +1,6 @@
 """The engine beside mlx-lm's own generation, on this machine's GPU or CPU: one JSON object per measurement.
 
-    python bench/engine.py [--shape tiny|7b|32b] [--stages N ...] [--gpus N] [--tokens N] [--what decode,many,prefill,gap]
+    python bench/engine.py [--shape tiny|7b|32b] [--stages N ...] [--gpus N] [--what decode,many,prefill,gap]
 
 A model of random weights (4 bits, as Qwen2.5 of that size) is written to a folder once. What is measured, in processes
 of its own:
