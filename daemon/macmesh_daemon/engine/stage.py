@@ -43,6 +43,8 @@ class _Passing:
     outgoing: list[mx.array] | None = None
     notes: list[Any] = dataclasses.field(default_factory=list)
     """What the layers behind this stage are called with, as far as they need it."""
+    openings: list[mx.array] = dataclasses.field(default_factory=list)
+    """See `StageModel.openings`."""
 
 
 class StageModel:
@@ -69,6 +71,13 @@ class StageModel:
         """The layers of this stage."""
         self.is_head = first_layer == 0
         self.is_tail = end_layer == anatomy.layer_count
+        self.openings: list[mx.array] = []
+        """What some layers put out in the decode step that was described last, in order.
+
+        Queued one after the other before the step's output, they let the device begin while the host still encodes
+        the layers behind them.
+        """
+        self._opening_layers = frozenset(opening_layers(self.layers))
         for cut in ([] if self.is_head else [first_layer]) + ([] if self.is_tail else [end_layer]):
             require_cut(anatomy, cut)
         self._extras = adapter_of(model).extras
@@ -138,6 +147,7 @@ class StageModel:
             logits: mx.array = self._model(tokens, cache=caches.entries)
         finally:
             self._passing = _Passing()
+        self.openings = passing.openings
         if self.is_tail:
             return [logits]
         if passing.outgoing is None:
@@ -210,6 +220,8 @@ class StageModel:
                 passing.caches.copy_states(cache_indices)
                 results = outgoing if is_last else list(arrays_in(out))
                 mx.eval(results, passing.caches.arrays_at(cache_indices))
+            elif index in self._opening_layers:
+                passing.openings.append(next(iter(arrays_in(out)))[...])
             if outgoing:
                 # The model may change in place what it gets, so aliases are kept.
                 passing.outgoing = [array[...] for array in outgoing]
@@ -272,6 +284,19 @@ class StageModel:
             seen |= fresh.keys()
             once.append(list(fresh.values()))
         return [group for group in once if group]
+
+
+def opening_layers(layers: range) -> list[int]:
+    """After which layers of a stage the device is given what is encoded so far: the 1st, 2nd, 4th, 8th and so on.
+
+    A GPU runs a layer for longer than the host takes to encode it, so the first pieces have to be short, and each may
+    be as long as all before it.
+    """
+    found, count = [], 1
+    while count < len(layers):
+        found.append(layers[count - 1])
+        count *= 2
+    return found
 
 
 def load_stage(

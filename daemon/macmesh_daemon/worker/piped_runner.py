@@ -40,6 +40,7 @@ class _Ahead:
     ids: mx.array
     outputs: list[mx.array]
     counters: list[mx.array]
+    openings: list[mx.array]
     snapshot: Snapshot
 
 
@@ -63,6 +64,7 @@ class FollowerRunner(StageRunner):
         self._placeholders: dict[Key, list[list[mx.array]]] = {}
         # Of the step described last.
         self._counters: list[mx.array] = []
+        self._openings: list[mx.array] = []
 
     def begin(self, step: Step) -> None:
         """See `StageRunner.begin`; at the tail the head has been told when this returns."""
@@ -123,7 +125,7 @@ class FollowerRunner(StageRunner):
             with self._waiting():
                 self._transfers.receive_into(step.number, inputs)
             began = times.lap(times.receive)
-        mx.async_eval(outputs, self._counters)  # type: ignore[no-untyped-call]  # the stub gives no types
+        queue(self._openings, outputs, self._counters)
         times.lap(times.encode)
         mx.eval(outputs)
         times.lap(times.wait)
@@ -132,7 +134,7 @@ class FollowerRunner(StageRunner):
     def _describe(self, step: Step, inputs: list[mx.array]) -> list[mx.array]:
         caches = self.house.caches_for(step)
         outputs = self.stage.step(inputs, caches)
-        self._counters = caches.counters()
+        self._counters, self._openings = caches.counters(), self.stage.openings
         self.times.lap(self.times.describe)
         if self.stage.is_tail:
             outputs = list(self._choose(step, outputs[0]))
@@ -246,7 +248,9 @@ class HeadRunner(StageRunner):
             ids = mx.array([[0]] * len(rows), mx.uint32)
             caches = self.house.caches_for(expected)
             outputs = contiguous(self.stage.step([ids], caches))
-            self._ahead[key] = _Ahead(expected, ids, outputs, caches.counters(), snapshot)
+            self._ahead[key] = _Ahead(
+                expected, ids, outputs, caches.counters(), self.stage.openings, snapshot
+            )
             self.times.lap(self.times.describe)
             return True
         return False
@@ -266,20 +270,22 @@ class HeadRunner(StageRunner):
             ids = mx.array([[token] for token in tokens], mx.uint32)
             caches = self.house.caches_for(step)
             outputs = contiguous(self.stage.step([ids], caches))
-            counters = caches.counters()
+            counters, openings = caches.counters(), self.stage.openings
         else:
-            outputs, counters = described
+            outputs, counters, openings = described.outputs, described.counters, described.openings
+            # While it lives, so does the snapshot, and an array that two hold is copied where it is changed.
+            del described
         self._last[key_of(step)] = step
         self._outstanding[step.number] = step.rows
         times.lap(times.describe)
-        mx.async_eval(outputs, counters)  # type: ignore[no-untyped-call]  # the stub gives no types
+        queue(openings, outputs, counters)
         times.lap(times.encode)
         mx.eval(outputs)
         times.lap(times.wait)
         return outputs
 
-    def _take_ahead(self, step: Step, tokens: list[int]) -> tuple[list[mx.array], list[mx.array]] | None:
-        """Outputs and counters of the step as it was described ahead, with its tokens; None where it was not."""
+    def _take_ahead(self, step: Step, tokens: list[int]) -> _Ahead | None:
+        """The step as it was described ahead, with its tokens; None where it was not."""
         key = key_of(step)
         ahead = self._ahead.pop(key, None)
         if ahead is None:
@@ -292,8 +298,7 @@ class HeadRunner(StageRunner):
         for index, token in enumerate(tokens):
             memory[index, 0] = token
         self.times.ahead_used += 1
-        # The snapshot goes with this function: an array that two hold is copied where it is changed.
-        return ahead.outputs, ahead.counters
+        return ahead
 
     def _forget(self, step: Step) -> None:
         """Takes back what was described of rows that change now."""
@@ -317,6 +322,14 @@ class HeadRunner(StageRunner):
                 f"step {step.number} goes on with what {row.request_id} sampled last, which is not known here"
             )
         return token
+
+
+def queue(openings: list[mx.array], outputs: list[mx.array], counters: list[mx.array]) -> None:
+    """Puts a step on the device, its first layers before the host has encoded the others."""
+    for opening in openings:
+        mx.async_eval(opening)  # type: ignore[no-untyped-call]  # the stub gives no types
+    openings.clear()
+    mx.async_eval(outputs, counters)  # type: ignore[no-untyped-call]  # same
 
 
 def contiguous(arrays: list[mx.array]) -> list[mx.array]:

@@ -53,6 +53,10 @@ class Stage(Protocol):
     def architecture(self) -> str:
         """Name of the mlx-lm module that implements the model."""
 
+    @property
+    def openings(self) -> list[mx.array]:
+        """What some layers put out in the decode step that was described last."""
+
     def make_caches(self, reserve_tokens: int) -> Any:
         """New caches for a request of at most so many tokens."""
 
