@@ -429,6 +429,13 @@ CATALOGUE: tuple[Mutant, ...] = (
         "a node that left is not planned for",
     ),
     Mutant(
+        "a goodbye that was taken back waits for a quorum",
+        "coordinator.py",
+        "if heard or not self.watch.has_left(peer) or not self.watch.may_answer(peer):",
+        "if heard or not self.watch.may_answer(peer):",
+        _ENDS_ONCE,
+    ),
+    Mutant(
         "the office goes to one that lacks the newest document",
         "transfer.py",
         "if tracks[member.node_id].stored == version]",
