@@ -170,10 +170,21 @@ def _fail_over(world: World) -> float | None:
     world.crash(leader)
     if not outweighs_half(document, {n.node_id for n in world.nodes.values() if n.machine is not None}):
         world.run(2.0)
-        if world.coordinator() is not None:
+        if any(not _is_of_another_cluster(node, document) for node in world.nodes.values() if leads(node)):
             raise AssertionError("a coordinator without a quorum")
         return None
     return world.run_until(lambda: bool(world.known_by_majority()), FAILOVER_SECONDS)
+
+
+def leads(node: "SimNode") -> bool:
+    """Whether a node is coordinator."""
+    return node.machine is not None and node.machine._coordinator is not None
+
+
+def _is_of_another_cluster(node: "SimNode", document: ClusterDocument) -> bool:
+    """Whether a node that this cluster has evicted leads one of another generation: people have parted them."""
+    generation = node.up._context.state.generation
+    return node.node_id in document.denied_node_ids and generation != document.generation
 
 
 def outweighs_half(document: ClusterDocument, node_ids: set[str]) -> bool:

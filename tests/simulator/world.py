@@ -172,8 +172,8 @@ class World(Simulation):
         document = leader.up._context.state.document
         assert document is not None
         expected = [node for node in self.expected() if not node.drive.is_torn]
-        torn = {node.node_id for node in self.nodes.values() if node.drive.is_torn}
-        if {m.node_id for m in document.members} - torn != {n.node_id for n in expected}:
+        lost = {node.node_id for node in self.nodes.values() if node.drive.is_torn or node.is_gone}
+        if {m.node_id for m in document.members} - lost != {n.node_id for n in expected}:
             return False
         return all(
             n.machine is not None

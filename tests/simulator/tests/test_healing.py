@@ -5,7 +5,7 @@ import pytest
 from macmesh_daemon.cluster.messages import PrepareRequest
 from simulator.checker import InvariantBrokenError
 from simulator.parts import wanted_model
-from simulator.run import _stop_evicted, _until_agreed
+from simulator.run import _fail_over, _stop_evicted, _until_agreed, leads
 from simulator.world import World
 
 
@@ -59,6 +59,49 @@ def test_without_a_recovery_by_force_nobody_is_stopped_not_even_who_was_evicted(
 
     assert not _stop_evicted(world)
     assert not any(node.is_gone for node in world.nodes.values())
+
+
+def test_where_each_of_two_has_evicted_the_other_the_end_of_one_says_nothing_of_the_other() -> None:
+    world = World(1, 2)
+    world.start()
+    world.cut("a", "b")
+    world.evict("b", "a")
+    world.run(3.0)
+    world.recover("b")
+    world.run(1.0)
+    world.evict("a", "b")
+    world.run(3.0)
+    world.heal()
+    _until_agreed(world)
+    world.run_until(lambda: all(leads(node) for node in world.nodes.values()), 5.0)
+
+    assert _fail_over(world) is None
+    assert leads(world.nodes["a"])
+
+
+def test_a_coordinator_of_the_same_generation_without_a_quorum_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(1, 2)
+    world.start()
+    leader = world.coordinator()
+    assert leader is not None
+    other = next(node for node in world.nodes.values() if node is not leader)
+    world.later(1.0, lambda: other.up._election._on_elected(world.now, frozenset("ab")))
+    monkeypatch.setattr(world.checker, "on_step", lambda *_: None)  # here the run itself is to see it
+
+    with pytest.raises(AssertionError, match="a coordinator without a quorum"):
+        _fail_over(world)
+
+
+def test_the_rest_agrees_while_its_document_still_names_a_node_that_was_stopped_for_good() -> None:
+    world = World(1, 3)
+    world.start()
+    world.crash("c")
+    assert not world.agreed()
+    world.nodes["c"].is_gone = True
+
+    assert world.agreed()
 
 
 def _load_until_asked(world: World, node_id: str) -> None:
