@@ -38,9 +38,11 @@ def recovered_document(document: ClusterDocument, node_id: str, generation: int)
     of ``node_id``: a person goes on with it, and while it is marked nothing may run on it.
     """
     members = tuple(
-        replace(member, voter=True, evicting=False)
-        if member.node_id == node_id
-        else replace(member, voter=False)
+        replace(
+            member,
+            voter=member.node_id == node_id,
+            evicting=member.evicting and member.node_id != node_id,
+        )
         for member in document.members
     )
     return replace(

@@ -401,10 +401,17 @@ CATALOGUE: tuple[Mutant, ...] = (
         "a recovery fences everything before it",
     ),
     Mutant(
+        "a recovery keeps the mark that its own node is to go",
+        "generations.py",
+        "evicting=member.evicting and member.node_id != node_id",
+        "evicting=member.evicting",
+        _LIVENESS,
+    ),
+    Mutant(
         "a recovery keeps all voters",
         "generations.py",
-        "replace(member, voter=member.node_id == node_id)",
-        "replace(member, voter=member.voter)",
+        "voter=member.node_id == node_id,",
+        "voter=member.voter,",
         "a recovered node goes on alone",
     ),
     Mutant(
