@@ -1,6 +1,7 @@
 """One run from beginning to judgement, and many of them."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from macmesh_daemon.cluster.messages import ClusterDocument
 from macmesh_daemon.cluster.settings import ClusterSettings
@@ -9,7 +10,11 @@ from .chaos import chaos
 from .checker import InvariantBrokenError
 from .options import Options
 from .parts import facts_of, names_of, seeded, wanted_model
+from .simulation import LivelockError
 from .world import World
+
+if TYPE_CHECKING:
+    from .node import SimNode
 
 AGREE_SECONDS = 30.0
 """After everything has healed, one coordinator leads all within this."""
@@ -114,33 +119,43 @@ def _replace_lost_quorum(world: World) -> None:
 
 def _until_agreed(world: World) -> float:
     """Let the nodes agree; where two operators have parted the cluster for good, do as a third does."""
-    begin = world.now
-    try:
-        world.run_until(world.agreed, AGREE_SECONDS)
-    except InvariantBrokenError:
-        raise
-    except AssertionError:
-        if not _stop_evicted(world):
+    while True:
+        try:
+            return world.run_until(world.agreed, AGREE_SECONDS)
+        except (InvariantBrokenError, LivelockError):
             raise
-        begin = world.now
-        world.run_until(world.agreed, AGREE_SECONDS)
-    return world.now - begin
+        except AssertionError:
+            world.tale.tell(world.now, "--", "no agreement: are there two clusters?")
+            if not _stop_evicted(world):
+                raise
 
 
 def _stop_evicted(world: World) -> bool:
-    """Stop nodes that went on by force although most others had evicted them: two clusters, by design.
+    """Stop nodes that went on by force although the other cluster had evicted them: two clusters, by design.
 
     Nobody on one side knew of the other. Neither undoes what its people asked for, and each refuses the other.
+    The sides are of different generations, or nobody has forced anything and they have to agree. Who is in
+    neither of them, such as a node that was evicted before it ever came, parts nobody and counts for nothing.
+
+    Returns:
+        Whether there were any; they are gone for good then.
     """
+    sides: dict[int, list[SimNode]] = {}
     for node in world.nodes.values():
-        others = [n.machine for n in world.nodes.values() if n.machine is not None and n is not node]
-        denying = 0
-        for machine in others:
-            committed = machine._replica.committed
-            denying += committed is not None and node.node_id in committed.denied_node_ids
-        if node.machine is not None and 2 * denying > len(others):
+        document = node.machine._context.state.document if node.machine is not None else None
+        if document is not None and document.member(node.node_id) is not None:
+            sides.setdefault(document.generation, []).append(node)
+    for generation in sorted(sides, reverse=True):
+        others = [node.up._replica.committed for g, side in sides.items() if g != generation for node in side]
+        evicted = [
+            node
+            for node in sides[generation]
+            if 2 * sum(d is not None and node.node_id in d.denied_node_ids for d in others) > len(others)
+        ]
+        for node in evicted:
             world.crash(node)
             node.is_gone = True
+        if evicted:
             return True
     return False
 
@@ -155,10 +170,21 @@ def _fail_over(world: World) -> float | None:
     world.crash(leader)
     if not outweighs_half(document, {n.node_id for n in world.nodes.values() if n.machine is not None}):
         world.run(2.0)
-        if world.coordinator() is not None:
+        if any(not _is_of_another_cluster(node, document) for node in world.nodes.values() if leads(node)):
             raise AssertionError("a coordinator without a quorum")
         return None
     return world.run_until(lambda: bool(world.known_by_majority()), FAILOVER_SECONDS)
+
+
+def leads(node: "SimNode") -> bool:
+    """Whether a node is coordinator."""
+    return node.machine is not None and node.machine._coordinator is not None
+
+
+def _is_of_another_cluster(node: "SimNode", document: ClusterDocument) -> bool:
+    """Whether a node that this cluster has evicted leads one of another generation: people have parted them."""
+    generation = node.up._context.state.generation
+    return node.node_id in document.denied_node_ids and generation != document.generation
 
 
 def outweighs_half(document: ClusterDocument, node_ids: set[str]) -> bool:

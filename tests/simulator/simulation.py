@@ -89,7 +89,8 @@ class Simulation:
         self._usual_limit: float | None = None
         self._order = itertools.count()
         self._request_ids = itertools.count()
-        self._replies: dict[int, Call] = {}
+        #: The requests that were not answered yet: the call of each, and when it arrived.
+        self.taken: dict[int, tuple[Call, float]] = {}
         self._executors: dict[type, Callable[[SimNode, Any], None]] = {
             fx.Persist: self._persist,
             fx.Send: self._send,
@@ -237,8 +238,8 @@ class Simulation:
 
     def _reset_connections(self, node: SimNode) -> None:
         """The system of a machine ends the connections of a process that was killed."""
-        calls = [call for i in node.open_requests if (call := self._replies.pop(i, None)) is not None]
-        for call in calls:
+        taken = [one for i in node.open_requests if (one := self.taken.pop(i, None)) is not None]
+        for call, _ in taken:
             call.break_off("lost")
         if node.node_id in self.clones:
             return  # another machine's connections under the same name stand
@@ -425,7 +426,7 @@ class Simulation:
             call.break_off("refused")
             return
         request_id = next(self._request_ids)
-        self._replies[request_id] = call
+        self.taken[request_id] = (call, self.now)
         sender = call.node.node_id
         target.open_requests[request_id] = sender
         self.checker.on_request(target, request_id, sender)
@@ -433,7 +434,7 @@ class Simulation:
 
     def _reply(self, node: SimNode, effect: fx.Reply) -> None:
         self.checker.on_reply(node, effect)
-        call = self._replies.pop(effect.request_id)
+        call, _ = self.taken.pop(effect.request_id)
         del node.open_requests[effect.request_id]
         call.answer(effect)
 

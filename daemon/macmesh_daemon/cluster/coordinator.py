@@ -213,11 +213,14 @@ class Coordinator:
         self._leavers.append((request_id, peer))
 
     def _let_go(self) -> None:
-        """Answer those that leave. The extra vote of a tie-breaker moves while it is still there to agree."""
+        """Answer those that leave. The extra vote of a tie-breaker moves while it is still there to agree.
+
+        Who said since that it stays, or was started anew, waits for nothing any more: its goodbye is void.
+        """
         for request_id, peer in list(self._leavers):
             storing = self.watch.answering()
             heard = self.is_settled and outweighs(self._votes, storing - {peer})
-            if heard or not self.watch.may_answer(peer):
+            if heard or not self.watch.has_left(peer) or not self.watch.may_answer(peer):
                 self._leavers.remove((request_id, peer))
                 self._context.reply(request_id, LeaveResponse(*self._context.state.ballot, heard))
 

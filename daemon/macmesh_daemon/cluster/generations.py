@@ -34,9 +34,17 @@ def recovered_document(document: ClusterDocument, node_id: str, generation: int)
     """The first document of a generation: the members of ``document``, ``node_id`` as the only voter, no plan.
 
     Its plan is empty but has an epoch of the new generation, so whatever ran under an older one ends wherever
-    the document comes to be known. What was wanted stays wanted.
+    the document comes to be known. What was wanted stays wanted, and evictions that were begun go on; but not that
+    of ``node_id``: a person goes on with it, and while it is marked nothing may run on it.
     """
-    members = tuple(replace(member, voter=member.node_id == node_id) for member in document.members)
+    members = tuple(
+        replace(
+            member,
+            voter=member.node_id == node_id,
+            evicting=member.evicting and member.node_id != node_id,
+        )
+        for member in document.members
+    )
     return replace(
         document,
         generation=generation,

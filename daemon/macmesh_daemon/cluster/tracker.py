@@ -30,7 +30,7 @@ class MemberTrack:
         refused_until: When the newest attempt that was refused was begun; None as `refused_since`.
         hurried_at: When it was last asked ahead of its turn; None where it never was.
         timed_out_at: When a heartbeat to it last came to nothing by silence; None where none did.
-        left_at: When it said goodbye; None while it is there.
+        left_at: When it last said goodbye; None while it is there.
         gone_at: Since when it is dead or has left, by the last verdict.
         stored: The document version that it has stored; None until it told.
         status: Its last answer.

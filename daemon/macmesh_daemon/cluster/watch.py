@@ -268,10 +268,17 @@ class MemberWatch:
     def on_leave(self, peer: str, reason: str) -> None:
         """A member says goodbye."""
         track = self.tracks.get(peer)
-        if track is not None and track.left_at is None:
-            track.left_at = self._context.now
+        if track is None:
+            return
+        is_news, track.left_at = track.left_at is None, self._context.now
+        if is_news:
             self._judged.pop(peer, None)
             self._context.announce("member leaves", node_id=peer, reason=reason)
+
+    def has_left(self, peer: str) -> bool:
+        """Whether a member said goodbye and has not answered since that it stays."""
+        track = self.tracks.get(peer)
+        return track is not None and track.left_at is not None
 
     def on_probed(self, target: str) -> None:
         """Another member has reached ``target``."""

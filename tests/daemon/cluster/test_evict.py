@@ -425,6 +425,21 @@ def test_of_two_nodes_either_may_leave_in_order_and_the_other_goes_on() -> None:
         world.run_until(world.agreed, 5)
 
 
+def test_a_goodbye_taken_back_is_answered_although_no_quorum_is_left_without_that_member() -> None:
+    world = World(1, 3)
+    world.start(M)
+    world.crash("b")
+    world.run(8)
+    leader = world.nodes["a"]
+    assert world.coordinator() is leader
+    world.step(world.nodes["c"], ev.LeaveWanted("sleep"))
+    world.run_until(lambda: bool(leader.open_requests), 1)
+    assert leader.up.view.liveness["c"] == "left"
+    world.step(world.nodes["c"], ev.LeaveCancelled())
+    world.run_until(lambda: not leader.open_requests and leader.up.view.liveness["c"] == "alive", 1)
+    assert world.coordinator() is leader
+
+
 def test_who_leaves_promises_nothing_and_does_not_wait_for_ever() -> None:
     node = Solo(stored())
     assert "LeaveFinished" not in kinds(node.step(ev.LeaveWanted("shutdown")))

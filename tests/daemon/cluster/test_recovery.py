@@ -177,6 +177,25 @@ def test_the_loser_of_two_recoveries_hands_its_nodes_over() -> None:
     assert node.machine.view.coordinator_node_id == "a"
 
 
+def test_a_node_that_was_to_go_stays_where_a_person_goes_on_with_it() -> None:
+    """Its own eviction is void then: nobody is left to hand over to, and no plan would have it."""
+    world = World(1, 3)
+    world.start(M)
+    world.evict("c", "a")
+    world.evict("a", "a")
+    world.run_until(lambda: {m.node_id for m in members(world, "a").members if m.evicting} == {"a", "c"}, 2)
+    world.crash("b")
+    world.crash("c")
+    world.run(3)
+    world.recover("a")
+    world.run_until(lambda: world.nodes["a"].up.view.serving_state == "ready", 10)
+
+    assert [(m.node_id, m.evicting) for m in members(world, "a").members if m.node_id == "a"] == [
+        ("a", False)
+    ]
+    assert "c" in members(world, "a").denied_node_ids, "the other eviction goes on"
+
+
 def test_an_epoch_of_the_recovery_is_above_all_older_ones() -> None:
     node = Solo(stored("abc", term=900))
     (done,) = only(node.step(ev.RecoverWanted(1), after=3), fx.ChangeDone)

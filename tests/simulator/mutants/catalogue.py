@@ -401,10 +401,17 @@ CATALOGUE: tuple[Mutant, ...] = (
         "a recovery fences everything before it",
     ),
     Mutant(
+        "a recovery keeps the mark that its own node is to go",
+        "generations.py",
+        "evicting=member.evicting and member.node_id != node_id",
+        "evicting=member.evicting",
+        _LIVENESS,
+    ),
+    Mutant(
         "a recovery keeps all voters",
         "generations.py",
-        "replace(member, voter=member.node_id == node_id)",
-        "replace(member, voter=member.voter)",
+        "voter=member.node_id == node_id,",
+        "voter=member.voter,",
         "a recovered node goes on alone",
     ),
     Mutant(
@@ -427,6 +434,13 @@ CATALOGUE: tuple[Mutant, ...] = (
         "elif self.left_at is not None and sent_at > self.left_at:",
         "elif self.left_at is not None:",
         "a node that left is not planned for",
+    ),
+    Mutant(
+        "a goodbye that was taken back waits for a quorum",
+        "coordinator.py",
+        "if heard or not self.watch.has_left(peer) or not self.watch.may_answer(peer):",
+        "if heard or not self.watch.may_answer(peer):",
+        _ENDS_ONCE,
     ),
     Mutant(
         "the office goes to one that lacks the newest document",
