@@ -4,12 +4,14 @@ MLX binds streams to threads and its waits cannot be interrupted, so everything 
 rest of the worker goes on turning beside it.
 """
 
+import contextlib
 import dataclasses
 import queue
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +25,12 @@ from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, R
 from macmesh_daemon.worker.parts import Parts
 from macmesh_daemon.worker.pings import Pings
 from macmesh_rdma.errors import RemoteTransportError, TransportError
+from macmesh_rdma.messages.progress_page import ProgressWriter
 
 if TYPE_CHECKING:
     from macmesh_daemon.worker.runner import House, Stage, StageRunner
     from macmesh_daemon.worker.transfers import Transfers
+    from macmesh_daemon.worker.warm_up import WarmUp
 
 OpenLane = Callable[[], "Transfers | None"]
 """Opens the way to the other stages; called on the inference thread."""
@@ -44,6 +48,10 @@ class Milestones:
     """All weights are there."""
     ready: Callable[[], None]
     """The lane is open."""
+    phase: Callable[[str, float], None]
+    """A part of the start is done: its name, and the seconds it took."""
+    warmed_up: "Callable[[WarmUp], None]"
+    """What was run before the stage is ready."""
     failed: Callable[[str], None]
     """The thread has ended; why."""
     peer_lost: Callable[[str], None]
@@ -58,11 +66,19 @@ class InferenceThread:
         outlets: where the loops' messages go.
         milestones: what is told of the thread's life.
         parts: of the engine.
+        progress: where the thread shows what it does.
     """
 
     def __init__(
-        self, start: lane_pb2.StartStage, outlets: Outlets, milestones: Milestones, parts: Parts
+        self,
+        start: lane_pb2.StartStage,
+        outlets: Outlets,
+        milestones: Milestones,
+        parts: Parts,
+        progress: ProgressWriter | None = None,
     ) -> None:
+        self._progress = progress or ProgressWriter()
+        self._mark = time.perf_counter()
         self._start = start
         self._outlets = outlets
         self._milestones = milestones
@@ -109,7 +125,8 @@ class InferenceThread:
         sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
         import_without_tokenizers()
         # Imported here and not above: the first command decides about mlx's environment.
-        from macmesh_daemon.worker.runner import set_memory_limits  # noqa: PLC0415
+        from macmesh_daemon.worker.memory_limits import set_memory_limits  # noqa: PLC0415
+        from macmesh_daemon.worker.warm_up import warm_up  # noqa: PLC0415  imports mlx
 
         start, deployment = self._start, self._start.deployment
         if len(deployment.stages) > 1:
@@ -118,14 +135,43 @@ class InferenceThread:
                 from macmesh_daemon.worker import jaccl_lane  # noqa: F401, PLC0415
             else:
                 from macmesh_daemon.worker import tensor_lane  # noqa: F401, PLC0415
+        self._phase("import")
         set_memory_limits(deployment.stages[start.stage_index].ledger)
         stage = self._parts.load(start, self._milestones.progress)
         house = self._parts.house(start, stage)
+        self._phase("load")
         self._milestones.loaded()
         transfers = self._openers.get()()
         self._runner = runner = self._make_runner(stage, house, transfers)
+        self._phase("connect")
+        # Only now: the other stages need not wait for this one to be connected to it.
+        self._progress.warm_up()
+        stage.layer_done = self._progress.layer
+        facts = warm_up(
+            stage,
+            context_tokens=deployment.context_tokens,
+            chunk_tokens=deployment.prefill_chunk_tokens,
+        )
+        self._phase("warm_up")
+        self._milestones.warmed_up(facts)
+        self._progress.idle()
         self._milestones.ready()
         self._loop(runner, stage, transfers).run(self._inbox)
+
+    def _phase(self, name: str) -> None:
+        now = time.perf_counter()
+        self._milestones.phase(name, now - self._mark)
+        self._mark = now
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Is entered while another stage is waited for."""
+        self._progress.waiting()
+        try:
+            with self._pings.waiting():
+                yield
+        finally:
+            self._progress.turn()
 
     def _make_runner(self, stage: "Stage", house: "House", transfers: "Transfers | None") -> "StageRunner":
         from macmesh_daemon.worker.local_runner import LocalRunner  # noqa: PLC0415  imports mlx
@@ -134,12 +180,12 @@ class InferenceThread:
         if transfers is None:
             return LocalRunner(stage, house)
         kind = HeadRunner if self._start.stage_index == 0 else FollowerRunner
-        return kind(stage, house, transfers, waiting=self._pings.waiting)
+        return kind(stage, house, transfers, waiting=self._waiting)
 
     def _loop(self, runner: Runner, stage: "Stage", transfers: "Transfers | None") -> HeadLoop | FollowerLoop:
         start = self._start
         if start.stage_index > 0:
-            return FollowerLoop(runner, self._outlets, self._pings)
+            return FollowerLoop(runner, self._outlets, self._pings, self._progress)
         if transfers is not None:
             transfers.listen(self._inbox.put)
         return HeadLoop(
@@ -149,6 +195,7 @@ class InferenceThread:
             self._pings,
             epoch=start.epoch,
             is_tail=transfers is None,
+            progress=self._progress,
             vocabulary_tokens=vocabulary_tokens(Path(start.model_path)),
         )
 

@@ -8,6 +8,7 @@ every change raises, 8 bits of the activity and 12 of the layer, 0 for none and 
 step. Each is written by one store, the step first, so the activity that is read is never older than its step.
 """
 
+import contextlib
 import dataclasses
 import enum
 import mmap
@@ -77,10 +78,8 @@ class ProgressWriter:
         except (OSError, ValueError) as error:
             raise LocalSharedMemoryError(f"descriptor {descriptor} is no progress page: {error}") from error
         finally:
-            try:
+            with contextlib.suppress(OSError):
                 os.close(descriptor)
-            except OSError:
-                pass
 
     def warm_up(self) -> None:
         """The thread warms up."""

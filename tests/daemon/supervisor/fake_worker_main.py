@@ -18,8 +18,6 @@ def get_stuck(how: str, progress: ProgressWriter) -> None:
     progress.layer(6)
     if how == "idle":
         progress.idle()
-    elif how == "wait":
-        progress.waiting()
     ctypes.PyDLL(None).sleep(60)
 
 
@@ -70,7 +68,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--ring-fds", default="")
     parser.add_argument("--progress-fd", type=int, required=True)
-    parser.add_argument("--stuck", choices=["step", "idle", "wait"], default="")
+    parser.add_argument("--stuck", choices=["step", "idle"], default="")
     parser.add_argument("--say", default="")
     parser.add_argument("--fail-load", default="")
     for flag in ("--hold", "--garbage", "--deaf", "--ignore-stop", "--scribble"):
