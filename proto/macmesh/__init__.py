@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         PlanResult,
         RequestFacts,
         Usage,
+        Waiting,
     )
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "Stream",
     "Timeouts",
     "Usage",
+    "Waiting",
     "default_data_folder",
     "default_socket_path",
     "socket_path",

@@ -21,13 +21,23 @@ from macmesh_daemon.engine.files import vocabulary_tokens
 from macmesh_daemon.engine.lean_imports import import_without_tokenizers
 from macmesh_daemon.worker.checks import JACCL
 from macmesh_daemon.worker.errors import RemoteNeighbourError, RemoteStageFailedError, WorkerError
-from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, Runner, Wake, pong
+from macmesh_daemon.worker.loops import (
+    FollowerLoop,
+    HeadLoop,
+    Item,
+    Outlets,
+    Runner,
+    Schedule,
+    Wake,
+    pong,
+)
 from macmesh_daemon.worker.parts import Parts
 from macmesh_daemon.worker.pings import Pings
 from macmesh_rdma.errors import RemoteTransportError, TransportError
 from macmesh_rdma.messages.progress_page import ProgressWriter
 
 if TYPE_CHECKING:
+    from macmesh_daemon.engine.limits import SchedulerStats
     from macmesh_daemon.worker.runner import House, Stage, StageRunner
     from macmesh_daemon.worker.transfers import Transfers
     from macmesh_daemon.worker.warm_up import WarmUp
@@ -86,6 +96,8 @@ class InferenceThread:
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._openers: queue.SimpleQueue[OpenLane] = queue.SimpleQueue()
         self._runner: StageRunner | None = None
+        self._schedule: Schedule | None = None
+        self._stats: SchedulerStats | None = None
         self._pings = Pings(self._pong, lambda: self._inbox.put(Wake()))
         self.announced: queue.SimpleQueue[lane_pb2.StepPayload] = queue.SimpleQueue()
         """What the stage before announces."""
@@ -188,9 +200,10 @@ class InferenceThread:
             return FollowerLoop(runner, self._outlets, self._pings, self._progress)
         if transfers is not None:
             transfers.listen(self._inbox.put)
+        self._schedule = schedule = self._parts.schedule(start, stage, transfers is None)
         return HeadLoop(
             runner,
-            self._parts.schedule(start, stage, transfers is None),
+            schedule,
             self._outlets,
             self._pings,
             epoch=start.epoch,
@@ -201,4 +214,7 @@ class InferenceThread:
 
     def _pong(self, ping: lane_pb2.PingWorker) -> None:
         if self._runner is not None:  # pings that came before are answered by the first turn
-            self._outlets.events([pong(ping, self._runner)])
+            if self._schedule is not None and threading.current_thread() is self._thread:
+                # Another thread, which answers while this one waits, tells what was counted last.
+                self._stats = self._schedule.stats
+            self._outlets.events([pong(ping, self._runner, self._stats)])

@@ -8,9 +8,15 @@ from typing import Protocol
 
 from macmesh.v1 import lane_pb2, peer_pb2, types_pb2
 from macmesh_daemon.engine.errors import RemoteScheduleError
+from macmesh_daemon.engine.limits import SchedulerStats
 from macmesh_daemon.engine.requests import Refused, Request
 from macmesh_daemon.engine.steps import Step, StepDone
-from macmesh_daemon.worker.convert import TellableEffect, event_to_wire, request_from_wire
+from macmesh_daemon.worker.convert import (
+    TellableEffect,
+    event_to_wire,
+    request_from_wire,
+    stats_to_wire,
+)
 from macmesh_daemon.worker.convert_steps import done_from_wire, step_from_wire, step_to_wire
 from macmesh_daemon.worker.errors import RemoteNeighbourError
 from macmesh_daemon.worker.pings import Pings
@@ -55,6 +61,10 @@ class Runner(Protocol):
 
 class Schedule(Protocol):
     """What the head's loop needs of a `Scheduler`."""
+
+    @property
+    def stats(self) -> SchedulerStats:
+        """What was counted so far. From the thread that uses the schedule."""
 
     def submit(self, request: Request) -> "Sequence[TellableEffect]":
         """Takes a request."""
@@ -298,8 +308,16 @@ class HeadLoop:
         return None
 
 
-def pong(ping: lane_pb2.PingWorker, runner: Runner) -> lane_pb2.WorkerEvent:
-    """The answer to a ping. May be called from any thread."""
+def pong(
+    ping: lane_pb2.PingWorker, runner: Runner, stats: SchedulerStats | None = None
+) -> lane_pb2.WorkerEvent:
+    """The answer to a ping. May be called from any thread.
+
+    Args:
+        ping: the question.
+        runner: of the stage.
+        stats: at the head, what its schedule counted.
+    """
     active, peak = runner.memory_bytes()
     return lane_pb2.WorkerEvent(
         pong=lane_pb2.PongWorker(
@@ -308,5 +326,6 @@ def pong(ping: lane_pb2.PingWorker, runner: Runner) -> lane_pb2.WorkerEvent:
             active_memory_bytes=active,
             peak_memory_bytes=peak,
             times=runner.times.to_wire(),
+            scheduler=None if stats is None else stats_to_wire(stats),
         )
     )
