@@ -170,8 +170,8 @@ def test_load_tells_its_phases(run: Run, daemon: ThreadedFakeDaemon, tmp_path: P
     assert told[3].startswith("committed: epoch 1.3.2, a1b2c3d4 layers 0-35, b7c8d9e0 layers 36-53")
     assert told[4:8] == [
         "loading",
-        "loading 50% (81.5 GB of 163 GB)",
-        "loading 100% (163 GB of 163 GB)",
+        "loading 50% (53.5 GB of 107 GB)",
+        "loading 100% (107 GB of 107 GB)",
         "connecting",
     ]
     assert told[8].startswith("ready: epoch 1.3.2, a1b2c3d4 load 20.0 s + warm-up 1.2 s, b7c8d9e0 load")
