@@ -167,5 +167,5 @@ async def test_the_place_in_the_queue_comes_before_the_first_token(
     fake.script.generate = GenerateScript(waiting=(1,), hold_after=0)
     generation = client.generate("x", first_token_timeout_seconds=0.3, idle_timeout_seconds=0.001)
     assert (await anext(generation)).waiting == macmesh.Waiting(1, 1.5)
-    with pytest.raises(macmesh.LocalDeadlineError, match=r"0\.3 s"):
+    with pytest.raises(LocalDeadlineError, match=r"0\.3 s"):
         await anext(generation)

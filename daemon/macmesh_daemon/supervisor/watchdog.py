@@ -10,8 +10,9 @@ STEP_SHARE = 0.75
 the daemon of the stage that hangs must be quicker, for its word to be the reason."""
 WAITING_GRACE_SECONDS = 5.0
 """A wait for another stage ends itself at the step's deadline."""
-WARM_UP_SECONDS = 600.0
-"""Kernels are compiled in it: on CUDA a minute where none was kept from before."""
+WARM_UP_SECONDS = 100.0
+"""Kernels are compiled in it: on CUDA a minute where none was kept from before. The coordinator gives a load up that
+makes no progress for 120 s, and does not know where it hangs."""
 
 
 @dataclass(frozen=True, slots=True)

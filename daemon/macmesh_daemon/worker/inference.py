@@ -55,13 +55,13 @@ class Milestones:
     progress: Callable[[int, int], None]
     """Bytes loaded and to load."""
     loaded: Callable[[], None]
-    """All weights are there."""
+    """All weights are there, and kernels compiled."""
     ready: Callable[[], None]
     """The lane is open."""
     phase: Callable[[str, float], None]
     """A part of the start is done: its name, and the seconds it took."""
     warmed_up: "Callable[[WarmUp], None]"
-    """What was run before the stage is ready."""
+    """What was run to compile kernels."""
     failed: Callable[[str], None]
     """The thread has ended; why."""
     peer_lost: Callable[[str], None]
@@ -152,11 +152,7 @@ class InferenceThread:
         stage = self._parts.load(start, self._milestones.progress)
         house = self._parts.house(start, stage)
         self._phase("load")
-        self._milestones.loaded()
-        transfers = self._openers.get()()
-        self._runner = runner = self._make_runner(stage, house, transfers)
-        self._phase("connect")
-        # Only now: the other stages need not wait for this one to be connected to it.
+        # Before the stages connect, which must be quick, while a load is only watched for progress.
         self._progress.warm_up()
         stage.layer_done = self._progress.layer
         facts = warm_up(
@@ -167,6 +163,10 @@ class InferenceThread:
         self._phase("warm_up")
         self._milestones.warmed_up(facts)
         self._progress.idle()
+        self._milestones.loaded()
+        transfers = self._openers.get()()
+        self._runner = runner = self._make_runner(stage, house, transfers)
+        self._phase("connect")
         self._milestones.ready()
         self._loop(runner, stage, transfers).run(self._inbox)
 

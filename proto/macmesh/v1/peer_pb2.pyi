@@ -450,7 +450,7 @@ class StartPhase(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"import", "load", "connect" or "warm_up"."""
+    """"import", "load", "warm_up" or "connect"."""
     seconds: _builtins.float
     """How long it took."""
     def __init__(

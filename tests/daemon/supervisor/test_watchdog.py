@@ -15,7 +15,7 @@ STEP = Reading(sequence=9, activity=Activity.STEP, step=57, layer=12)
 
 @pytest.mark.parametrize(
     ("activity", "seconds"),
-    [(Activity.STEP, 30.0), (Activity.WAITING, 45.0), (Activity.WARMING_UP, 600.0)],
+    [(Activity.STEP, 30.0), (Activity.WAITING, 45.0), (Activity.WARMING_UP, 100.0)],
 )
 def test_limits(activity: Activity, seconds: float) -> None:
     reading = replace(STEP, activity=activity)

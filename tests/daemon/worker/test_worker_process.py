@@ -434,12 +434,13 @@ async def test_the_head_tells_what_its_schedule_counted_and_how_it_started(folde
             reports = [await reached(worker, peer_pb2.WORKER_STATE_READY) for worker in workers]
             for report in reports:
                 names = [phase.name for phase in report.start_phases]
-                assert names == ["import", "load", "connect", "warm_up"]
+                assert names == ["import", "load", "warm_up", "connect"]
                 assert all(phase.seconds > 0 for phase in report.start_phases)
             talk = Talk(workers[0])
-            for name, options in (("first", {}), ("again", {}), ("fresh", {"reuse_prefix": False})):
+            for name, reuse in (("first", None), ("again", None), ("fresh", False)):
                 asked = request(starts, name, 4)
-                asked.MergeFrom(peer_pb2.RunRequestRequest(**options))
+                if reuse is not None:
+                    asked.reuse_prefix = reuse
                 await workers[0].submit(asked)
                 await talk.until(ends=len(talk.ends) + 1)
                 await workers[0].ping(100 + len(told))
