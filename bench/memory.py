@@ -23,7 +23,7 @@ from macmesh_daemon.engine.anatomy import examine
 from macmesh_daemon.engine.profile import profile_folder
 from macmesh_daemon.engine.stage import StageModel
 from macmesh_daemon.models.folder import read_folder
-from macmesh_daemon.worker.runner import set_memory_limits
+from macmesh_daemon.worker.memory_limits import set_memory_limits
 from macmesh_placement import Ledger, ModelProfile, Reserves, StageDemand, stage_ledger
 
 #: Lines of the ledger that are memory of the process, not arrays of a single stage's step.

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         RequestFacts,
         StagesStats,
         Usage,
+        Waiting,
     )
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "Stream",
     "Timeouts",
     "Usage",
+    "Waiting",
     "default_data_folder",
     "default_socket_path",
     "socket_path",

@@ -2,15 +2,18 @@
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import grpc
 
-from macmesh._streams import GenerationFacts
+from macmesh._patience import Patience
+from macmesh._streams import GenerationFacts, begins
 from macmesh.errors import LocalClosedError, LocalDeadlineError, MacmeshError
 from macmesh.types import GenerateChunk
+from macmesh.v1 import inference_pb2
 
 T = TypeVar("T")
 
@@ -37,8 +40,7 @@ class AsyncStream(AsyncIterator[T], Generic[T]):
         self._name = name
         self._convert = convert
         self._failed = failed
-        self._wait_seconds = first_seconds
-        self._idle_seconds = idle_seconds
+        self._patience = Patience(first_seconds, idle_seconds)
         self._closed = False
         self._ended = False
 
@@ -63,13 +65,15 @@ class AsyncStream(AsyncIterator[T], Generic[T]):
             raise LocalClosedError(f"{self._name}: the stream was closed")
         if self._ended:
             raise StopAsyncIteration
-        seconds = self._wait_seconds
+        seconds = self._patience.seconds
+        began = time.monotonic()
         try:
             async with asyncio.timeout(None if math.isinf(seconds) else seconds):
                 message = await self._call.read()
         except TimeoutError:
             self._ended = True
             self._call.cancel()
+            seconds = self._patience.asked_seconds
             raise LocalDeadlineError(
                 f"{self._name}: nothing came for {seconds:g} s", {"timeout_seconds": f"{seconds:g}"}
             ) from None
@@ -87,8 +91,12 @@ class AsyncStream(AsyncIterator[T], Generic[T]):
             self._ended = True
             self._check_end()
             raise StopAsyncIteration
-        self._wait_seconds = self._idle_seconds
+        self._patience.came(begins=self._begins(message), waited_seconds=time.monotonic() - began)
         return message
+
+    def _begins(self, message: Any) -> bool:  # noqa: ARG002  for streams that know better
+        """Whether what the first deadline is for has come."""
+        return True
 
     def _check_end(self) -> None:
         """Whether the stream may end here."""
@@ -124,6 +132,9 @@ class AsyncGeneration(AsyncStream[GenerateChunk]):
         chunk = await super().__anext__()
         self.facts.note(chunk)
         return chunk
+
+    def _begins(self, message: inference_pb2.GenerateResponse) -> bool:
+        return begins(message)
 
     def _check_end(self) -> None:
         self.facts.check_end()

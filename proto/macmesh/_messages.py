@@ -17,6 +17,7 @@ from macmesh.types import (
     PlanResult,
     RequestFacts,
     Usage,
+    Waiting,
     epoch_text,
 )
 from macmesh.v1 import cluster_pb2, inference_pb2
@@ -59,6 +60,10 @@ class GenerateOptions(TypedDict, total=False):
     stop: Sequence[str]
     #: Generate on past the model's own end-of-sequence tokens.
     ignore_eos: bool
+    #: What was computed for an earlier prompt with the same beginning may be taken up (default).
+    reuse_prefix: bool
+    #: What is computed for this request may stay for a later one (default).
+    keep: bool
 
 
 class PlanOptions(TypedDict, total=False):
@@ -103,6 +108,8 @@ def generate_request(
     seed: int | None = None,
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
+    reuse_prefix: bool = True,
+    keep: bool = True,
 ) -> inference_pb2.GenerateRequest:
     """Build the request.
 
@@ -127,6 +134,9 @@ def generate_request(
         max_tokens=_count("max_tokens", max_tokens),
         stop=stop,
         ignore_eos=ignore_eos,
+        # Absent is yes: only the exception travels.
+        reuse_prefix=None if reuse_prefix else False,
+        keep=None if keep else False,
     )
     if prompt is not None:
         request.text = prompt
@@ -268,6 +278,13 @@ def chunk(response: inference_pb2.GenerateResponse) -> GenerateChunk:
         request=RequestFacts(request.request_id, request.seed, request.model_id, request.epoch)
         if response.HasField("request")
         else None,
+        waiting=_waiting(response.waiting) if response.HasField("waiting") else None,
+    )
+
+
+def _waiting(message: inference_pb2.Waiting) -> Waiting:
+    return Waiting(
+        message.position, message.estimate_seconds if message.HasField("estimate_seconds") else None
     )
 
 

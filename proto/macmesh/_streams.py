@@ -1,16 +1,19 @@
 """Streams of the sync client: typed, with a deadline on every wait, and closing cancels the call."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import grpc
 
+from macmesh._patience import Patience
 from macmesh._watchdog import Watchdog
 from macmesh.errors import LocalClosedError, LocalDeadlineError, MacmeshError, RemoteInternalError
 from macmesh.reasons import Reason
 from macmesh.types import FinishReason, GenerateChunk, RequestFacts, Usage
+from macmesh.v1 import inference_pb2
 
 T = TypeVar("T")
 
@@ -38,8 +41,7 @@ class Stream(Iterator[T], Generic[T]):
         self._convert = convert
         self._failed = failed
         self._watchdog = watchdog
-        self._wait_seconds = first_seconds
-        self._idle_seconds = idle_seconds
+        self._patience = Patience(first_seconds, idle_seconds)
         self._late = False
         self._closed = False
         self._ended = False
@@ -65,7 +67,8 @@ class Stream(Iterator[T], Generic[T]):
             raise LocalClosedError(f"{self._name}: the stream was closed")
         if self._ended:
             raise StopIteration
-        seconds = self._wait_seconds
+        seconds = self._patience.seconds
+        began = time.monotonic()
         guarded = not math.isinf(seconds)
         if guarded:
             self._watchdog.arm(id(self), seconds, self._expire)
@@ -78,6 +81,7 @@ class Stream(Iterator[T], Generic[T]):
         except grpc.RpcError as error:
             self._ended = True
             if self._late:
+                seconds = self._patience.asked_seconds
                 raise LocalDeadlineError(
                     f"{self._name}: nothing came for {seconds:g} s", {"timeout_seconds": f"{seconds:g}"}
                 ) from None
@@ -90,8 +94,12 @@ class Stream(Iterator[T], Generic[T]):
         finally:
             if guarded:
                 self._watchdog.disarm(id(self))
-        self._wait_seconds = self._idle_seconds
+        self._patience.came(begins=self._begins(message), waited_seconds=time.monotonic() - began)
         return message
+
+    def _begins(self, message: Any) -> bool:  # noqa: ARG002  for streams that know better
+        """Whether what the first deadline is for has come."""
+        return True
 
     def _expire(self) -> None:
         self._late = True
@@ -165,5 +173,13 @@ class Generation(Stream[GenerateChunk]):
         self.facts.note(chunk)
         return chunk
 
+    def _begins(self, message: inference_pb2.GenerateResponse) -> bool:
+        return begins(message)
+
     def _check_end(self) -> None:
         self.facts.check_end()
+
+
+def begins(message: inference_pb2.GenerateResponse) -> bool:
+    """Whether the request has left the queue and its prompt is read: signs of life before that are no tokens."""
+    return bool(message.token_ids or message.text or message.finish_reason)

@@ -71,6 +71,19 @@ class RequestFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request that has not begun.
+
+    Attributes:
+        position: From 1: the next to be taken.
+        estimate_seconds: About so long until it begins; None where nothing has ended yet to judge by.
+    """
+
+    position: int
+    estimate_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateChunk:
     """A piece of a generation.
 
@@ -81,6 +94,7 @@ class GenerateChunk:
         finish_reason: Set on the last piece.
         usage: Set on the last piece.
         request: Set on the first piece.
+        waiting: Set on pieces before the first token that tell that the request has to wait; they have no text.
     """
 
     text: str
@@ -89,6 +103,7 @@ class GenerateChunk:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     request: RequestFacts | None = None
+    waiting: Waiting | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,3 +159,13 @@ async def test_a_daemon_in_another_threads_loop(socket_file: Path) -> None:
     with ThreadedFakeDaemon(socket_file) as daemon:
         async with macmesh.AsyncClient(daemon.target) as client:
             assert (await client.complete("x")).text == "Once upon a time."
+
+
+async def test_the_place_in_the_queue_comes_before_the_first_token(
+    fake: FakeDaemon, client: macmesh.AsyncClient
+) -> None:
+    fake.script.generate = GenerateScript(waiting=(1,), hold_after=0)
+    generation = client.generate("x", first_token_timeout_seconds=0.3, idle_timeout_seconds=0.001)
+    assert (await anext(generation)).waiting == macmesh.Waiting(1, 1.5)
+    with pytest.raises(LocalDeadlineError, match=r"0\.3 s"):
+        await anext(generation)

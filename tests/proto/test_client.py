@@ -378,3 +378,14 @@ def test_a_socket_path_may_hold_any_character(tmp_path_factory: pytest.TempPathF
     with ThreadedFakeDaemon(path) as daemon, macmesh.Client(path) as client:
         assert client.status().has_quorum
     assert daemon.calls
+
+
+def test_the_place_in_the_queue_comes_before_the_first_token_and_is_none(
+    threaded: ThreadedFakeDaemon, client: macmesh.Client
+) -> None:
+    """The deadline of the first token goes on running, and that between tokens does not begin."""
+    threaded.script.generate = GenerateScript(waiting=(2, 1), hold_after=0)
+    generation = client.generate("x", first_token_timeout_seconds=0.3, idle_timeout_seconds=0.001)
+    assert [next(generation).waiting for _ in range(2)] == [macmesh.Waiting(2, 3.0), macmesh.Waiting(1, 1.5)]
+    with pytest.raises(LocalDeadlineError, match=r"0\.3 s"):
+        next(generation)

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 from typing import Any
 
+from macmesh_daemon.engine.limits import SchedulerStats
 from macmesh_daemon.engine.requests import Cancelled, Finish, Generated, Request
 from macmesh_daemon.engine.steps import Close, Open, Operation, Row, Step, StepDone
 
@@ -30,6 +31,11 @@ class FifoScheduler:
         self._operations: list[Operation] = []
         self._on_their_way: collections.deque[tuple[Step, _Running | None, float]] = collections.deque()
         self.steps = 0
+
+    @property
+    def stats(self) -> SchedulerStats:
+        """Nothing is counted."""
+        return SchedulerStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, (), ())
 
     def submit(self, request: Request) -> list[Any]:
         self._waiting.append(request)

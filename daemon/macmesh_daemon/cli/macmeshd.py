@@ -19,6 +19,7 @@ from macmesh_daemon.identity import IdentityError
 from macmesh_daemon.logs import configure, get_logger
 from macmesh_daemon.node.errors import NodeError
 from macmesh_daemon.node.runtime import cluster_settings, run_node
+from macmesh_daemon.supervisor.environment import this_machines
 from macmesh_daemon.supervisor.process import WorkerProcess
 
 EXIT_FAILED = 1
@@ -109,8 +110,11 @@ async def _run(config: Config, ready_fd: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
+    environment = this_machines(os.environ, kernels_folder=config.data_dir / "kernels")
+
     def new_worker() -> WorkerProcess:
         return WorkerProcess(
+            environment=environment,
             hang_deadline_seconds=2 * config.step_deadline_seconds,
             on_log_line=forward_worker_line,
         )

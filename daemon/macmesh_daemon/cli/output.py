@@ -48,10 +48,10 @@ def encodable(text: str, encoding: str | None) -> str:
     return text
 
 
-def talk(text: str) -> None:
+def talk(text: str, *, end: str = "\n") -> None:
     """Tell the person; does nothing where nobody can listen."""
     try:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(text + end)
         sys.stderr.flush()
     except BrokenPipeError:
         pass

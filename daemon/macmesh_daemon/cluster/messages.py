@@ -269,6 +269,14 @@ class LinkStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class StartPhase:
+    """A part of a worker's start."""
+
+    name: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerReport:
     """What a member says about its own worker."""
 
@@ -286,6 +294,7 @@ class WorkerReport:
     hung: bool = False
     links: tuple[LinkStatus, ...] = ()
     transport_failure: str = ""
+    start_phases: tuple[StartPhase, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,8 @@ class StageModel:
         self._extras = adapter_of(model).extras
         self._incoming: Payload | None = None if self.is_head else payload_of(model, anatomy, first_layer)
         self._passing = _Passing()
+        self.layer_done: Callable[[int], None] = lambda _index: None
+        """Is told each layer that has been run, in steps that run layer by layer."""
         self._cut()
         self._owned = self._owned_parameters()
         self.owned_bytes = sum(array.nbytes for group in self._owned for array in group)
@@ -220,6 +222,7 @@ class StageModel:
                 passing.caches.copy_states(cache_indices)
                 results = outgoing if is_last else list(arrays_in(out))
                 mx.eval(results, passing.caches.arrays_at(cache_indices))
+                self.layer_done(index)
             elif index in self._opening_layers:
                 passing.openings.append(next(iter(arrays_in(out)))[...])
             if outgoing:

@@ -121,6 +121,12 @@ class RequestDesk:
         )
         async with aclosing(self._run(run, served)) as tokens:
             async for token in tokens:
+                if token.HasField("waiting"):
+                    yield inference_pb2.GenerateResponse(
+                        index=index, request=facts if index == 0 else None, waiting=token.waiting
+                    )
+                    index += 1
+                    continue
                 piece = assembler.take(token) if self._record(log, token) else assembler.take_end(token)
                 response = inference_pb2.GenerateResponse(
                     index=index,
@@ -253,6 +259,8 @@ def _prepare(
         sampling=sampling,
         max_tokens=max_tokens,
         stop_token_ids=sorted(stop_ids),
+        reuse_prefix=request.reuse_prefix if request.HasField("reuse_prefix") else None,
+        keep=request.keep if request.HasField("keep") else None,
     )
     return run, stop_ids
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from macmesh.reasons import Reason
-from macmesh.v1 import lane_pb2, peer_pb2
+from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
 from macmesh_daemon.cluster import events
 from macmesh_daemon.cluster.messages import (
     Deployment,
@@ -272,6 +272,14 @@ class StageHost:
                 hosted.pings.take(event.pong)
             case "progress":
                 self._deliver(hosted, event.progress.request_id, event.progress.response)
+            case "waiting":
+                told = event.waiting
+                waiting = inference_pb2.Waiting(
+                    position=told.position,
+                    estimate_seconds=told.estimate_seconds if told.HasField("estimate_seconds") else None,
+                )
+                response = peer_pb2.RunRequestResponse(waiting=waiting)
+                self._deliver(hosted, told.request_id, response)
             case "failed":
                 failed = event.failed
                 self._deliver(hosted, failed.request_id, request_error(failed.reason, failed.message))

@@ -18,19 +18,26 @@ from macmesh_daemon.supervisor.errors import (
     RemoteWorkerError,
 )
 from macmesh_daemon.supervisor.interface import Worker, require_start
+from macmesh_daemon.supervisor.watchdog import Watchdog, WatchLimits
 from macmesh_rdma.errors import (
     LocalPortError,
+    LocalSharedMemoryError,
     LocalTransportError,
     RemoteMismatchError,
     RemotePeerLostError,
 )
 from macmesh_rdma.messages.local_connection import LocalConnection
 from macmesh_rdma.messages.port import MessagePort
+from macmesh_rdma.messages.progress_page import ProgressReader
 
 WORKER_COMMAND = (sys.executable, "-m", "macmesh_daemon.worker.main")
 SEND_DEADLINE_SECONDS = 5.0
 """The worker's event loop only reads and writes: a command that is not taken by then never will be."""
 KILL_DEADLINE_SECONDS = 10.0
+MOST_LOOK_INTERVAL_SECONDS = 0.5
+"""The progress page is looked at as often, or four times within the shortest limit."""
+LOOK_GAP = 4.0
+"""A look that comes so many times later than it should tells of this process, not of the worker."""
 STDERR_TAIL_LINES = 20
 
 
@@ -41,12 +48,15 @@ class WorkerProcess(Worker):
     its end of the port tells that the daemon has gone, so it cannot outlive the daemon. The last lines that it writes
     to stderr are kept and become part of the final report where it gave no reason itself.
 
+    Two things tell that it hangs. Its inference thread shows in a page of shared memory where it is, which is looked
+    at from here without its help (`watchdog`); and it is pinged.
+
     Args:
-        command: program and arguments; those of `LocalConnection` are added.
+        command: program and arguments; those of `LocalConnection` are added, and the descriptor of the page.
         environment: environment of the worker; None inherits this process's.
         ping_interval_seconds: distance of the pings that watch a READY worker. Their answers are events too.
         hang_deadline_seconds: a READY worker that answers no ping for that long is killed. Must be longer
-            than the longest step.
+            than the longest step. Where the start command names no deadline of a step, it is that too.
         on_log_line: is given every line that the worker writes to stderr, and why there is no ring.
         rings: False uses the socket even where there is shared memory.
     """
@@ -73,6 +83,8 @@ class WorkerProcess(Worker):
         self._started = False
         self._process: asyncio.subprocess.Process | None = None
         self._port: MessagePort | None = None
+        self._page: ProgressReader | None = None
+        self._step_deadline_seconds = hang_deadline_seconds
         self._runner: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._pong = asyncio.Event()
@@ -96,24 +108,30 @@ class WorkerProcess(Worker):
             raise LocalWorkerStateError("a worker is started once; make a new one")
         self._started = True
         self._business.note_start(start)
+        self._step_deadline_seconds = start.step_deadline_seconds or self._hang_deadline_seconds
+        page = self._open_page()
         try:
             with LocalConnection(rings=self._rings) as connection:
                 self._port = connection.open_port()
                 self._process = await asyncio.create_subprocess_exec(
                     *self._command,
                     *connection.arguments,
+                    *(() if page is None else ("--progress-fd", str(page.descriptor))),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=asyncio.subprocess.PIPE,
-                    pass_fds=connection.descriptors,
+                    pass_fds=(*connection.descriptors, *(() if page is None else (page.descriptor,))),
                     start_new_session=True,
                     env=self._environment,
                 )
         except (OSError, LocalTransportError) as error:
             if self._port is not None:
                 self._port.close()
+            self._close_page()
             self._finish(f"the worker could not be started: {error}")
             raise LocalWorkerStartError(f"cannot start {self._command[0]}: {error}") from error
+        if page is not None:
+            page.give_up_descriptor()
         if connection.why_no_ring and self._on_log_line is not None:
             self._on_log_line(f"talks to the daemon over a socket, not a ring: {connection.why_no_ring}")
         self._runner = asyncio.create_task(
@@ -178,10 +196,14 @@ class WorkerProcess(Worker):
             name = f"worker-{process.pid}"
             group.create_task(self._read_events(port), name=f"{name}-events")
             group.create_task(self._read_stderr(process), name=f"{name}-stderr")
-            watch = group.create_task(self._watch(), name=f"{name}-watch")
+            watches = [group.create_task(self._watch(), name=f"{name}-watch")]
+            if self._page is not None:
+                watches.append(group.create_task(self._watch_page(self._page), name=f"{name}-progress"))
             await process.wait()
-            watch.cancel()
+            for watch in watches:
+                watch.cancel()
         port.close()
+        self._close_page()
         self._finish(self._describe_end(process))
 
     async def _read_events(self, port: MessagePort) -> None:
@@ -236,6 +258,32 @@ class WorkerProcess(Worker):
                 self._kill(f"its inference loop did not turn for {self._hang_deadline_seconds:g} s")
                 return
             await asyncio.sleep(self._ping_interval_seconds)
+
+    async def _watch_page(self, page: ProgressReader) -> None:
+        limits = WatchLimits.of_step_deadline(self._step_deadline_seconds)
+        interval_seconds = min(MOST_LOOK_INTERVAL_SECONDS, limits.shortest_seconds / 4)
+        watchdog = Watchdog(limits, most_gap_seconds=LOOK_GAP * interval_seconds)
+        loop = asyncio.get_running_loop()
+        while True:
+            why = watchdog.look(page.read(), loop.time())
+            if why is not None:
+                self._hung = True
+                self._kill(why)
+                return
+            await asyncio.sleep(interval_seconds)
+
+    def _open_page(self) -> ProgressReader | None:
+        try:
+            self._page = ProgressReader()
+        except LocalSharedMemoryError as error:
+            if self._on_log_line is not None:
+                self._on_log_line(f"is watched by pings alone: {error}")
+        return self._page
+
+    def _close_page(self) -> None:
+        if self._page is not None:
+            self._page.close()
+            self._page = None
 
     def _kill(self, reason: str) -> None:
         if self._process is not None and self._process.returncode is None:

@@ -24,6 +24,7 @@ class FakeWorker(Worker):
         total_bytes: weights that it claims to load.
         load_error: makes loading fail with this text.
         gate: while given and not set, no token is generated; so a test can act in the middle of a request.
+        waiting: positions that it tells of every request before its first token; no estimate with the first.
         pid: process id that it claims.
     """
 
@@ -33,11 +34,13 @@ class FakeWorker(Worker):
         total_bytes: int = 1_000_000,
         load_error: str = "",
         gate: asyncio.Event | None = None,
+        waiting: Sequence[int] = (),
         pid: int = 4_000_000,
     ) -> None:
         self._total_bytes = total_bytes
         self._load_error = load_error
         self._gate = gate
+        self._waiting = tuple(waiting)
         self._claimed_pid = pid
         self._business = OpenBusiness()
         self._events: asyncio.Queue[lane_pb2.WorkerEvent | None] = asyncio.Queue()
@@ -140,6 +143,13 @@ class FakeWorker(Worker):
         prompt = list(request.prompt_token_ids)
         context = self._start.deployment.context_tokens if self._start is not None else 0
         count = request.max_tokens or max(1, context - len(prompt))
+        for told, position in enumerate(self._waiting):
+            waiting = lane_pb2.RequestWaiting(
+                request_id=request.request_id,
+                position=position,
+                estimate_seconds=1.5 * position if told else None,
+            )
+            self._tell(lane_pb2.WorkerEvent(waiting=waiting))
         for index in range(count):
             if self._gate is not None:
                 await self._gate.wait()

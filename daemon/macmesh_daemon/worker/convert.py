@@ -1,6 +1,9 @@
 """Between the wire's messages and the head's plain data."""
 
+import dataclasses
+
 from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
+from macmesh_daemon.engine.limits import SchedulerStats
 from macmesh_daemon.engine.requests import Cancelled, Finish, Generated, Refused, Request, Waiting
 from macmesh_daemon.engine.sampling_parameters import Sampling
 
@@ -22,7 +25,14 @@ def request_from_wire(message: peer_pb2.RunRequestRequest) -> Request:
         max_tokens=message.max_tokens,
         sampling=sampling_from_wire(message.sampling),
         stop_tokens=frozenset(message.stop_token_ids),
+        reuse_prefix=message.reuse_prefix if message.HasField("reuse_prefix") else True,
+        keep=message.keep if message.HasField("keep") else True,
     )
+
+
+def stats_to_wire(stats: SchedulerStats) -> lane_pb2.SchedulerStats:
+    """What the schedule counted."""
+    return lane_pb2.SchedulerStats(**dataclasses.asdict(stats))
 
 
 def sampling_from_wire(message: inference_pb2.SamplingParameters) -> Sampling:

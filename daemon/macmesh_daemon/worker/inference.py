@@ -4,12 +4,14 @@ MLX binds streams to threads and its waits cannot be interrupted, so everything 
 rest of the worker goes on turning beside it.
 """
 
+import contextlib
 import dataclasses
 import queue
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,14 +21,26 @@ from macmesh_daemon.engine.files import vocabulary_tokens
 from macmesh_daemon.engine.lean_imports import import_without_tokenizers
 from macmesh_daemon.worker.checks import JACCL
 from macmesh_daemon.worker.errors import RemoteNeighbourError, RemoteStageFailedError, WorkerError
-from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, Runner, Wake, pong
+from macmesh_daemon.worker.loops import (
+    FollowerLoop,
+    HeadLoop,
+    Item,
+    Outlets,
+    Runner,
+    Schedule,
+    Wake,
+    pong,
+)
 from macmesh_daemon.worker.parts import Parts
 from macmesh_daemon.worker.pings import Pings
 from macmesh_rdma.errors import RemoteTransportError, TransportError
+from macmesh_rdma.messages.progress_page import ProgressWriter
 
 if TYPE_CHECKING:
+    from macmesh_daemon.engine.limits import SchedulerStats
     from macmesh_daemon.worker.runner import House, Stage, StageRunner
     from macmesh_daemon.worker.transfers import Transfers
+    from macmesh_daemon.worker.warm_up import WarmUp
 
 OpenLane = Callable[[], "Transfers | None"]
 """Opens the way to the other stages; called on the inference thread."""
@@ -41,9 +55,13 @@ class Milestones:
     progress: Callable[[int, int], None]
     """Bytes loaded and to load."""
     loaded: Callable[[], None]
-    """All weights are there."""
+    """All weights are there, and kernels compiled."""
     ready: Callable[[], None]
     """The lane is open."""
+    phase: Callable[[str, float], None]
+    """A part of the start is done: its name, and the seconds it took."""
+    warmed_up: "Callable[[WarmUp], None]"
+    """What was run to compile kernels."""
     failed: Callable[[str], None]
     """The thread has ended; why."""
     peer_lost: Callable[[str], None]
@@ -58,11 +76,19 @@ class InferenceThread:
         outlets: where the loops' messages go.
         milestones: what is told of the thread's life.
         parts: of the engine.
+        progress: where the thread shows what it does.
     """
 
     def __init__(
-        self, start: lane_pb2.StartStage, outlets: Outlets, milestones: Milestones, parts: Parts
+        self,
+        start: lane_pb2.StartStage,
+        outlets: Outlets,
+        milestones: Milestones,
+        parts: Parts,
+        progress: ProgressWriter | None = None,
     ) -> None:
+        self._progress = progress or ProgressWriter()
+        self._mark = time.perf_counter()
         self._start = start
         self._outlets = outlets
         self._milestones = milestones
@@ -70,6 +96,8 @@ class InferenceThread:
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._openers: queue.SimpleQueue[OpenLane] = queue.SimpleQueue()
         self._runner: StageRunner | None = None
+        self._schedule: Schedule | None = None
+        self._stats: SchedulerStats | None = None
         self._pings = Pings(self._pong, lambda: self._inbox.put(Wake()))
         self.announced: queue.SimpleQueue[lane_pb2.StepPayload] = queue.SimpleQueue()
         """What the stage before announces."""
@@ -109,7 +137,8 @@ class InferenceThread:
         sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
         import_without_tokenizers()
         # Imported here and not above: the first command decides about mlx's environment.
-        from macmesh_daemon.worker.runner import set_memory_limits  # noqa: PLC0415
+        from macmesh_daemon.worker.memory_limits import set_memory_limits  # noqa: PLC0415
+        from macmesh_daemon.worker.warm_up import warm_up  # noqa: PLC0415  imports mlx
 
         start, deployment = self._start, self._start.deployment
         if len(deployment.stages) > 1:
@@ -118,14 +147,43 @@ class InferenceThread:
                 from macmesh_daemon.worker import jaccl_lane  # noqa: F401, PLC0415
             else:
                 from macmesh_daemon.worker import tensor_lane  # noqa: F401, PLC0415
+        self._phase("import")
         set_memory_limits(deployment.stages[start.stage_index].ledger)
         stage = self._parts.load(start, self._milestones.progress)
         house = self._parts.house(start, stage)
+        self._phase("load")
+        # Before the stages connect, which must be quick, while a load is only watched for progress.
+        self._progress.warm_up()
+        stage.layer_done = self._progress.layer
+        facts = warm_up(
+            stage,
+            context_tokens=deployment.context_tokens,
+            chunk_tokens=deployment.prefill_chunk_tokens,
+        )
+        self._phase("warm_up")
+        self._milestones.warmed_up(facts)
+        self._progress.idle()
         self._milestones.loaded()
         transfers = self._openers.get()()
         self._runner = runner = self._make_runner(stage, house, transfers)
+        self._phase("connect")
         self._milestones.ready()
         self._loop(runner, stage, transfers).run(self._inbox)
+
+    def _phase(self, name: str) -> None:
+        now = time.perf_counter()
+        self._milestones.phase(name, now - self._mark)
+        self._mark = now
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Is entered while another stage is waited for."""
+        self._progress.waiting()
+        try:
+            with self._pings.waiting():
+                yield
+        finally:
+            self._progress.turn()
 
     def _make_runner(self, stage: "Stage", house: "House", transfers: "Transfers | None") -> "StageRunner":
         from macmesh_daemon.worker.local_runner import LocalRunner  # noqa: PLC0415  imports mlx
@@ -134,24 +192,29 @@ class InferenceThread:
         if transfers is None:
             return LocalRunner(stage, house)
         kind = HeadRunner if self._start.stage_index == 0 else FollowerRunner
-        return kind(stage, house, transfers, waiting=self._pings.waiting)
+        return kind(stage, house, transfers, waiting=self._waiting)
 
     def _loop(self, runner: Runner, stage: "Stage", transfers: "Transfers | None") -> HeadLoop | FollowerLoop:
         start = self._start
         if start.stage_index > 0:
-            return FollowerLoop(runner, self._outlets, self._pings)
+            return FollowerLoop(runner, self._outlets, self._pings, self._progress)
         if transfers is not None:
             transfers.listen(self._inbox.put)
+        self._schedule = schedule = self._parts.schedule(start, stage, transfers is None)
         return HeadLoop(
             runner,
-            self._parts.schedule(start, stage, transfers is None),
+            schedule,
             self._outlets,
             self._pings,
             epoch=start.epoch,
             is_tail=transfers is None,
+            progress=self._progress,
             vocabulary_tokens=vocabulary_tokens(Path(start.model_path)),
         )
 
     def _pong(self, ping: lane_pb2.PingWorker) -> None:
         if self._runner is not None:  # pings that came before are answered by the first turn
-            self._outlets.events([pong(ping, self._runner)])
+            if self._schedule is not None and threading.current_thread() is self._thread:
+                # Another thread, which answers while this one waits, tells what was counted last.
+                self._stats = self._schedule.stats
+            self._outlets.events([pong(ping, self._runner, self._stats)])

@@ -8,13 +8,20 @@ from typing import Protocol
 
 from macmesh.v1 import lane_pb2, peer_pb2, types_pb2
 from macmesh_daemon.engine.errors import RemoteScheduleError
+from macmesh_daemon.engine.limits import SchedulerStats
 from macmesh_daemon.engine.requests import Refused, Request
 from macmesh_daemon.engine.steps import Step, StepDone
-from macmesh_daemon.worker.convert import TellableEffect, event_to_wire, request_from_wire
+from macmesh_daemon.worker.convert import (
+    TellableEffect,
+    event_to_wire,
+    request_from_wire,
+    stats_to_wire,
+)
 from macmesh_daemon.worker.convert_steps import done_from_wire, step_from_wire, step_to_wire
 from macmesh_daemon.worker.errors import RemoteNeighbourError
 from macmesh_daemon.worker.pings import Pings
 from macmesh_daemon.worker.step_times import StepTimes
+from macmesh_rdma.messages.progress_page import ProgressWriter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +62,10 @@ class Runner(Protocol):
 class Schedule(Protocol):
     """What the head's loop needs of a `Scheduler`."""
 
+    @property
+    def stats(self) -> SchedulerStats:
+        """What was counted so far. From the thread that uses the schedule."""
+
     def submit(self, request: Request) -> "Sequence[TellableEffect]":
         """Takes a request."""
 
@@ -91,7 +102,10 @@ class Outlets:
 class FollowerLoop:
     """The loop of every stage but the head: does what the head decided, in the order in which it comes."""
 
-    def __init__(self, runner: Runner, outlets: Outlets, pings: Pings) -> None:
+    def __init__(
+        self, runner: Runner, outlets: Outlets, pings: Pings, progress: ProgressWriter | None = None
+    ) -> None:
+        self._progress = progress or ProgressWriter()
         self._runner = runner
         self._outlets = outlets
         self._pings = pings
@@ -101,7 +115,9 @@ class FollowerLoop:
         times = self._runner.times
         while True:
             times.lap(times.schedule)
+            self._progress.idle()
             item = inbox.get()
+            self._progress.turn()
             times.lap(times.idle)
             self.take(item)
 
@@ -113,6 +129,7 @@ class FollowerLoop:
         """
         match item:
             case lane_pb2.Step():
+                self._progress.step(item.number)
                 self._runner.begin(step_from_wire(item))
                 while self._runner.unfinished:
                     self._runner.finish()
@@ -141,6 +158,7 @@ class HeadLoop:
         epoch: requests for another one are refused.
         is_tail: the plan has one stage.
         vocabulary_tokens: token ids must be below it; 0 where it is not known.
+        progress: where this thread shows what it does.
         clock: monotonic seconds.
     """
 
@@ -154,8 +172,10 @@ class HeadLoop:
         epoch: types_pb2.Epoch,
         is_tail: bool,
         vocabulary_tokens: int = 0,
+        progress: ProgressWriter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._progress = progress or ProgressWriter()
         self._runner = runner
         self._scheduler = scheduler
         self._outlets = outlets
@@ -185,6 +205,7 @@ class HeadLoop:
         self._pings.answer_all()
         if self._runner.unfinished:
             # The device has the next step already: reading the last one's tokens delays nothing.
+            self._progress.turn()
             self._done(self._runner.finish())
             self._take_all(inbox)
         elif not inbox.empty() or not self._runner.prepare():
@@ -204,6 +225,7 @@ class HeadLoop:
             while self._runner.unfinished:
                 self._done(self._runner.finish())
             self._tell()
+        self._progress.step(step.number)
         self._runner.begin(step)
         return inbox.empty()
 
@@ -212,11 +234,13 @@ class HeadLoop:
         deadline = self._scheduler.next_deadline()
         timeout = None if deadline is None else max(0.0, deadline - self._clock())
         times.lap(times.schedule)
+        self._progress.idle()
         try:
             item = inbox.get(timeout=timeout)
         except queue.Empty:
             return
         finally:
+            self._progress.turn()
             times.lap(times.idle)
         self._take(item)
         self._take_all(inbox)
@@ -284,8 +308,16 @@ class HeadLoop:
         return None
 
 
-def pong(ping: lane_pb2.PingWorker, runner: Runner) -> lane_pb2.WorkerEvent:
-    """The answer to a ping. May be called from any thread."""
+def pong(
+    ping: lane_pb2.PingWorker, runner: Runner, stats: SchedulerStats | None = None
+) -> lane_pb2.WorkerEvent:
+    """The answer to a ping. May be called from any thread.
+
+    Args:
+        ping: the question.
+        runner: of the stage.
+        stats: at the head, what its schedule counted.
+    """
     active, peak = runner.memory_bytes()
     return lane_pb2.WorkerEvent(
         pong=lane_pb2.PongWorker(
@@ -294,5 +326,6 @@ def pong(ping: lane_pb2.PingWorker, runner: Runner) -> lane_pb2.WorkerEvent:
             active_memory_bytes=active,
             peak_memory_bytes=peak,
             times=runner.times.to_wire(),
+            scheduler=None if stats is None else stats_to_wire(stats),
         )
     )

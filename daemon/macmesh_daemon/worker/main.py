@@ -15,6 +15,7 @@ from macmesh.v1 import lane_pb2
 from macmesh_rdma.errors import TransportError
 from macmesh_rdma.messages.local_connection import adopt_port
 from macmesh_rdma.messages.port import MessagePort
+from macmesh_rdma.messages.progress_page import ProgressWriter
 
 if TYPE_CHECKING:
     from macmesh_daemon.worker.parts import Parts
@@ -32,6 +33,7 @@ def main(jaccl_init: Callable[..., Any] | None = None, parts: "Callable[[], Part
     parser = argparse.ArgumentParser(prog="macmesh-worker", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited Unix socket to the daemon")
     parser.add_argument("--ring-fds", default="", metavar="IN,OUT", help="inherited rings in shared memory")
+    parser.add_argument("--progress-fd", type=int, help="inherited page to show the progress in")
     options = parser.parse_args()
     structlog.configure(
         processors=[
@@ -42,20 +44,20 @@ def main(jaccl_init: Callable[..., Any] | None = None, parts: "Callable[[], Part
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     try:
-        asyncio.run(_serve(options.fd, options.ring_fds, jaccl_init, parts))
+        asyncio.run(_serve(options, jaccl_init, parts))
     except BaseException:  # noqa: BLE001  whatever it was: the inference thread must not keep the process
         traceback.print_exc(file=sys.stderr)
     os._exit(1)
 
 
 async def _serve(
-    connection: int,
-    rings: str,
+    options: argparse.Namespace,
     jaccl_init: Callable[..., Any] | None,
     parts: "Callable[[], Parts] | None",
 ) -> None:
     try:
-        port = adopt_port(connection, rings)
+        port = adopt_port(options.fd, options.ring_fds)
+        progress = None if options.progress_fd is None else ProgressWriter.adopt(options.progress_fd)
     except TransportError as error:
         sys.stderr.write(f"macmesh-worker is started by macmeshd, and by nobody else: {error}\n")
         sys.stderr.flush()
@@ -70,7 +72,8 @@ async def _serve(
         from macmesh_daemon.worker.engine_parts import engine_parts  # noqa: PLC0415  same
 
         parts = engine_parts
-    await WorkerShell(command.start, port, parts=parts(), jaccl_init=jaccl_init).run()
+    shell = WorkerShell(command.start, port, parts=parts(), progress=progress, jaccl_init=jaccl_init)
+    await shell.run()
 
 
 async def _first_command(port: MessagePort) -> lane_pb2.WorkerCommand | None:

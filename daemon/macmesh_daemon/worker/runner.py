@@ -5,19 +5,16 @@ when, and how it gets to the next stage, is in `local_runner` (one stage) and `p
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import mlx.core as mx
-from mlx_lm.utils import maybe_set_recommended_wired_limit
 
-from macmesh.v1 import types_pb2
 from macmesh_daemon.engine.errors import RemoteScheduleError
 from macmesh_daemon.engine.row_sampling import choose_rows
 from macmesh_daemon.engine.sampling import extended_history
 from macmesh_daemon.engine.steps import Close, Compose, Open, Operation, Sampled, Step, StepDone
 from macmesh_daemon.worker.step_times import StepTimes
-from macmesh_placement import Reserves
 
 if TYPE_CHECKING:
     from macmesh_daemon.engine.sampling_parameters import Sampling
@@ -40,6 +37,9 @@ class Facts(Protocol):
 
 class Stage(Protocol):
     """What a runner needs of a `StageModel`."""
+
+    layer_done: Callable[[int], None]
+    """Is told each layer that has been run, in steps that run layer by layer."""
 
     @property
     def is_head(self) -> bool:
@@ -218,23 +218,3 @@ def is_concerned(operation: Operation, last: Step) -> bool:
             return operation.batch == last.batch or not slots.isdisjoint(operation.slots)
         case _:
             return False
-
-
-def set_memory_limits(ledger: types_pb2.Ledger) -> None:
-    """Holds MLX to what the ledger charges.
-
-    Metal may wire what it recommends, as in mlx-lm's own generation; elsewhere there is no such limit. Freed
-    buffers are kept up to the size that the ledger has as allocator slack, on every backend. MLX waits for the
-    GPU before it allocates beyond what the ledger charges for arrays; a ledger without lines sets no limit.
-    """
-    maybe_set_recommended_wired_limit()
-    kept_bytes = Reserves().buffer_cache_bytes
-    mx.set_cache_limit(kept_bytes)
-    charged = {entry.name: entry.size_bytes for entry in ledger.entries}
-    arrays_bytes = sum(size for name, size in charged.items() if name not in _NOT_ARRAYS)
-    if arrays_bytes > kept_bytes:
-        mx.set_memory_limit(arrays_bytes - min(kept_bytes, charged.get("allocator_slack", 0)))
-
-
-#: Lines of the ledger that are no arrays of MLX.
-_NOT_ARRAYS = frozenset({"transport_pool", "runtime_reserve"})

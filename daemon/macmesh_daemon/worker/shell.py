@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import faulthandler
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,10 +25,12 @@ from macmesh_rdma.jaccl.exchange import RingExchange
 from macmesh_rdma.joining.endpoint import Endpoint
 from macmesh_rdma.joining.listener import Listener
 from macmesh_rdma.messages.port import MessagePort
+from macmesh_rdma.messages.progress_page import ProgressWriter
 from macmesh_rdma.sync.mode import VARIABLE as SYNC_VARIABLE
 
 if TYPE_CHECKING:
     from macmesh_daemon.worker.transfers import Transfers
+    from macmesh_daemon.worker.warm_up import WarmUp
     from macmesh_rdma.lane import TensorLane
     from macmesh_rdma.stock_lane import StockLane
 
@@ -50,6 +52,7 @@ class WorkerShell:
         start: the first command.
         port: to the daemon.
         parts: of the engine.
+        progress: where the inference thread shows what it does.
         jaccl_init: stands in for `mlx.core.distributed.init` where the plan uses jaccl.
     """
 
@@ -59,6 +62,7 @@ class WorkerShell:
         port: MessagePort,
         *,
         parts: Parts,
+        progress: ProgressWriter | None = None,
         jaccl_init: Callable[..., Any] | None = None,
     ) -> None:
         self._start = start
@@ -70,7 +74,7 @@ class WorkerShell:
         self._failed_stage = start.stage_index
         self._peer_lost = False
         self._peers: peer_pb2.SetPeersRequest | None = None
-        self._progress = (0, 0)
+        self._loaded_bytes = (0, 0)
         self._control: ControlLane | None = None
         self._control_address = ""
         self._listener: Listener | None = None
@@ -79,8 +83,8 @@ class WorkerShell:
         self._jaccl: StockLane | None = None
         self._transport_failure = ""
         self._links: list[peer_pb2.LinkStatus] = []
-        self._began = time.monotonic()
-        self._inference = InferenceThread(start, self._outlets(), self._milestones(), parts)
+        self._phases: list[peer_pb2.StartPhase] = []
+        self._inference = InferenceThread(start, self._outlets(), self._milestones(), parts, progress)
 
     async def run(self) -> NoReturn:
         """Runs until the worker ends, and ends the process."""
@@ -308,6 +312,8 @@ class WorkerShell:
             progress=self._soon(self._on_progress),
             loaded=self._soon(self._on_loaded),
             ready=self._on_ready,
+            phase=self._on_phase,
+            warmed_up=self._on_warmed_up,
             failed=self._soon(self._fail),
             peer_lost=self._soon(self._lose_peer_in_lane),
         )
@@ -343,22 +349,31 @@ class WorkerShell:
             raise LocalStartError(f"the worker's event loop sent nothing for {EXCHANGE_DEADLINE_SECONDS:g} s")
 
     def _on_progress(self, loaded: int, total: int) -> None:
-        self._progress = (loaded, total)
+        self._loaded_bytes = (loaded, total)
         self._report(peer_pb2.WORKER_STATE_LOADING)
 
     def _on_loaded(self) -> None:
-        seconds = time.monotonic() - self._began
-        log.info("weights loaded", total_bytes=self._progress[1], seconds=round(seconds, 3))
+        log.info("weights loaded", total_bytes=self._loaded_bytes[1])
         self._report(peer_pb2.WORKER_STATE_LOADED)
         self._loaded.set()
 
+    def _on_phase(self, name: str, seconds: float) -> None:
+        """Runs on the inference thread."""
+        self._phases = [*self._phases, peer_pb2.StartPhase(name=name, seconds=seconds)]
+
+    @staticmethod
+    def _on_warmed_up(facts: "WarmUp") -> None:
+        """Runs on the inference thread."""
+        log.info("warmed up", **dataclasses.asdict(facts))
+
     def _on_ready(self) -> None:
         """Runs on the inference thread, whose events must not overtake this one."""
-        log.info("stage is ready", stage=self._start.stage_index)
+        seconds = {f"{phase.name}_seconds": round(phase.seconds, 3) for phase in self._phases}
+        log.info("stage is ready", stage=self._start.stage_index, **seconds)
         self._report(peer_pb2.WORKER_STATE_READY)
 
     def _report(self, state: peer_pb2.WorkerState.ValueType, error: str = "") -> None:
-        loaded, total = self._progress
+        loaded, total = self._loaded_bytes
         report = peer_pb2.WorkerReport(
             epoch=self._start.epoch,
             stage_index=self._start.stage_index,
@@ -373,6 +388,7 @@ class WorkerShell:
             sync_reason=self._start.sync_reason,
             links=self._links,
             transport_failure=self._transport_failure if state == peer_pb2.WORKER_STATE_FAILED else "",
+            start_phases=self._phases,
         )
         self._tell(lane_pb2.WorkerEvent(report=report))
 

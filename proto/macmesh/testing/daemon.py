@@ -89,6 +89,10 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
         script = daemon.script.generate
         pieces = script.pieces[: request.max_tokens or None]
         with daemon.watch_cancel("Generate"):
+            for place in script.waiting:
+                yield inference_pb2.GenerateResponse(
+                    waiting=inference_pb2.Waiting(position=place, estimate_seconds=1.5 * place)
+                )
             for count, piece in enumerate(pieces):
                 if count == script.hold_after:
                     await daemon.held()

@@ -240,9 +240,21 @@ def load_steps() -> list[cluster_pb2.LoadModelResponse]:
     steps[-1].deployment.CopyFrom(deployment())
     for share in (0.0, 0.5, 1.0):
         workers = [_worker(i, peer_pb2.WORKER_STATE_LOADING, share) for i in range(len(MACS))]
-        steps.append(cluster_pb2.LoadModelResponse(phase="loading", epoch=epoch(), workers=workers))
-    steps.append(cluster_pb2.LoadModelResponse(phase="connecting", epoch=epoch()))
+        steps.append(
+            cluster_pb2.LoadModelResponse(
+                phase="loading", epoch=epoch(), workers=workers, deployment=deployment()
+            )
+        )
+    workers = [_worker(i, peer_pb2.WORKER_STATE_LOADED) for i in range(len(MACS))]
+    steps.append(
+        cluster_pb2.LoadModelResponse(
+            phase="connecting", epoch=epoch(), workers=workers, deployment=deployment()
+        )
+    )
     workers = [_worker(i, peer_pb2.WORKER_STATE_READY) for i in range(len(MACS))]
+    for report in workers:
+        report.start_phases.add(name="load", seconds=20.0)
+        report.start_phases.add(name="warm_up", seconds=1.25)
     steps.append(
         cluster_pb2.LoadModelResponse(phase="ready", epoch=epoch(), workers=workers, deployment=deployment())
     )

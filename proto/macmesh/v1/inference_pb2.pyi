@@ -223,6 +223,8 @@ class GenerateRequest(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
+    REUSE_PREFIX_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model; empty takes the one that is served."""
     text: _builtins.str
@@ -231,6 +233,10 @@ class GenerateRequest(_message.Message):
     """Most tokens to generate; 0 means up to the context."""
     ignore_eos: _builtins.bool
     """Generate on past the model's own end-of-sequence tokens."""
+    reuse_prefix: _builtins.bool
+    """Whether what was computed for an earlier prompt with the same beginning may be taken up; absent: yes."""
+    keep: _builtins.bool
+    """Whether what is computed for this request may stay for a later one; absent: yes."""
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """A conversation."""
@@ -258,13 +264,24 @@ class GenerateRequest(_message.Message):
         max_tokens: _builtins.int = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
         ignore_eos: _builtins.bool = ...,
+        reuse_prefix: _builtins.bool | None = ...,
+        keep: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "chat", b"chat", "keep", b"keep", "prompt", b"prompt", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "model_id", b"model_id", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "chat", b"chat", "ignore_eos", b"ignore_eos", "keep", b"keep", "max_tokens", b"max_tokens", "model_id", b"model_id", "prompt", b"prompt", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "stop", b"stop", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep: _TypeAlias = _typing.Literal["keep"]  # noqa: Y015
+    _WhichOneofArgType__keep: _TypeAlias = _typing.Literal["_keep", b"_keep"]  # noqa: Y015
+    _WhichOneofReturnType__reuse_prefix: _TypeAlias = _typing.Literal["reuse_prefix"]  # noqa: Y015
+    _WhichOneofArgType__reuse_prefix: _TypeAlias = _typing.Literal["_reuse_prefix", b"_reuse_prefix"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "chat", "tokens"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep) -> _WhichOneofReturnType__keep | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reuse_prefix) -> _WhichOneofReturnType__reuse_prefix | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
@@ -282,6 +299,7 @@ class GenerateResponse(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Counts the responses of a request, from 0."""
     text: _builtins.str
@@ -304,6 +322,12 @@ class GenerateResponse(_message.Message):
     def usage(self) -> Global___Usage:
         """Set on the last response."""
 
+    @_builtins.property
+    def waiting(self) -> Global___Waiting:
+        """Before the first token, where the request has to wait: told when it comes and when its position changes. Such
+        a response has no text and no tokens.
+        """
+
     def __init__(
         self,
         *,
@@ -314,14 +338,43 @@ class GenerateResponse(_message.Message):
         finish_reason: Global___FinishReason.ValueType = ...,
         request: Global___RequestFacts | None = ...,
         usage: Global___Usage | None = ...,
+        waiting: Global___Waiting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "request", b"request", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "request", b"request", "text", b"text", "token_ids", b"token_ids", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class Waiting(_message.Message):
+    """Waiting says that a request has not begun."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    ESTIMATE_SECONDS_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """From 1: the next to be taken."""
+    estimate_seconds: _builtins.float
+    """About so long until it begins; absent where nothing has ended yet to judge by."""
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        estimate_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate_seconds", b"_estimate_seconds", "estimate_seconds", b"estimate_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate_seconds", b"_estimate_seconds", "estimate_seconds", b"estimate_seconds", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__estimate_seconds: _TypeAlias = _typing.Literal["estimate_seconds"]  # noqa: Y015
+    _WhichOneofArgType__estimate_seconds: _TypeAlias = _typing.Literal["_estimate_seconds", b"_estimate_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimate_seconds) -> _WhichOneofReturnType__estimate_seconds | None: ...
+
+Global___Waiting: _TypeAlias = Waiting  # noqa: Y015
 
 @_typing.final
 class RequestFacts(_message.Message):

@@ -377,6 +377,7 @@ class WorkerReport(_message.Message):
     SYNC_REASON_FIELD_NUMBER: _builtins.int
     HUNG_FIELD_NUMBER: _builtins.int
     TRANSPORT_FAILURE_FIELD_NUMBER: _builtins.int
+    START_PHASES_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     """Its stage."""
     state: Global___WorkerState.ValueType
@@ -409,6 +410,10 @@ class WorkerReport(_message.Message):
     def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkStatus]:
         """Its links to other stages, once they stand."""
 
+    @_builtins.property
+    def start_phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartPhase]:
+        """What its start took so far, in order."""
+
     def __init__(
         self,
         *,
@@ -426,14 +431,41 @@ class WorkerReport(_message.Message):
         sync_reason: _builtins.str = ...,
         hung: _builtins.bool = ...,
         transport_failure: _builtins.str = ...,
+        start_phases: _abc.Iterable[Global___StartPhase] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "hung", b"hung", "links", b"links", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes", "transport_failure", b"transport_failure"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "hung", b"hung", "links", b"links", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "start_phases", b"start_phases", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes", "transport_failure", b"transport_failure"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerReport: _TypeAlias = WorkerReport  # noqa: Y015
+
+@_typing.final
+class StartPhase(_message.Message):
+    """StartPhase is a part of a worker's start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"import", "load", "warm_up" or "connect"."""
+    seconds: _builtins.float
+    """How long it took."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartPhase: _TypeAlias = StartPhase  # noqa: Y015
 
 @_typing.final
 class LinkStatus(_message.Message):
@@ -1172,10 +1204,16 @@ class RunRequestRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    REUSE_PREFIX_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique in the cluster."""
     max_tokens: _builtins.int
     """Most tokens to generate."""
+    reuse_prefix: _builtins.bool
+    """Whether kept caches of an earlier request may be taken up; absent: yes."""
+    keep: _builtins.bool
+    """Whether its caches may stay for a later request; absent: yes."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch that the API node believes to be active."""
@@ -1201,12 +1239,21 @@ class RunRequestRequest(_message.Message):
         sampling: _inference_pb2.SamplingParameters | None = ...,
         max_tokens: _builtins.int = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        reuse_prefix: _builtins.bool | None = ...,
+        keep: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "epoch", b"epoch", "keep", b"keep", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "max_tokens", b"max_tokens", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling", "stop_token_ids", b"stop_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "epoch", b"epoch", "keep", b"keep", "max_tokens", b"max_tokens", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "stop_token_ids", b"stop_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__keep: _TypeAlias = _typing.Literal["keep"]  # noqa: Y015
+    _WhichOneofArgType__keep: _TypeAlias = _typing.Literal["_keep", b"_keep"]  # noqa: Y015
+    _WhichOneofReturnType__reuse_prefix: _TypeAlias = _typing.Literal["reuse_prefix"]  # noqa: Y015
+    _WhichOneofArgType__reuse_prefix: _TypeAlias = _typing.Literal["_reuse_prefix", b"_reuse_prefix"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep) -> _WhichOneofReturnType__keep | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reuse_prefix) -> _WhichOneofReturnType__reuse_prefix | None: ...
 
 Global___RunRequestRequest: _TypeAlias = RunRequestRequest  # noqa: Y015
 
@@ -1221,6 +1268,7 @@ class RunRequestResponse(_message.Message):
     LOGPROB_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     HAS_TOKEN_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Position among the generated tokens, from 0."""
     token_id: _builtins.int
@@ -1231,6 +1279,10 @@ class RunRequestResponse(_message.Message):
     """Set on the last message."""
     has_token: _builtins.bool
     """True where token_id is set: the last message of a cancelled request has none."""
+    @_builtins.property
+    def waiting(self) -> _inference_pb2.Waiting:
+        """The request has not begun."""
+
     def __init__(
         self,
         *,
@@ -1239,10 +1291,11 @@ class RunRequestResponse(_message.Message):
         logprob: _builtins.float = ...,
         finish_reason: _inference_pb2.FinishReason.ValueType = ...,
         has_token: _builtins.bool = ...,
+        waiting: _inference_pb2.Waiting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "has_token", b"has_token", "index", b"index", "logprob", b"logprob", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "has_token", b"has_token", "index", b"index", "logprob", b"logprob", "token_id", b"token_id", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

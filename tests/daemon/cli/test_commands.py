@@ -88,6 +88,24 @@ def test_generate_streams_text(run: Run, daemon: ThreadedFakeDaemon) -> None:
     assert request.sampling.temperature == pytest.approx(0.7)
 
 
+def test_a_request_that_waits_is_told_on_stderr(run: Run, daemon: ThreadedFakeDaemon) -> None:
+    daemon.script.generate = GenerateScript(waiting=(3, 1))
+    outcome = run("generate", "x", "--no-reuse")
+    assert outcome.out == "Once upon a time.\n"
+    assert outcome.err.splitlines()[:2] == [
+        "waiting: position 3, about 4 s",
+        "waiting: position 1, about 2 s",
+    ]
+    request = last_request(daemon, "Generate")
+    assert isinstance(request, inference_pb2.GenerateRequest)
+    assert (request.HasField("reuse_prefix"), request.reuse_prefix) == (True, False)
+    assert not request.HasField("keep")
+    assert run("generate", "x", "--no-keep", "--json").json["token_ids"] == [100, 101, 102, 103, 104]
+    request = last_request(daemon, "Generate")
+    assert isinstance(request, inference_pb2.GenerateRequest)
+    assert (request.HasField("keep"), request.keep, request.HasField("reuse_prefix")) == (True, False, False)
+
+
 def test_generate_chat_tokens_and_json(run: Run, daemon: ThreadedFakeDaemon) -> None:
     outcome = run("generate", "--chat", "hello there", "--tokens")
     assert outcome.out.splitlines() == ["100", "101", "102", "103", "104"]
@@ -150,7 +168,13 @@ def test_load_tells_its_phases(run: Run, daemon: ThreadedFakeDaemon, tmp_path: P
     told = outcome.err.splitlines()
     assert told[0] == "profiling"
     assert told[3].startswith("committed: epoch 1.3.2, a1b2c3d4 layers 0-35, b7c8d9e0 layers 36-53")
-    assert told[4:7] == ["loading", "connecting", "ready"]
+    assert told[4:8] == [
+        "loading",
+        "loading 50% (53.5 GB of 107 GB)",
+        "loading 100% (107 GB of 107 GB)",
+        "connecting",
+    ]
+    assert told[8].startswith("ready: epoch 1.3.2, a1b2c3d4 load 20.0 s + warm-up 1.2 s, b7c8d9e0 load")
     request = last_request(daemon, "LoadModel")
     assert isinstance(request, cluster_pb2.LoadModelRequest)
     assert (request.model_id, request.context_tokens) == (str(folder), 4096)

@@ -11,7 +11,7 @@ from mlx_lm.utils import load_model
 from macmesh.v1 import types_pb2
 from macmesh_daemon.engine.caches import allocate_at_once, round_up_tokens
 from macmesh_daemon.engine.stage import load_stage
-from macmesh_daemon.worker.runner import set_memory_limits
+from macmesh_daemon.worker.memory_limits import set_memory_limits
 from macmesh_placement import Reserves
 from zoo import write_model
 from zoo.cachetable import exact_memory

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from macmesh import MacmeshError
+from macmesh import MacmeshError, Waiting
 from macmesh.reasons import Reason
 from macmesh.v1 import peer_pb2, peer_pb2_grpc
 from macmesh_daemon.demo.nodes import free_ports
@@ -200,3 +200,34 @@ async def test_a_request_that_waits_gives_signs_of_life(
             assert not done
             gate.set()
             assert len((await waiting).token_ids) == 3
+
+
+async def test_a_client_is_told_where_its_request_waits(tmp_path: Path) -> None:
+    """Two nodes, so that it travels from the head over the client's node."""
+    gate = asyncio.Event()
+    mesh = Mesh(tmp_path, 2)
+    for node in mesh.nodes:
+        node.make_worker = lambda: FakeWorker(gate=gate, waiting=(2, 1))
+    async with mesh:
+        await mesh.formed()
+        async with mesh.nodes[0].client() as client:
+            loaded = await client.load(MODEL, context_tokens=256)
+        assert loaded.deployment is not None
+        other = next(n for n in mesh.nodes if n.node_id != loaded.deployment.stages[0].node_id)
+        await mesh.until(other, lambda s: s.serving_state == "ready", "told ready")
+        async with (
+            other.client() as client,
+            aclosing(client.generate(token_ids=[1, 2], max_tokens=2, reuse_prefix=False)) as chunks,
+        ):
+            first, second = await anext(chunks), await anext(chunks)
+            gate.set()
+            rest = [chunk async for chunk in chunks]
+    assert first.request is not None
+    assert (first.waiting, second.waiting) == (Waiting(2), Waiting(1, 1.5))
+    assert all(chunk.waiting is None for chunk in rest)
+    assert sum(len(chunk.token_ids) for chunk in rest) == 2
+    head = next(n for n in mesh.nodes if n.node_id == loaded.deployment.stages[0].node_id)
+    submitted = [c.submit.request for c in head.workers[-1].commands if c.WhichOneof("command") == "submit"]
+    assert [(r.HasField("reuse_prefix"), r.reuse_prefix, r.HasField("keep")) for r in submitted] == [
+        (True, False, False)
+    ]

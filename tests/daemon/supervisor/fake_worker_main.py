@@ -2,17 +2,29 @@
 
 import argparse
 import asyncio
+import ctypes
 import os
 import sys
 
 from macmesh.v1 import lane_pb2
 from macmesh_daemon.supervisor.testing import FakeWorker
 from macmesh_rdma.messages.local_connection import adopt_port
+from macmesh_rdma.messages.progress_page import ProgressWriter
+
+
+def get_stuck(how: str, progress: ProgressWriter) -> None:
+    """Sleeps in native code that does not give up the interpreter's lock: no thread of this process runs any more."""
+    progress.step(41)
+    progress.layer(6)
+    if how == "idle":
+        progress.idle()
+    ctypes.PyDLL(None).sleep(60)
 
 
 async def serve(options: argparse.Namespace) -> None:  # noqa: C901  one branch for each misbehaviour
     incoming = os.dup(int(options.ring_fds.split(",")[0])) if options.scribble else -1
     port = adopt_port(options.fd, options.ring_fds)
+    progress = ProgressWriter.adopt(options.progress_fd)
     worker = FakeWorker(load_error=options.fail_load, gate=asyncio.Event() if options.hold else None)
     if options.say:
         sys.stderr.write(options.say + "\n")
@@ -37,6 +49,8 @@ async def serve(options: argparse.Namespace) -> None:  # noqa: C901  one branch 
                     os.pwrite(incoming, (1 << 40).to_bytes(8, "little"), 256)
                 case "ping" if options.deaf:
                     continue
+                case "submit" if options.stuck:
+                    get_stuck(options.stuck, progress)
                 case "stop" if options.ignore_stop:
                     continue
                 case "stop":
@@ -53,6 +67,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--ring-fds", default="")
+    parser.add_argument("--progress-fd", type=int, required=True)
+    parser.add_argument("--stuck", choices=["step", "idle"], default="")
     parser.add_argument("--say", default="")
     parser.add_argument("--fail-load", default="")
     for flag in ("--hold", "--garbage", "--deaf", "--ignore-stop", "--scribble"):

@@ -356,3 +356,38 @@ async def test_program_that_does_not_exist() -> None:
         await worker.start(start_stage())
     (event,) = await drain(worker)
     assert event.report.state == peer_pb2.WORKER_STATE_FAILED
+
+
+async def stuck_worker(how: str, *, step_deadline_seconds: float, **options: float) -> peer_pb2.WorkerReport:
+    """The last report of a worker that sleeps in native code with the interpreter's lock from its first request on."""
+    worker = process_worker("--stuck", how, **options)
+    start = start_stage(stage_index=1)
+    start.step_deadline_seconds, start.sync_mode = step_deadline_seconds, "fast"
+    await worker.start(start)
+    await until_state(worker, peer_pb2.WORKER_STATE_LOADED)
+    await worker.set_peers(peer_pb2.SetPeersRequest())
+    await until_state(worker, peer_pb2.WORKER_STATE_READY)
+    await worker.submit(run_request("r1"))
+    *_, failed, final = await drain(worker)
+    assert failed.failed.request_id == "r1"
+    return final.report
+
+
+@pytest.mark.process
+async def test_a_worker_that_hangs_with_the_interpreters_lock_is_caught_without_pings() -> None:
+    report = await stuck_worker(
+        "step", step_deadline_seconds=0.6, ping_interval_seconds=600.0, hang_deadline_seconds=600.0
+    )
+    assert report.state == peer_pb2.WORKER_STATE_FAILED
+    assert "worker of stage 1" in report.error
+    assert "hangs in step 41, after layer 6: nothing moved for 0." in report.error
+    assert (report.hung, report.sync_mode) == (True, "fast")
+
+
+@pytest.mark.process
+async def test_pings_are_the_second_line() -> None:
+    report = await stuck_worker(
+        "idle", step_deadline_seconds=0.1, ping_interval_seconds=0.05, hang_deadline_seconds=0.5
+    )
+    assert "did not turn for 0.5 s" in report.error
+    assert report.hung

@@ -16,7 +16,7 @@ from macmesh_daemon.cli.parsers import add_command, amount, natural, share
 if TYPE_CHECKING:
     import argparse
 
-    from macmesh import GenerateChunk, GenerateOptions, Generation
+    from macmesh import GenerateChunk, GenerateOptions, Generation, Waiting
     from macmesh_daemon.cli.parsers import Subparsers
 
 _EXAMPLES = """
@@ -56,6 +56,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the model's own end")
     parser.add_argument(
+        "--no-reuse", action="store_true", help="read the whole prompt, even where its beginning is known"
+    )
+    parser.add_argument(
+        "--no-keep", action="store_true", help="keep nothing of this request to answer a later one sooner"
+    )
+    parser.add_argument(
         "--tokens", action="store_true", help="print token ids, one per line, instead of text"
     )
     parser.add_argument(
@@ -75,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "stop": args.stop,
         "ignore_eos": args.ignore_eos,
+        "reuse_prefix": not args.no_reuse,
+        "keep": not args.no_keep,
     }
     if args.chat:
         options["messages"] = [{"role": "user", "content": prompt}]
@@ -104,6 +112,9 @@ def _stream(args: argparse.Namespace, generation: Generation) -> list[GenerateCh
     try:
         for chunk in generation:
             chunks.append(chunk)
+            if chunk.waiting is not None:
+                talk(_waiting_line(chunk.waiting))
+                continue
             if args.json:
                 continue
             if args.tokens:
@@ -116,6 +127,11 @@ def _stream(args: argparse.Namespace, generation: Generation) -> list[GenerateCh
         if open_line and sys.exc_info()[0] is not BrokenPipeError:
             print_data("")
     return chunks
+
+
+def _waiting_line(waiting: Waiting) -> str:
+    when = "" if waiting.estimate_seconds is None else f", about {waiting.estimate_seconds:.0f} s"
+    return f"waiting: position {waiting.position}{when}"
 
 
 def _finish(args: argparse.Namespace, generation: Generation, chunks: list[GenerateChunk]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from macmesh_daemon.cli import exit_codes, units
+from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import connect
-from macmesh_daemon.cli.output import print_data, print_json, talk
+from macmesh_daemon.cli.load_view import LiveBlock, PlainLines
+from macmesh_daemon.cli.output import encodable, print_data, print_json, talk, terminal_width, wants_color
 from macmesh_daemon.cli.parsers import add_command, add_demand, amount, model_argument
 
 if TYPE_CHECKING:
@@ -37,20 +38,17 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load and wait until every stage is ready."""
-    progress = _Progress()
+    progress = _Progress(color=wants_color(args, sys.stderr))
     with connect(args) as client:
-        try:
-            last = client.load(
-                model_argument(args.model),
-                context_tokens=args.context,
-                slots=args.slots,
-                objective=args.objective,
-                stage_count=args.stages,
-                on_progress=progress.tell,
-                timeout_seconds=args.timeout,
-            )
-        finally:
-            progress.end()
+        last = client.load(
+            model_argument(args.model),
+            context_tokens=args.context,
+            slots=args.slots,
+            objective=args.objective,
+            stage_count=args.stages,
+            on_progress=progress.tell,
+            timeout_seconds=args.timeout,
+        )
     plan = last.deployment
     model = plan.model.model_id if plan else args.model
     if args.json:
@@ -76,37 +74,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Progress:
-    """Progress on stderr: one line per phase; on a terminal the line of the weights is rewritten in place."""
+    """Progress on stderr: lines; on a terminal a bar for each stage, which is drawn anew in place."""
 
-    def __init__(self) -> None:
-        self._told = ""
-        self._rewriting = False
-        self._terminal = sys.stderr.isatty()
+    def __init__(self, *, color: bool) -> None:
+        self._plain = PlainLines()
+        self._live = LiveBlock(color=color)
 
     def tell(self, step: LoadProgress) -> None:
         """Show a step."""
-        if step.phase == "loading" and self._terminal and step.total_bytes:
-            done, total = units.size(step.loaded_bytes), units.size(step.total_bytes)
-            share = 100 * step.loaded_bytes // step.total_bytes
-            sys.stderr.write(f"\r\x1b[Kloading {share}% ({done} of {total})")
-            sys.stderr.flush()
-            self._rewriting = True
-            self._told = step.phase
-            return
-        if step.phase != self._told:
-            self.end()
-            self._told = step.phase
-            talk(f"{step.phase}: {_stages(step)}" if step.phase == "committed" else step.phase)
-
-    def end(self) -> None:
-        """Leave the line that is being rewritten."""
-        if self._rewriting:
-            self._rewriting = False
-            talk("")
-
-
-def _stages(step: LoadProgress) -> str:
-    if step.deployment is None:
-        return f"epoch {step.epoch}"
-    parts = [f"{s.node_id[:8]} layers {s.first_layer}-{s.end_layer - 1}" for s in step.deployment.stages]
-    return f"epoch {step.epoch}, {', '.join(parts)}"
+        columns = terminal_width(sys.stderr)
+        if columns is None:
+            for line in self._plain.of(step):
+                talk(line)
+        elif text := self._live.of(step, columns):
+            talk(encodable(text, sys.stderr.encoding), end="")
