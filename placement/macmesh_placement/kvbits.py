@@ -14,6 +14,9 @@ from macmesh_placement.errors import LocalProfileError
 
 #: What ``mx.quantize`` knows.
 KV_BITS = (2, 3, 4, 5, 6, 8)
+
+OFFERED_KV_BITS = (4, 8)
+"""Those that plans are made with: of the rest, some fit no word and 2 bits are of no use."""
 KV_GROUP_SIZES = (32, 64, 128)
 
 _WORD_BITS = 32

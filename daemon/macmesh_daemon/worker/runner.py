@@ -53,8 +53,8 @@ class Stage(Protocol):
     def architecture(self) -> str:
         """Name of the mlx-lm module that implements the model."""
 
-    def make_caches(self, reserve_tokens: int) -> Any:
-        """New caches for a request of at most so many tokens."""
+    def make_caches(self, reserve_tokens: int, *, kv_bits: int = 0) -> Any:
+        """New caches for a request of at most so many tokens; of so many bits, or of the model's own type."""
 
     def step(self, inputs: list[mx.array], caches: Any) -> list[mx.array]:
         """Describes a step."""
