@@ -20,7 +20,7 @@ from macmesh_daemon.supervisor.verify import verify
 from macmesh_daemon.worker.checks import check_start
 from macmesh_daemon.worker.engine_parts import budget_of, engine_parts
 from macmesh_daemon.worker.errors import LocalStartError
-from macmesh_placement import NodeCapacity, PlanRequest, plan
+from macmesh_placement import NodeCapacity, Placement, PlanRequest, plan
 from macmesh_placement.stagecache import StageCacheCost
 from macmesh_rdma.options import LinkOptions
 from tinymodels import write_tiny_model
@@ -61,7 +61,7 @@ def placed(folder: Path, stages: int, kv_bits: int) -> Any:
         for name in "abc"[:stages]
     )
     result = plan(PlanRequest(profile=profile, nodes=nodes, context_tokens=700, stage_count=stages))
-    assert result.feasible
+    assert isinstance(result, Placement)
     return to_proto(
         deployment_of(result, profile, ModelRef("m"), LinkOptions(), TransportChoice("auto", "", None))
     )
