@@ -22,8 +22,8 @@ from macmesh_daemon.engine.caches import Caches, StageCaches, make_caches
 from zoo import BROKEN, CONFIGS, METAL_ONLY, build_model
 from zoo.splits import CHUNK_TOKENS, NEW_TOKENS, PROMPT, uncompiled
 
-PROMPT_TOKENS = (7, len(PROMPT), 10)
-GENERATED_TOKENS = (3, NEW_TOKENS, 4)
+PROMPT_TOKENS = (8, len(PROMPT), 10)
+GENERATED_TOKENS = (2, NEW_TOKENS, 3)
 """Of each request: alone, and in batches."""
 CAPACITY_TOKENS = max(PROMPT_TOKENS) + NEW_TOKENS
 CUT_DEPENDENT = ("plamo3", "phi3small")
@@ -130,7 +130,7 @@ def batched(
     batch = _batch([BatchRow(singles[0]), BatchRow(singles[1])])
     run(batch, (0, 1), 1)
     batch = _batch([BatchRow(batch, 0), BatchRow(batch, 1), BatchRow(singles[2])])
-    run(batch, (0, 1, 2), 2)
+    run(batch, (0, 1, 2), 1)
     batch = _batch([BatchRow(batch, 1), BatchRow(batch, 2)])
     run(batch, (1, 2), 1)
     left = compose([], CAPACITY_TOKENS, [BatchRow(batch, 1)], [batch.lengths[1]]).leaving[0]
