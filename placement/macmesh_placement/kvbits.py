@@ -66,7 +66,7 @@ def _row_bytes(width: int, bits: int, group_size: int, item_bytes: int, where: s
     if width % group_size:
         raise LocalProfileError(
             f"{where} caches rows of {width} elements, which groups of {group_size} do not divide: "
-            "choose a smaller group or plan without kv_bits"
+            "plan without kv_bits"
         )
     words = width // (_WORD_BITS // bits)
     if words * _WORD_BITS != width * bits:
