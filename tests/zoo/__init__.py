@@ -76,17 +76,11 @@ def write_model(
         shards: Weight files; one is written without an index.
         overrides: Fields of the config to replace.
     """
-    write_built(
-        folder, name, build_model(name, seed=seed, dtype=dtype, **overrides), dtype, shards, **overrides
-    )
-    return folder
-
-
-def write_built(folder: Path, name: str, model: Any, dtype: str, shards: int, **overrides: Any) -> None:
-    """`write_model` of what `build_model` gave."""
+    model = build_model(name, seed=seed, dtype=dtype, **overrides)
     write_config(folder, name, **{"torch_dtype": dtype, **overrides})
     flat: Any = tree_flatten(model.parameters())
     write_weights(folder, dict(flat), shards)
+    return folder
 
 
 def write_weights(folder: Path, weights: dict[str, mx.array], shards: int) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mlx_lm.utils import load_model
+
 from macmesh_daemon.engine.anatomy import Anatomy, examine
-from zoo import CONFIGS, build_model, write_built
+from zoo import CONFIGS, write_model
 from zoo.splits import NOT_RUN, SEED, Generated, Job, Row, chosen_cuts, reference, uncompiled
 
 RANKS = 3
@@ -133,8 +135,8 @@ def split(workers: Workers, name: str, folder: Path, dtype: str = "float32") -> 
     if name in NOT_RUN:
         return Split([Row(name, dtype, (), equal=False, reason=NOT_RUN[name])])
     with uncompiled():
-        model = build_model(name, seed=SEED, dtype=dtype).eval()
-        write_built(folder, name, model, dtype, shards=1)
+        write_model(folder, name, seed=SEED, dtype=dtype, shards=1)
+        model: Any = load_model(folder)[0]  # reading may change some bits of what was written
         anatomy = examine(model)
         if not anatomy.cut_points:
             refused = Row(name, dtype, (), equal=False, reason=f"refused: {anatomy.cut_reason}")
