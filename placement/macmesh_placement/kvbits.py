@@ -14,6 +14,9 @@ from macmesh_placement.errors import LocalProfileError
 
 #: What ``mx.quantize`` knows.
 KV_BITS = (2, 3, 4, 5, 6, 8)
+
+OFFERED_KV_BITS = (4, 8)
+"""Those that plans are made with: of the rest, some fit no word and 2 bits are of no use."""
 KV_GROUP_SIZES = (32, 64, 128)
 
 _WORD_BITS = 32
@@ -63,7 +66,7 @@ def _row_bytes(width: int, bits: int, group_size: int, item_bytes: int, where: s
     if width % group_size:
         raise LocalProfileError(
             f"{where} caches rows of {width} elements, which groups of {group_size} do not divide: "
-            "choose a smaller group or plan without kv_bits"
+            "plan without kv_bits"
         )
     words = width // (_WORD_BITS // bits)
     if words * _WORD_BITS != width * bits:

@@ -172,6 +172,7 @@ def _placement(problem: Problem, outcome: Outcome, notes: list[str]) -> Placemen
         predicted_decode_seconds=_token_seconds(problem, choice, 1.0),
         predicted_slowest_stage_seconds=choice.slowest_seconds,
         bytes_to_load=sum(stage.bytes_to_load for stage in stages),
+        kv_bits=request.profile.kv_bits,
         certificate=Certificate(
             exact=exact,
             method=method,

@@ -133,13 +133,16 @@ class AsyncClient:
         slots: int = 0,
         objective: str = "",
         stage_count: int = 0,
+        kv_bits: int = 0,
         timeout_seconds: float | None = None,
     ) -> AsyncStream[LoadProgress]:
         """Serve a model in place of the one served now; yields the progress, last the phase "ready".
 
         Closing the stream stops watching, not the load. Arguments as for `macmesh.Client.iter_load`.
         """
-        request = _messages.load_request(model, context_tokens, slots, objective, stage_count)
+        request = _messages.load_request(
+            model, context_tokens, slots, objective, stage_count, kv_bits=kv_bits
+        )
         return AsyncStream[LoadProgress](
             **self._start(
                 "LoadModel",
@@ -160,6 +163,7 @@ class AsyncClient:
         slots: int = 0,
         objective: str = "",
         stage_count: int = 0,
+        kv_bits: int = 0,
         on_progress: Callable[[LoadProgress], None] | None = None,
         timeout_seconds: float | None = None,
     ) -> LoadProgress:
@@ -174,6 +178,7 @@ class AsyncClient:
             slots=slots,
             objective=objective,
             stage_count=stage_count,
+            kv_bits=kv_bits,
             timeout_seconds=timeout_seconds,
         ) as steps:
             async for progress in steps:

@@ -165,13 +165,16 @@ class Client:
         slots: int = 0,
         objective: str = "",
         stage_count: int = 0,
+        kv_bits: int = 0,
         timeout_seconds: float | None = None,
     ) -> Stream[LoadProgress]:
         """Serve a model in place of the one served now; yields the progress, last the phase "ready".
 
-        Closing the stream stops watching, not the load. Arguments as for `plan`; deadline `Timeouts.load`.
+        Closing the stream stops watching, not the load. Arguments as for `load`; deadline `Timeouts.load`.
         """
-        request = _messages.load_request(model, context_tokens, slots, objective, stage_count)
+        request = _messages.load_request(
+            model, context_tokens, slots, objective, stage_count, kv_bits=kv_bits
+        )
         return Stream[LoadProgress](
             **self._start(
                 "LoadModel",
@@ -192,6 +195,7 @@ class Client:
         slots: int = 0,
         objective: str = "",
         stage_count: int = 0,
+        kv_bits: int = 0,
         on_progress: Callable[[LoadProgress], None] | None = None,
         timeout_seconds: float | None = None,
     ) -> LoadProgress:
@@ -203,6 +207,7 @@ class Client:
             slots: Requests served at once; 0 takes 1.
             objective: "latency", "throughput" or "balanced"; empty takes "balanced".
             stage_count: Stages to use; 0 lets the planner choose.
+            kv_bits: Bits of a quantised cache, 4 or 8; 0 keeps the model's own type.
             on_progress: Called with every step.
             timeout_seconds: Deadline; None takes `Timeouts.load`.
         """
@@ -213,6 +218,7 @@ class Client:
             slots=slots,
             objective=objective,
             stage_count=stage_count,
+            kv_bits=kv_bits,
             timeout_seconds=timeout_seconds,
         ) as steps:
             for progress in steps:

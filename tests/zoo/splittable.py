@@ -10,12 +10,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mlx_lm.utils import load_model
+
+from macmesh_daemon.engine.anatomy import Anatomy, examine
 from zoo import CONFIGS, write_model
-from zoo.splits import NOT_RUN, SEED, Generated, Job, Row, anatomy_of, chosen_cuts, reference, uncompiled
+from zoo.splits import NOT_RUN, SEED, Generated, Job, Row, chosen_cuts, reference, uncompiled
 
 RANKS = 3
 _ANSWER_SECONDS = 90.0
@@ -105,7 +109,18 @@ def _tell(process: "subprocess.Popen[str]", words: object) -> None:
     process.stdin.flush()
 
 
-def split_rows(workers: Workers, name: str, folder: Path, dtype: str = "float32") -> list[Row]:
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One architecture in stages, and whole."""
+
+    rows: list[Row]
+    model: Any = None
+    anatomy: Anatomy | None = None
+    expected: Generated | None = None
+    """What mlx-lm alone generates."""
+
+
+def split(workers: Workers, name: str, folder: Path, dtype: str = "float32") -> Split:
     """Splits an architecture into two and into three stages.
 
     Args:
@@ -118,20 +133,22 @@ def split_rows(workers: Workers, name: str, folder: Path, dtype: str = "float32"
         StagesError: a stage failed; the workers are of no use any more.
     """
     if name in NOT_RUN:
-        return [Row(name, dtype, (), equal=False, reason=NOT_RUN[name])]
+        return Split([Row(name, dtype, (), equal=False, reason=NOT_RUN[name])])
     with uncompiled():
         write_model(folder, name, seed=SEED, dtype=dtype, shards=1)
-        anatomy = anatomy_of(folder)
+        model: Any = load_model(folder)[0]  # reading may change some bits of what was written
+        anatomy = examine(model)
         if not anatomy.cut_points:
-            return [Row(name, dtype, (), equal=False, reason=f"refused: {anatomy.cut_reason}")]
+            refused = Row(name, dtype, (), equal=False, reason=f"refused: {anatomy.cut_reason}")
+            return Split([refused], model, anatomy)
         rows: list[Row] = []
         expected: Generated | None = None
         for cuts in chosen_cuts(name, anatomy):
             job = Job(str(folder), (0, *cuts, anatomy.layer_count))
             workers.begin(job)
-            expected = expected or reference(folder)  # while the stages run
+            expected = expected or reference(model)  # while the stages run
             rows.append(_row(name, dtype, cuts, anatomy.cut_reason, workers.end(job), expected))
-    return rows
+    return Split(rows, model, anatomy, expected)
 
 
 def _row(
@@ -147,7 +164,7 @@ def _row(
 def main(names: Sequence[str]) -> None:
     """Prints the table."""
     with tempfile.TemporaryDirectory() as folder, Workers() as workers:
-        rows = [row for name in names or CONFIGS for row in split_rows(workers, name, Path(folder) / name)]
+        rows = [row for name in names or CONFIGS for row in split(workers, name, Path(folder) / name).rows]
     for row in rows:
         sys.stdout.write(row.text + "\n")
     exact = {row.name for row in rows} - {row.name for row in rows if not row.equal}

@@ -143,6 +143,17 @@ def add_demand(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_kv_bits(parser: argparse.ArgumentParser) -> None:
+    """Add the bits of a quantised cache."""
+    parser.add_argument(
+        "--kv-bits",
+        type=int,
+        choices=(4, 8),
+        default=0,
+        help="bits of a quantised cache (default: the model's own type)",
+    )
+
+
 def model_argument(text: str) -> str:
     """MODEL as the daemon should see it: a folder here becomes its absolute path, a name stays one."""
     path = Path(text).expanduser()

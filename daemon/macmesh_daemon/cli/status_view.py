@@ -97,6 +97,8 @@ def _summary(status: cluster_pb2.GetStatusResponse) -> list[str]:
         served[0] += f": {printable(plan.model.model_id)}"
         served.append(f"context {units.count(plan.context_tokens)}")
         served.append(_many(plan.slots, "slot"))
+        if plan.kv_bits:
+            served.append(f"KV at {plan.kv_bits} bits")
         served.append(f"{_many(len(plan.stages), 'stage')}")
         served.append(f"epoch {epoch.generation}.{epoch.term}.{epoch.seq}")
         if plan.predicted_decode_seconds > 0:

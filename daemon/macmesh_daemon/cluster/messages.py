@@ -136,6 +136,7 @@ class Deployment:
     link_buffers: LinkBuffers | None = None
     device_matrix: DeviceMatrix | None = None
     transport_reason: str = ""
+    kv_bits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,7 @@ class WantedModel:
     slots: int = 0
     objective: str = ""
     stage_count: int = 0
+    kv_bits: int = 0
 
 
 @dataclass(frozen=True)  # no slots: it remembers what is asked at every step

@@ -1,7 +1,7 @@
 """The reference that a pipeline is compared with: mlx-lm as it is installed, in this process alone.
 
 ``python -m macmesh_daemon.engine.reference MODEL`` reads a job as JSON from stdin (``prompt``,
-``max_tokens``, ``prefill_step_size``) and prints the tokens and times as JSON. It uses nothing of this
+``max_tokens``, ``prefill_step_size``, ``kv_bits``) and prints the tokens and times as JSON. It uses nothing of this
 project.
 """
 
@@ -10,10 +10,20 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 from mlx_lm.utils import load_model
+
+
+def _caches(model: Any, kv_bits: int) -> list[Any]:
+    # `generate_step` quantises what the first chunk has computed with; here the first chunk itself is.
+    return [
+        QuantizedKVCache(bits=kv_bits) if kv_bits and type(cache) is KVCache else cache
+        for cache in make_prompt_cache(model)
+    ]
 
 
 def main() -> None:
@@ -30,6 +40,7 @@ def main() -> None:
         model,
         max_tokens=job["max_tokens"],
         prefill_step_size=job["prefill_step_size"],
+        prompt_cache=_caches(model, job["kv_bits"]),
     ):
         tokens.append(int(token))
         times.append(time.monotonic())

@@ -118,9 +118,17 @@ class StageModel:
             loaded += sum(array.nbytes for array in group)
             progress(loaded, self.owned_bytes)
 
-    def make_caches(self, reserve_tokens: int) -> StageCaches:
-        """New caches for a request of at most so many tokens, prompt and output together."""
-        return make_caches(self._model, self._anatomy, self.layers, reserve_tokens)
+    def make_caches(self, reserve_tokens: int, *, kv_bits: int = 0) -> StageCaches:
+        """New caches for a request.
+
+        Args:
+            reserve_tokens: most tokens of it, prompt and output together.
+            kv_bits: see `macmesh_daemon.engine.caches.make_caches`.
+
+        Raises:
+            LocalStageError: mlx-lm cannot quantise a cache of this model.
+        """
+        return make_caches(self._model, self._anatomy, self.layers, reserve_tokens, kv_bits=kv_bits)
 
     def step(self, inputs: list[mx.array], caches: Caches) -> list[mx.array]:
         """Describes one step; `evaluate` runs it. Of several tokens, the layers run here already.

@@ -33,6 +33,7 @@ from macmesh_daemon.node.translation import (
 )
 from macmesh_daemon.plan_ask import PlanAsk, answer_json
 from macmesh_placement import LocalPlacementError, ModelProfile, Objective, PlanRequest, Refusal, plan
+from macmesh_placement.kvbits import OFFERED_KV_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -138,17 +139,20 @@ class Planning:
         """What a load asks for, its model resolved.
 
         Raises:
-            CallError: the request is wrong or no member has the model.
+            CallError: the request is wrong, no member has the model, or its caches cannot be quantised.
         """
         model_id = _checked_model_id(request.model_id)
         objective = _checked_objective(request.objective)
-        model, _ = await self.profile(model_id, _member_ids(view))
+        kv_bits = _checked_kv_bits(request.kv_bits)
+        model, profile = await self.profile(model_id, _member_ids(view))
+        _quantised(profile, kv_bits)
         return WantedModel(
             model=model,
             context_tokens=request.context_tokens,
             slots=request.slots or 1,
             objective=objective,
             stage_count=request.stage_count,
+            kv_bits=kv_bits,
         )
 
     async def dry_run(self, request: cluster_pb2.PlanModelRequest, view: ClusterView) -> tuple[bool, str]:
@@ -191,6 +195,7 @@ class Planning:
             _, profile = await self.profile(
                 model.path or model.model_id, tuple(m.node_id for m in effect.members)
             )
+            profile = _quantised(profile, wanted.kv_bits)
             result = await self._plan(profile, wanted, effect)
         except CallError as error:
             self._refuse(effect.request_id, error.reason, error.message)
@@ -231,6 +236,8 @@ class Planning:
                 reason = str(error)
             needed = sum(entry.size_bytes for entry in stage.ledger.entries) if stage.ledger else 0
             usable = self._facts().usable_bytes
+            if not reason and deployment.kv_bits not in (0, *OFFERED_KV_BITS):
+                reason = f"this node has no caches of {deployment.kv_bits} bits, as the plan wants"
             if not reason and needed > usable:
                 reason = f"stage {stage.index} needs {needed} bytes, this node may use {usable}"
         self._notify(ev.PrepareChecked(epoch=epoch, ok=not reason, reason=reason))
@@ -313,10 +320,7 @@ def ask_of(request: cluster_pb2.PlanModelRequest, *, default_chunk_tokens: int) 
     Raises:
         CallError: a value is impossible.
     """
-    if request.kv_bits not in {0, 4, 8}:
-        raise CallError(
-            Reason.INVALID_ARGUMENT, f"kv_bits must be 4 or 8, not {request.kv_bits}", {"field": "kv_bits"}
-        )
+    _checked_kv_bits(request.kv_bits)
     if not 0 <= request.prefill_share < 1:  # NaN fails too
         raise CallError(
             Reason.INVALID_ARGUMENT,
@@ -350,6 +354,30 @@ def _checked_model_id(model_id: str) -> str:
             Reason.INVALID_ARGUMENT, "model_id is empty: name a model folder", {"field": "model_id"}
         )
     return model_id
+
+
+def _checked_kv_bits(kv_bits: int) -> int:
+    if kv_bits not in (0, *OFFERED_KV_BITS):
+        raise CallError(
+            Reason.INVALID_ARGUMENT, f"kv_bits must be 4 or 8, not {kv_bits}", {"field": "kv_bits"}
+        )
+    return kv_bits
+
+
+def _quantised(profile: ModelProfile, kv_bits: int) -> ModelProfile:
+    """The profile with caches of so many bits.
+
+    Raises:
+        CallError: this model's caches cannot be quantised, and why.
+    """
+    try:
+        return profile.with_kv_bits(kv_bits) if kv_bits else profile
+    except LocalPlacementError as error:
+        raise CallError(
+            Reason.INVALID_ARGUMENT,
+            f"the caches of {profile.model_id} cannot be of {kv_bits} bits: {error}",
+            {"field": "kv_bits"},
+        ) from error
 
 
 def _checked_objective(objective: str) -> Objective:

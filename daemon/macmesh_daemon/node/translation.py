@@ -70,7 +70,7 @@ def deployment_of(
 
     Args:
         placement: What the planner found.
-        profile: The one that it was found for.
+        profile: The one that it was found for, its caches quantised where the placement's are.
         model: The model's reference.
         links: How links are used.
         transport: What carries the activations.
@@ -82,6 +82,7 @@ def deployment_of(
         context_tokens=placement.context_tokens,
         slots=placement.slots,
         prefill_chunk_tokens=placement.prefill_chunk_tokens,
+        kv_bits=placement.kv_bits,
         stages=tuple(
             _stage(stage, stage_cache_cost(profile, stage.first_layer, stage.end_layer), placement)
             for stage in placement.stages

@@ -56,6 +56,7 @@ def local_plan(
     context_tokens: int,
     slots: int = 1,
     prefill_chunk_tokens: int = 1024,
+    kv_bits: int = 0,
     step_deadline_seconds: float = 60.0,
 ) -> list[lane_pb2.StartStage]:
     """The start command of every worker of a plan whose stages all run on this machine.
@@ -69,6 +70,7 @@ def local_plan(
         context_tokens: most tokens of one request, prompt and output together.
         slots: requests served at once.
         prefill_chunk_tokens: most prompt tokens in one step.
+        kv_bits: bits of a quantised cache; 0 keeps the model's own type.
         step_deadline_seconds: longest wait for another stage.
     """
     bounds = [0, *cuts, layer_count]
@@ -84,6 +86,7 @@ def local_plan(
         context_tokens=context_tokens,
         slots=slots,
         prefill_chunk_tokens=prefill_chunk_tokens,
+        kv_bits=kv_bits,
         stages=[
             types_pb2.Stage(
                 index=index, node_id=node_id, first_layer=bounds[index], end_layer=bounds[index + 1]

@@ -84,6 +84,7 @@ async def verify(
     stages: int = 2,
     cuts: Sequence[int] | None = None,
     prefill_chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
+    kv_bits: int = 0,
     deadline_seconds: float = 600.0,
     stage_model_paths: Sequence[Path] | None = None,
     worker_factory: WorkerFactory = WorkerProcess,
@@ -99,6 +100,7 @@ async def verify(
         stages: workers to start; ignored where cuts are given.
         cuts: first layers of all stages but the head; None cuts evenly.
         prefill_chunk_tokens: most prompt tokens in one step, on both sides.
+        kv_bits: bits of the caches, quantised from the first token on, on both sides; 0 keeps the model's own type.
         deadline_seconds: for each side.
         stage_model_paths: folder for each stage, where they are not all the same.
         worker_factory: makes the workers.
@@ -116,6 +118,7 @@ async def verify(
         layer_count=layer_count,
         context_tokens=len(prompt_tokens) + max_tokens,
         prefill_chunk_tokens=prefill_chunk_tokens,
+        kv_bits=kv_bits,
     )
     try:
         async with asyncio.timeout(deadline_seconds):
@@ -127,6 +130,7 @@ async def verify(
         prompt_tokens,
         max_tokens,
         prefill_chunk_tokens=prefill_chunk_tokens,
+        kv_bits=kv_bits,
         deadline_seconds=deadline_seconds,
     )
     difference = first_difference(pipeline.token_ids, reference.token_ids)
@@ -145,6 +149,7 @@ async def run_reference(
     max_tokens: int,
     *,
     prefill_chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
+    kv_bits: int = 0,
     deadline_seconds: float = 600.0,
 ) -> Generation:
     """Generates greedily with unmodified mlx-lm in a process of its own.
@@ -156,6 +161,7 @@ async def run_reference(
         "prompt": list(prompt_tokens),
         "max_tokens": max_tokens,
         "prefill_step_size": prefill_chunk_tokens,
+        "kv_bits": kv_bits,
     }
     began = time.monotonic()
     process = await asyncio.create_subprocess_exec(

@@ -4,6 +4,7 @@ from typing import Literal
 
 from macmesh.v1 import lane_pb2, types_pb2
 from macmesh_daemon.worker.errors import LocalStartError
+from macmesh_placement.kvbits import OFFERED_KV_BITS
 
 Transport = Literal["auto", "shm", "tcp"]
 
@@ -23,6 +24,8 @@ def check_start(start: lane_pb2.StartStage) -> None:
         raise LocalStartError(f"stage_index is {start.stage_index} in a plan of {len(stages)} stages")
     if deployment.context_tokens == 0 or deployment.slots == 0 or deployment.prefill_chunk_tokens == 0:
         raise LocalStartError("context_tokens, slots and prefill_chunk_tokens must all be 1 or more")
+    if deployment.kv_bits not in (0, *OFFERED_KV_BITS):
+        raise LocalStartError(f"kv_bits is {deployment.kv_bits}; this version has {OFFERED_KV_BITS}")
     expected = 0
     for index, stage in enumerate(stages):
         if stage.index != index or stage.first_layer != expected or stage.end_layer <= stage.first_layer:

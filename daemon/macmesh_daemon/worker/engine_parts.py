@@ -1,5 +1,6 @@
 """The parts that this project's own engine gives a worker. Imported before mlx is."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,13 +33,15 @@ def _load(start: lane_pb2.StartStage, progress: Progress) -> "Stage":
 def _house(start: lane_pb2.StartStage, stage: "Stage") -> "House":
     from macmesh_daemon.engine.cache_house import CacheHouse  # noqa: PLC0415  imports mlx
 
-    return CacheHouse(stage.make_caches, limits_of(start, queues=False).slots_at_once)
+    make = partial(stage.make_caches, kv_bits=start.deployment.kv_bits)
+    return CacheHouse(make, limits_of(start, queues=False).slots_at_once)
 
 
 def _schedule(start: lane_pb2.StartStage, stage: "Stage", queues: bool) -> Schedule:
     from macmesh_daemon.engine.cache_traits import cache_traits  # noqa: PLC0415  imports mlx
 
-    traits = cache_traits(stage.make_caches(1).entries, stage.architecture)
+    caches = stage.make_caches(1, kv_bits=start.deployment.kv_bits)
+    traits = cache_traits(caches.entries, stage.architecture)
     return Scheduler(limits_of(start, queues=queues), budget_of(start.deployment), traits)
 
 

@@ -57,8 +57,8 @@ class Stage(Protocol):
     def openings(self) -> list[mx.array]:
         """What some layers put out in the decode step that was described last."""
 
-    def make_caches(self, reserve_tokens: int) -> Any:
-        """New caches for a request of at most so many tokens."""
+    def make_caches(self, reserve_tokens: int, *, kv_bits: int = 0) -> Any:
+        """New caches for a request of at most so many tokens; of so many bits, or of the model's own type."""
 
     def step(self, inputs: list[mx.array], caches: Any) -> list[mx.array]:
         """Describes a step."""

@@ -374,6 +374,7 @@ class LoadModelRequest(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     OBJECTIVE_FIELD_NUMBER: _builtins.int
     STAGE_COUNT_FIELD_NUMBER: _builtins.int
+    KV_BITS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """A folder or a name below a model folder."""
     context_tokens: _builtins.int
@@ -384,6 +385,8 @@ class LoadModelRequest(_message.Message):
     """"latency", "throughput" or "balanced"; empty takes "balanced"."""
     stage_count: _builtins.int
     """Stages to use; 0 lets the planner choose."""
+    kv_bits: _builtins.int
+    """Bits of a quantised cache, 4 or 8; 0 keeps the model's own type."""
     def __init__(
         self,
         *,
@@ -392,10 +395,11 @@ class LoadModelRequest(_message.Message):
         slots: _builtins.int = ...,
         objective: _builtins.str = ...,
         stage_count: _builtins.int = ...,
+        kv_bits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "model_id", b"model_id", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model_id", b"model_id", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

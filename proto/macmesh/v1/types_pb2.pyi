@@ -256,6 +256,7 @@ class Deployment(_message.Message):
     LINK_BUFFERS_FIELD_NUMBER: _builtins.int
     DEVICE_MATRIX_FIELD_NUMBER: _builtins.int
     TRANSPORT_REASON_FIELD_NUMBER: _builtins.int
+    KV_BITS_FIELD_NUMBER: _builtins.int
     layer_count: _builtins.int
     """Number of layers of the whole model."""
     context_tokens: _builtins.int
@@ -274,6 +275,8 @@ class Deployment(_message.Message):
     """Predicted seconds per decoded token at the given context, from the planner's cost model."""
     transport_reason: _builtins.str
     """Why this transport, and not jaccl where that was not taken; for people."""
+    kv_bits: _builtins.int
+    """Bits of an element of the caches that grow with the context, 4 or 8; 0: the model's own type."""
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """The model."""
@@ -305,10 +308,11 @@ class Deployment(_message.Message):
         link_buffers: Global___LinkBuffers | None = ...,
         device_matrix: Global___DeviceMatrix | None = ...,
         transport_reason: _builtins.str = ...,
+        kv_bits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device_matrix", b"device_matrix", "link_buffers", b"link_buffers", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "kv_bits", b"kv_bits", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -581,6 +585,7 @@ class WantedModel(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     OBJECTIVE_FIELD_NUMBER: _builtins.int
     STAGE_COUNT_FIELD_NUMBER: _builtins.int
+    KV_BITS_FIELD_NUMBER: _builtins.int
     context_tokens: _builtins.int
     """Tokens of context; the whole position limit where 0 was asked."""
     slots: _builtins.int
@@ -589,6 +594,8 @@ class WantedModel(_message.Message):
     """"latency", "throughput" or "balanced"."""
     stage_count: _builtins.int
     """Stages to use; 0 lets the planner choose."""
+    kv_bits: _builtins.int
+    """Bits of a quantised cache, 4 or 8; 0 keeps the model's own type."""
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """The model."""
@@ -601,10 +608,11 @@ class WantedModel(_message.Message):
         slots: _builtins.int = ...,
         objective: _builtins.str = ...,
         stage_count: _builtins.int = ...,
+        kv_bits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "model", b"model", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model", b"model", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

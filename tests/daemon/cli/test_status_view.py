@@ -56,6 +56,13 @@ def test_one_line_per_node_whatever_the_width(name: str, width: int | None) -> N
         assert all(len(line) <= width for line in lines if not line.startswith("# !"))
 
 
+def test_quantised_caches_are_told() -> None:
+    status = scenes.ready()
+    assert "KV at" not in render_status(status)
+    status.document.plan.deployments[0].kv_bits = 8
+    assert " · KV at 8 bits · " in render_status(status).splitlines()[0]
+
+
 def test_a_hostile_hostname_cannot_move_the_cursor() -> None:
     status = scenes.ready()
     status.nodes[1].member.facts.hostname = "ev\x1b[2Jil\nname"

@@ -9,6 +9,7 @@ import pytest
 
 import client_contract
 from support.mesh import Mesh
+from tinymodels import write_tiny_model
 
 pytestmark = pytest.mark.process
 
@@ -42,3 +43,7 @@ async def test_a_node_that_serves_nothing(tmp_path_factory: pytest.TempPathFacto
         code, out, err = await daemonctl("load", "/nowhere/at-all", *socket)
         assert (code, out) == (1, "")
         assert "/nowhere/at-all" in err
+        odd = write_tiny_model(tmp_path_factory.mktemp("odd"), "qwen3")
+        code, out, err = await daemonctl("load", str(odd), "--kv-bits", "8", *socket)
+        assert (code, out) == (1, "")
+        assert "cannot be of 8 bits: layer 0 caches rows of 16 elements, which groups of 64" in err

@@ -42,7 +42,7 @@ def logits_of(folder: Path, cuts: tuple[int, ...], layers: int, steps: list[list
     return [pipeline.run([step]) for step in steps]
 
 
-STEPS = [[5, 9, 40, 3, 77, 8], [101, 4, 4, 19], [7], [250], [31]]
+STEPS = [[5, 9, 40, 3, 77, 8], [101, 4, 4, 19], [7], [250]]
 SHARING = ["afm7", "gemma3n", "gemma4", "gemma4_moe", "hunyuan", "kimi_k3", "rwkv7", "talkie"]
 
 
@@ -52,12 +52,12 @@ def test_every_cut_that_is_allowed_is_exact(name: str, tmp_path: Path) -> None:
     anatomy = anatomy_of(folder)
     layers = anatomy.layer_count
     expected = logits_of(folder, (), layers, STEPS)
-    for cut in anatomy.cut_points:
-        for ours, theirs in zip(logits_of(folder, (cut,), layers, STEPS), expected, strict=True):
-            assert mx.array_equal(ours, theirs).item(), cut
+    # All at once: the stages are as small as can be, and each boundary is crossed at every step.
+    for ours, theirs in zip(logits_of(folder, anatomy.cut_points, layers, STEPS), expected, strict=True):
+        assert mx.array_equal(ours, theirs).item()
 
 
-@pytest.mark.parametrize("name", ["afm7", "gemma3n", "gemma4", "rwkv7", "talkie"])
+@pytest.mark.parametrize("name", ["afm7", "gemma3n", "rwkv7"])
 def test_bfloat16_is_exact_too(name: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", name, seed=SEED, dtype="bfloat16", shards=1)
     layers = anatomy_of(folder).layer_count

@@ -1,5 +1,6 @@
 """What a stage's caches hold is what the ledger charges, or less."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ from macmesh_daemon.engine.caches import make_caches
 from zoo import BROKEN, CONFIGS, METAL_ONLY
 from zoo.batchtable import Requests
 from zoo.cachetable import Subject
+from zoo.splits import uncompiled
 
 #: Prompt, reservation and capacity of each row: below and beyond the windows, and beyond one allocation.
 PROMPTS, RESERVED, CAPACITY, KEPT = (3, 20, 12), (30, 300, 40), 290, 14
@@ -21,16 +23,17 @@ NAMES = (
     "gpt_oss",
     "llama4",
     "qwen3_next",
-    "falcon_h1",
     "recurrent_gemma",
-    "mamba2",
-    "deepseek_v3",
     "longcat_flash_ngram",
     "deepseek_v41",
     "baichuan_m1",
-    "jamba",
-    "minicpm3",
 )
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled() -> Iterator[None]:
+    with uncompiled():
+        yield
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,7 +82,8 @@ def test_a_prompt_just_prefilled_is_kept_at_what_is_charged(tmp_path: Path) -> N
         subject = Subject(name, tmp_path / name, "float32")
         mx.eval(subject.model.parameters())
         anatomy = examine(subject.model)
-        caches = make_caches(subject.model, anatomy, range(anatomy.layer_count), 700)
-        Requests(subject.model, anatomy).step([[5] * 600], caches)
-        kept = caches.resized(600)
-        assert kept.nbytes <= sum(piece.reserved_bytes(600) for piece in subject.pieces)
+        caches = make_caches(subject.model, anatomy, range(anatomy.layer_count), 400)
+        Requests(subject.model, anatomy).step([[5] * 290], caches)
+        assert caches.nbytes > sum(piece.reserved_bytes(290) for piece in subject.pieces)
+        kept = caches.resized(290)
+        assert kept.nbytes <= sum(piece.reserved_bytes(290) for piece in subject.pieces)

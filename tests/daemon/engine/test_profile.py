@@ -58,7 +58,11 @@ def no_kernel_compilation() -> Iterator[None]:
     mx.enable_compile()
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+#: Every architecture is compared elsewhere; here the way through a folder's files is, for one of each kind.
+FEW = ("llama", "minimax", "qwen3_next", "gemma3_text")
+
+
+@pytest.mark.parametrize("name", FEW)
 def test_predicted_weights_equal_the_loaded_parameters(name: str, tmp_path: Path) -> None:
     from_config = profiled(write_config(tmp_path / "m", name))
     save_weights(tmp_path / "m", shards=2)
@@ -78,7 +82,7 @@ HISTORIES = [(1,), (23, 2, 1), (24, 1, 1), (25, 1), (255, 1, 1), (257, 100, 1, 1
 
 
 @pytest.mark.usefixtures("no_kernel_compilation")
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", FEW)
 def test_predicted_cache_bytes_equal_the_real_ones(name: str, tmp_path: Path) -> None:
     """Real caches after computed steps, growing ones preallocated to the reservation as the engine does."""
     # The CPU multiplies experts in float32 only.

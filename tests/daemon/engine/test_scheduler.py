@@ -102,6 +102,21 @@ def test_a_step_in_vain_after_a_stop_is_ignored_and_its_token_stays_known() -> N
     assert closed.keep_tokens == 16
 
 
+def test_after_a_cancel_only_tokens_with_known_values_are_kept() -> None:
+    one = pipeline()
+    one.submit(request("a", prompt=10, max_tokens=50))
+    assert [one.step(), one.step(), one.step(), one.step()] == [True, True, True, False]
+    one.cancel("a")  # the prompt's last token and a token that nobody knows yet are on their way
+    one.run()
+    (closed,) = operations(one, Close)
+    assert isinstance(closed, Close)
+    assert closed.keep_tokens == 10
+    one.submit(request("b", prompt=20, max_tokens=5))
+    one.run()
+    assert one.scheduler.stats.reused_tokens == 10
+    assert one.tokens["b"] == one.expected("b")
+
+
 def test_requests_are_batched_and_rows_join_and_leave() -> None:
     one = pipeline()
     one.submit(request("a", max_tokens=40))
@@ -421,6 +436,19 @@ def test_a_whole_context_is_kept_where_it_is_and_taken_up_again() -> None:
     one.run()
     assert one.scheduler.stats.prefix_hits == 1
     assert one.tokens["b"] == one.expected("b")
+
+
+@pytest.mark.parametrize(("contexts", "hits"), [(1.0, 0), (1.03, 1)])
+def test_an_entry_is_taken_up_only_where_one_of_its_caches_can_be_converted_at_a_time(
+    contexts: float, hits: int
+) -> None:
+    one = pipeline(contexts=contexts)
+    one.submit(request("short", prompt=480, max_tokens=20))
+    one.run()
+    one.submit(request("long", prompt=600, max_tokens=400))
+    one.run()
+    assert one.scheduler.stats.prefix_hits == hits
+    assert one.tokens["long"] == one.expected("long")
 
 
 def test_history_goes_along_where_a_processor_needs_it() -> None:

@@ -64,7 +64,7 @@ def decoded(stages: list[StageModel], caches: list[Any], last: list[int]) -> lis
 
 @pytest.mark.parametrize(
     "name",
-    ["llama", "gpt_oss", "qwen3_next", "gemma4_moe", "gemma4", "hunyuan", "kimi_k3", "rwkv7", "talkie"],
+    ["gpt_oss", "qwen3_next", "gemma4", "hunyuan", "kimi_k3", "talkie"],
 )
 def test_rows_of_a_batch_go_on_as_they_would_alone(name: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", name, seed=SEED, shards=1)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,7 +11,19 @@ import pytest
 
 from macmesh.reasons import Reason
 from macmesh.v1 import cluster_pb2
-from macmesh_daemon.cluster.messages import ClusterDocument, Member, ModelRef, NodeFacts
+from macmesh_daemon.cluster import effects as fx
+from macmesh_daemon.cluster import events as ev
+from macmesh_daemon.cluster.messages import (
+    ClusterDocument,
+    Deployment,
+    Epoch,
+    Member,
+    ModelRef,
+    NodeFacts,
+    Plan,
+    Stage,
+    WantedModel,
+)
 from macmesh_daemon.cluster.view import ClusterView
 from macmesh_daemon.config import Config
 from macmesh_daemon.node.call_errors import CallError
@@ -27,7 +40,7 @@ class ProfiledPlanning(Planning):
 
     async def profile(self, model_id: str, members: tuple[str, ...]) -> tuple[ModelRef, ModelProfile]:
         del members
-        return ModelRef(model_id=model_id), big_profile()
+        return ModelRef(model_id=model_id), with_heads()
 
 
 def member(node_id: str, hostname: str) -> Member:
@@ -140,3 +153,71 @@ async def test_alternatives_come_where_asked(planning: Planning, monkeypatch: py
     monkeypatch.setitem(sys.modules, "macmesh_placement.explain", stub)
     answer = await ask(planning, explain=True)
     assert [option["label"] for option in answer["alternatives"]] == ["two stages"]
+
+
+def load(**wishes: Any) -> cluster_pb2.LoadModelRequest:
+    return cluster_pb2.LoadModelRequest(model_id="m", context_tokens=8192, **wishes)
+
+
+def with_heads() -> ModelProfile:
+    """The large profile, whose caches say what a row is made of."""
+    profile = big_profile()
+    [piece] = profile.layers[0].caches
+    piece = replace(piece, heads=8, key_dim=128, value_dim=128, item_bytes=2)
+    return replace(profile, layers=tuple(replace(layer, caches=(piece,)) for layer in profile.layers))
+
+
+async def computed(planning: Planning, wanted: WantedModel) -> ev.PlanComputed | ev.PlanRefused:
+    heard: list[ev.Event] = []
+    planning._notify = heard.append
+    await planning.compute(fx.ComputePlan(request_id=7, wanted=wanted, members=MEMBERS, current=None))
+    [event] = heard
+    assert isinstance(event, ev.PlanComputed | ev.PlanRefused)
+    return event
+
+
+async def test_a_load_of_quantised_caches_is_planned_with_them(planning: Planning) -> None:
+    budgets = []
+    for bits in (0, 8):
+        event = await computed(planning, await planning.wanted(load(kv_bits=bits), view()))
+        assert isinstance(event, ev.PlanComputed)
+        assert event.deployment is not None
+        assert event.deployment.kv_bits == bits
+        stages = event.deployment.stages
+        assert all(('"QuantizedKVCache"' in stage.cache_cost_json) == bool(bits) for stage in stages)
+        budgets.append(sum(stage.cache_budget_bytes for stage in stages))
+    assert budgets[1] < budgets[0]
+
+
+async def test_caches_that_cannot_be_quantised_are_refused_with_the_reason(
+    planning: Planning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def profile(model_id: str, _members: tuple[str, ...]) -> tuple[ModelRef, ModelProfile]:
+        return ModelRef(model_id=model_id), replace(with_heads(), kv_bits_problem="it reads them itself")
+
+    with pytest.raises(CallError, match="kv_bits must be 4 or 8, not 2"):
+        await planning.wanted(load(kv_bits=2), view())
+    wanted = await planning.wanted(load(kv_bits=4), view())
+    monkeypatch.setattr(planning, "profile", profile)
+    with pytest.raises(CallError, match=r"cannot be of 4 bits: .* it reads them itself") as caught:
+        await planning.wanted(load(kv_bits=4), view())
+    assert caught.value.reason is Reason.INVALID_ARGUMENT
+    # The model may have changed since it was asked for.
+    refused = await computed(planning, wanted)
+    assert isinstance(refused, ev.PlanRefused)
+    assert "it reads them itself" in refused.refusal_json
+
+
+async def test_a_node_prepares_no_caches_that_it_does_not_have(
+    planning: Planning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_matching_folder", lambda _model: None)
+    monkeypatch.setattr(planning, "_facts", NodeFacts)
+    heard: list[Any] = []
+    planning._notify = heard.append
+    for bits in (8, 3):
+        stage = Stage(node_id="aaaa1111")
+        deployment = Deployment(kv_bits=bits, stages=(stage,))
+        await planning.check_prepare(fx.CheckPrepare(Plan(Epoch(0, 1, 1), (deployment,)), stage))
+    assert [event.ok for event in heard] == [True, False]
+    assert heard[1].reason == "this node has no caches of 3 bits, as the plan wants"

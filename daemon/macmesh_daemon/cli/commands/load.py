@@ -9,7 +9,7 @@ from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import connect
 from macmesh_daemon.cli.load_view import LiveBlock, PlainLines
 from macmesh_daemon.cli.output import encodable, print_data, print_json, talk, terminal_width, wants_color
-from macmesh_daemon.cli.parsers import add_command, add_demand, amount, model_argument
+from macmesh_daemon.cli.parsers import add_command, add_demand, add_kv_bits, amount, model_argument
 
 if TYPE_CHECKING:
     import argparse
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """
 daemonctl load ~/models/Qwen3-4B --context 32768     serve it, at a context that is guaranteed to fit
 daemonctl load Qwen3-4B --slots 4                    a name below a models folder, four requests at once
+daemonctl load Qwen3-4B --kv-bits 8                  caches of half the bytes; its requests decode one by one
 """
 
 
@@ -27,6 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = add_command(subparsers, "load", summary="serve a model", examples=_EXAMPLES, run=run)
     add_demand(parser)
+    add_kv_bits(parser)
     parser.add_argument(
         "--timeout",
         type=amount,
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             slots=args.slots,
             objective=args.objective,
             stage_count=args.stages,
+            kv_bits=args.kv_bits,
             on_progress=progress.tell,
             timeout_seconds=args.timeout,
         )
@@ -64,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 "model_id": model,
                 "epoch": last.epoch,
                 "context_tokens": context,
+                "kv_bits": plan.kv_bits if plan else args.kv_bits,
                 "stages": stages,
             },
         )

@@ -10,7 +10,7 @@ from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import connect
 from macmesh_daemon.cli.failures import CommandError
 from macmesh_daemon.cli.output import encodable, print_data, print_json, talk, terminal_width, wants_color
-from macmesh_daemon.cli.parsers import add_command, add_demand, below_one, natural, positive
+from macmesh_daemon.cli.parsers import add_command, add_demand, add_kv_bits, below_one, natural, positive
 
 if TYPE_CHECKING:
     import argparse
@@ -91,13 +91,7 @@ def _add_wishes(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="share of prompt tokens among all tokens, 0 to below 1 (default 0)",
     )
-    parser.add_argument(
-        "--kv-bits",
-        type=int,
-        choices=(4, 8),
-        default=0,
-        help="bits of a quantised cache (default: the model's own type)",
-    )
+    add_kv_bits(parser)
     parser.add_argument(
         "--chunk",
         type=positive,
