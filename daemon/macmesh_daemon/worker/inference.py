@@ -159,6 +159,7 @@ class InferenceThread:
             stage,
             context_tokens=deployment.context_tokens,
             chunk_tokens=deployment.prefill_chunk_tokens,
+            kv_bits=deployment.kv_bits,
         )
         self._phase("warm_up")
         self._milestones.warmed_up(facts)

@@ -40,6 +40,7 @@ def warm_up(
     *,
     context_tokens: int,
     chunk_tokens: int,
+    kv_bits: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> WarmUp:
     """Runs a step of one token and steps of a prompt through this stage alone, with caches that are thrown away.
@@ -51,23 +52,24 @@ def warm_up(
         stage: loaded.
         context_tokens: of the plan.
         chunk_tokens: most tokens of a prefill step; below 2 runs none.
+        kv_bits: of the plan's caches.
         clock: in seconds.
     """
     facts = WarmUp()
     if stage.payload_facts(1, 1) is None:
         facts = WarmUp(skipped=f"what the stages of {stage.architecture} hand on is not known beforehand")
     elif context_tokens > 0:
-        facts = _run(stage, min(chunk_tokens, context_tokens), clock)
+        facts = _run(stage, min(chunk_tokens, context_tokens), kv_bits, clock)
     peak_bytes = mx.get_peak_memory()
     mx.clear_cache()
     mx.reset_peak_memory()
     return dataclasses.replace(facts, peak_bytes=peak_bytes)
 
 
-def _run(stage: Stage, chunk_tokens: int, clock: Callable[[], float]) -> WarmUp:
+def _run(stage: Stage, chunk_tokens: int, kv_bits: int, clock: Callable[[], float]) -> WarmUp:
     def timed(tokens: int) -> float:
         began = clock()
-        _step(stage, tokens)
+        _step(stage, tokens, kv_bits)
         return clock() - began
 
     decode_seconds = timed(1)
@@ -83,8 +85,8 @@ def _run(stage: Stage, chunk_tokens: int, clock: Callable[[], float]) -> WarmUp:
     return WarmUp(decode_seconds, probe_seconds, ran_tokens, ran_seconds)
 
 
-def _step(stage: Stage, tokens: int) -> None:
-    caches = stage.make_caches(tokens)
+def _step(stage: Stage, tokens: int, kv_bits: int) -> None:
+    caches = stage.make_caches(tokens, kv_bits=kv_bits)
     inputs = [mx.zeros((1, tokens), mx.uint32)]
     if not stage.is_head:
         inputs = [mx.zeros(fact.shape, dtype_of(fact.dtype)) for fact in stage.payload_facts(1, tokens) or ()]

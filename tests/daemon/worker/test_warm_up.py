@@ -27,14 +27,16 @@ class Watched:
         self._stage = stage
         self.reserved: list[int] = []
         self.ran: list[int] = []
+        self.kv_bits: set[int] = set()
         self.evaluated: list[list[tuple[int, ...]]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stage, name)
 
-    def make_caches(self, reserve_tokens: int) -> Any:
+    def make_caches(self, reserve_tokens: int, *, kv_bits: int = 0) -> Any:
         self.reserved.append(reserve_tokens)
-        return self._stage.make_caches(reserve_tokens)
+        self.kv_bits.add(kv_bits)
+        return self._stage.make_caches(reserve_tokens, kv_bits=kv_bits)
 
     def step(self, inputs: list[mx.array], caches: Any) -> list[mx.array]:
         self.ran.append(caches.reserve_tokens)
