@@ -176,10 +176,10 @@ class StageModel:
         """
         return [*results, *caches.owned_arrays()]
 
-    @classmethod
-    def evaluate(cls, results: list[mx.array], caches: Caches) -> None:
+    def evaluate(self, results: list[mx.array], caches: Caches) -> None:
         """Runs what was described: the results that are wanted, and the caches."""
-        mx.eval(cls.to_evaluate(results, caches))
+        self.openings = []
+        mx.eval(self.to_evaluate(results, caches))
 
     def _taken_in(self, inputs: list[mx.array]) -> _Passing:
         expected = 1 if self._incoming is None else self._incoming.count

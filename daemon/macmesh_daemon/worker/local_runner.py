@@ -56,6 +56,7 @@ class LocalRunner(StageRunner):
         elif step.kind == "decode":
             caches = self.house.caches_for(step)
             logits = self.stage.step([self._ids(step)], caches)[0]
+            self.stage.openings.clear()  # a step ahead is on the device already, so nothing has to begin early
             times.lap(times.describe)
             queued.chosen = ids, logprobs = self._choose(step, logits)
             for index, row in enumerate(step.rows):
