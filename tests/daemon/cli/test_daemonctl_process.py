@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,15 @@ def test_no_daemon_is_exit_3_with_what_to_do(socket_file: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell starts what goes to the background with SIGINT ignored, and a child would inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_cancels_the_request_and_exits_130(daemon: ThreadedFakeDaemon, socket_file: Path) -> None:
     daemon.script.generate = GenerateScript(hold_after=2)
     with subprocess.Popen(
