@@ -41,6 +41,7 @@ def warm_up(
     context_tokens: int,
     chunk_tokens: int,
     kv_bits: int = 0,
+    compiles: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> WarmUp:
     """Runs a step of one token and steps of a prompt through this stage alone, with caches that are thrown away.
@@ -53,17 +54,23 @@ def warm_up(
         context_tokens: of the plan.
         chunk_tokens: most tokens of a prefill step; below 2 runs none.
         kv_bits: of the plan's caches.
+        compiles: the device compiles kernels at their first use, as GPUs do; else a step of one token is all.
         clock: in seconds.
     """
     facts = WarmUp()
     if stage.payload_facts(1, 1) is None:
         facts = WarmUp(skipped=f"what the stages of {stage.architecture} hand on is not known beforehand")
     elif context_tokens > 0:
-        facts = _run(stage, min(chunk_tokens, context_tokens), kv_bits, clock)
+        facts = _run(stage, min(chunk_tokens, context_tokens) if compiles else 1, kv_bits, clock)
     peak_bytes = mx.get_peak_memory()
     mx.clear_cache()
     mx.reset_peak_memory()
     return dataclasses.replace(facts, peak_bytes=peak_bytes)
+
+
+def has_gpu() -> bool:
+    """Whether MLX computes on a GPU here."""
+    return mx.default_device() == mx.Device(mx.gpu)
 
 
 def _run(stage: Stage, chunk_tokens: int, kv_bits: int, clock: Callable[[], float]) -> WarmUp:

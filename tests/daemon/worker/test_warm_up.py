@@ -125,3 +125,10 @@ def test_steps_of_several_tokens_show_their_layers(folder: Path) -> None:
     warm_up(stage, context_tokens=100, chunk_tokens=30)
     assert shown == [1, 2, 1, 2]
     assert page != bytearray(16)
+
+
+def test_where_nothing_is_compiled_one_token_is_all(folder: Path) -> None:
+    stage = Watched(load_stage(folder, 0, LAYERS, LAYERS))
+    facts = warm_up(stage, context_tokens=4096, chunk_tokens=200, compiles=False, clock=Clock(0.25))
+    assert (stage.ran, facts.chunk_tokens) == ([1], 0)
+    assert facts.decode_seconds > 0
