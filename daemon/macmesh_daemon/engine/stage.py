@@ -166,20 +166,10 @@ class StageModel:
             )
         return [*passing.outgoing, *self._extras.pack(self.layers.stop, passing.notes)]
 
-    @staticmethod
-    def to_evaluate(results: list[mx.array], caches: Caches) -> list[mx.array]:
-        """All that is to be evaluated after a step.
-
-        Args:
-            results: those of the step's outputs that are wanted.
-            caches: of the step.
-        """
-        return [*results, *caches.owned_arrays()]
-
     def evaluate(self, results: list[mx.array], caches: Caches) -> None:
         """Runs what was described: the results that are wanted, and the caches."""
         self.openings = []
-        mx.eval(self.to_evaluate(results, caches))
+        mx.eval([*results, *caches.owned_arrays()])
 
     def _taken_in(self, inputs: list[mx.array]) -> _Passing:
         expected = 1 if self._incoming is None else self._incoming.count

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macmesh.v1 import lane_pb2, types_pb2
-from macmesh_daemon.engine.budget import CacheBudget
+from macmesh_daemon.engine.budget import CacheBudget, budget_of_stages
 from macmesh_daemon.engine.limits import Limits
 from macmesh_daemon.engine.scheduler import Scheduler
 from macmesh_daemon.worker.loops import Schedule
 from macmesh_daemon.worker.parts import Parts, Progress
-from macmesh_placement.stagecache import StageCacheCost
 
 if TYPE_CHECKING:
     from macmesh_daemon.worker.runner import House, Stage
@@ -63,10 +62,10 @@ def limits_of(start: lane_pb2.StartStage, *, queues: bool) -> Limits:
     )
 
 
-def budget_of(deployment: types_pb2.Deployment) -> CacheBudget | None:
-    """What the stages have for caches; None where the plan does not say what they cost."""
-    stages = deployment.stages
-    if not all(stage.cache_cost_json for stage in stages):
-        return None
-    costs = [StageCacheCost.from_json_text(stage.cache_cost_json) for stage in stages]
-    return CacheBudget(costs, [stage.cache_budget_bytes for stage in stages])
+def budget_of(deployment: types_pb2.Deployment) -> CacheBudget:
+    """What the stages have for caches, as the plan says it."""
+    return budget_of_stages(
+        [(stage.cache_cost_json, stage.cache_budget_bytes) for stage in deployment.stages],
+        slots=deployment.slots,
+        context_tokens=deployment.context_tokens,
+    )
