@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,8 +23,16 @@ import numpy.typing as npt
 
 from macmesh_daemon.models.demo import demo_model_folder
 
-#: What tells the models apart; the rest is `_COMMON`. As Qwen2.5 of that size, but for "tiny".
+#: What tells the models apart; the rest is `_COMMON`. As Qwen2.5 of that size, but for "least" and "tiny".
 SHAPES: Final[dict[str, dict[str, Any]]] = {
+    "least": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 128,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 1024,
+    },
     "tiny": {
         "hidden_size": 256,
         "num_hidden_layers": 8,
@@ -89,6 +98,11 @@ class _Tensor:
     @property
     def size_bytes(self) -> int:
         return math.prod(self.shape) * self.item_bytes
+
+
+def default_folder(shape: str, bits: int) -> Path:
+    """Where the scripts here keep such a model between runs."""
+    return Path(tempfile.gettempdir()) / f"macmesh-random-{shape}-{bits}"
 
 
 def config_of(shape: str, bits: int) -> dict[str, Any]:

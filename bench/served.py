@@ -28,8 +28,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from random_model import SHAPES, write_model
-
 from macmesh import ClusterEvent
 from macmesh_daemon.bench.baseline import Job, run_alone
 from macmesh_daemon.bench.cases import WARM_UP_TOKENS, Case, warm_up_prompt_tokens
@@ -40,7 +38,9 @@ from macmesh_daemon.bench.target import ClientTarget, served_of
 from macmesh_daemon.clock import SystemClock
 from macmesh_daemon.config import Config
 from macmesh_daemon.demo.nodes import DemoCluster, DemoNode, NodeSettings
+from macmesh_daemon.supervisor.environment import cuda_cards
 from macmesh_rdma.options import LinkOptions
+from random_model import SHAPES, default_folder, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,9 +67,10 @@ class Card:
 
 def visible_cards() -> list[Card]:
     """The cards that this process may use, in the order in which it would."""
-    program = shutil.which("nvidia-smi")
+    program = shutil.which("nvidia-smi") or shutil.which("/usr/local/nvidia/bin/nvidia-smi")
     if program is None:
-        return []
+        # Their memory is not known: the node's own limit holds.
+        return [Card(str(index), name, 0) for index, name in enumerate(cuda_cards())]
     told = subprocess.run(
         [program, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"],
         capture_output=True,
@@ -344,9 +345,7 @@ def main(argv: "Sequence[str] | None" = None) -> int:
     if cards:
         folder = Path(tempfile.gettempdir()) / f"macmesh-bench-kernels-{metadata.version('mlx')}"
         os.environ.setdefault("MLX_PTX_CACHE_DIR", str(folder))
-    folder = (
-        arguments.model or Path(tempfile.gettempdir()) / f"macmesh-bench-{arguments.shape}-{arguments.bits}"
-    )
+    folder = arguments.model or default_folder(arguments.shape, arguments.bits)
     say(f"the model is in {folder}")
     began = time.perf_counter()
     model_bytes = write_model(folder, arguments.shape, arguments.bits)
