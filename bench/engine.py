@@ -24,7 +24,6 @@ import platform
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,63 +36,8 @@ from macmesh_daemon.supervisor.interface import Worker
 from macmesh_daemon.supervisor.local_plan import even_cuts, local_plan
 from macmesh_daemon.supervisor.process import WorkerProcess
 from macmesh_daemon.supervisor.verify import running_plan
+from random_model import SHAPES, default_folder, write_model
 
-_SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "hidden_size": 256,
-        "num_hidden_layers": 8,
-        "intermediate_size": 512,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 1024,
-    },
-    "7b": {
-        "hidden_size": 3584,
-        "num_hidden_layers": 28,
-        "intermediate_size": 18_944,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152_064,
-    },
-    "32b": {
-        "hidden_size": 5120,
-        "num_hidden_layers": 64,
-        "intermediate_size": 27_648,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 8,
-        "vocab_size": 152_064,
-    },
-}
-_COMMON = {
-    "model_type": "qwen2",
-    "torch_dtype": "bfloat16",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "max_position_embeddings": 131_072,
-    "tie_word_embeddings": False,
-}
-_MAKE = """
-import json, sys
-import mlx.core as mx, mlx.nn as nn
-from mlx.utils import tree_flatten
-from mlx_lm.models import qwen2
-folder, bits = sys.argv[1], int(sys.argv[2])
-config = json.load(open(folder + "/config.json"))
-mx.random.seed(0)
-model = qwen2.Model(qwen2.ModelArgs.from_dict(config))
-model.apply(lambda x: x.astype(mx.bfloat16))
-if bits:
-    nn.quantize(model, 64, bits)
-shard = {}
-number = 0
-for name, array in tree_flatten(model.parameters()):
-    mx.eval(array)
-    shard[name] = array
-    if sum(a.nbytes for a in shard.values()) > 2e9:
-        mx.save_safetensors(f"{folder}/model-{number:05d}.safetensors", shard)
-        shard, number = {}, number + 1
-mx.save_safetensors(f"{folder}/model-{number:05d}.safetensors", shard)
-"""
 _NATIVE = """
 import json, sys, time
 from pathlib import Path
@@ -116,21 +60,6 @@ for length in [lengths[0], *lengths]:
                       "ms_per_step": 1000 * (stamps[-1] - stamps[0]) / steps,
                       "peak_bytes": mx.get_peak_memory()}), flush=True)
 """
-
-
-def write_model(shape: str, bits: int) -> Path:
-    """Writes the model once; returns its folder."""
-    folder = Path(tempfile.gettempdir()) / f"macmesh-bench-{shape}-{bits}"
-    if (folder / "done").exists():
-        return folder
-    folder.mkdir(exist_ok=True)
-    config: dict[str, Any] = {**_COMMON, **_SHAPES[shape]}
-    if bits:
-        config["quantization"] = {"group_size": 64, "bits": bits}
-    (folder / "config.json").write_text(json.dumps(config))
-    subprocess.run([sys.executable, "-c", _MAKE, str(folder), str(bits)], check=True)
-    (folder / "done").touch()
-    return folder
 
 
 def native(folder: Path, tokens: int, lengths: Sequence[int]) -> list[dict[str, Any]]:
@@ -304,7 +233,7 @@ def tell(what: str, stages: int, figures: dict[str, Any]) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="the engine beside mlx-lm on this machine")
-    parser.add_argument("--shape", choices=sorted(_SHAPES), default="tiny")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="tiny")
     parser.add_argument("--bits", type=int, default=4, help="0: not quantised")
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--gpus", type=int, default=0)
@@ -317,7 +246,8 @@ def main() -> None:
     arguments.what = arguments.what.split(",")
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {arguments.gpus} GPUs"
     print(json.dumps({"benchmark": "engine", "machine": machine, "shape": arguments.shape}), flush=True)
-    folder = write_model(arguments.shape, arguments.bits)
+    folder = default_folder(arguments.shape, arguments.bits)
+    write_model(folder, arguments.shape, arguments.bits)
     if "native" in arguments.what:
         lengths = [arguments.prompt, *(arguments.prefill if "prefill" in arguments.what else [])]
         for figures in native(folder, arguments.tokens, lengths):

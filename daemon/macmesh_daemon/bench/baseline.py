@@ -77,13 +77,17 @@ class Job:
         }
 
 
-async def run_alone(job: Job) -> Baseline:
+async def run_alone(job: Job, environment: Mapping[str, str] | None = None) -> Baseline:
     """mlx-lm in one process.
+
+    Args:
+        job: What to run.
+        environment: Variables that it gets beside this process's own.
 
     Raises:
         LocalBaselineError: nothing can be compared, or the process failed or took too long.
     """
-    [told] = await _processes(job, [({}, ())])
+    [told] = await _processes(job, [(environment or {}, ())])
     return _read(ALONE, job, [told])
 
 

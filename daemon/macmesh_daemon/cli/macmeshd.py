@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"macmeshd {metadata.version('macmesh')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument(
         "--ready-fd",
         type=int,
@@ -102,6 +102,14 @@ def forward_worker_line(line: str) -> None:
     values.pop("timestamp", None)
     write = {"warning": log.warning, "error": log.error}.get(level, log.info)
     write(event, **{str(key): value for key, value in values.items()})
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for: a checkout on the path alone has none."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        sys.stdout.write(f"macmeshd {metadata.version('macmesh')}{os.linesep}")
+        parser.exit()
 
 
 async def _run(config: Config, ready_fd: int | None) -> None:

@@ -18,7 +18,7 @@ from macmesh_daemon.demo.sizing import demo_link_settings
 from macmesh_daemon.identity import init_cluster, load_credentials, provision_node
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -174,9 +174,18 @@ class DemoNode:
 class DemoCluster:
     """Some daemons of one fresh cluster; an async context manager that leaves nothing running."""
 
-    def __init__(self, folder: Path, count: int, settings: NodeSettings) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        settings: NodeSettings,
+        *,
+        launchers: Sequence[tuple[str, ...]] = (),
+    ) -> None:
+        """Name the daemons; `launchers` are those of the nodes in their order, see `DemoNode`."""
         self.folder = folder
         self._count = count
+        self._launchers = launchers
         self.settings = settings
         self.nodes: list[DemoNode] = []
 
@@ -205,7 +214,8 @@ class DemoCluster:
                 **({} if self.settings.mdns else {"seeds": seeds}),
                 **self.settings.extra,
             }
-            node = DemoNode(folder, node_id)
+            launcher = self._launchers[index] if self._launchers else ()
+            node = DemoNode(folder, node_id, launcher=launcher)
             node.config_path.write_text(toml_of(values), "utf-8")
             self.nodes.append(node)
 
