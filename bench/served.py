@@ -28,7 +28,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macmesh import ClusterEvent
+from macmesh import ClusterEvent, prefix_hit_rate
+from macmesh_daemon.bench.arrival import ArrivalResult, measure_arrival
 from macmesh_daemon.bench.baseline import Job, run_alone
 from macmesh_daemon.bench.cases import WARM_UP_TOKENS, Case, warm_up_prompt_tokens
 from macmesh_daemon.bench.results import Baseline, BaselineCase, CaseResult, Served
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from macmesh import AsyncClient
+    from macmesh_daemon.bench.stages import StageWork
 
 FORMAT = "macmesh-bench-served/1"
 SEED = 1
@@ -115,23 +117,9 @@ def job_of(
     )
 
 
-def together_tokens_per_second(result: CaseResult) -> float:
-    """Speed of all requests while all of a round decode; median over the rounds, 0 where they never do.
-
-    That is from the last first token to the first last one.
-    """
-    speeds = []
-    for at in range(0, len(result.runs), result.case.concurrency):
-        runs = result.runs[at : at + result.case.concurrency]
-        begin, end = max(r.arrivals[0].at_seconds for r in runs), min(r.ended_seconds for r in runs)
-        tokens = sum(len(a.token_ids) for r in runs for a in r.arrivals if begin < a.at_seconds <= end)
-        speeds.append(tokens / (end - begin) if end > begin else 0.0)
-    return Spread.of(speeds).p50
-
-
 async def serve(
     folder: Path, cards: list[Card], arguments: argparse.Namespace
-) -> tuple[Served, list[CaseResult], dict[str, Any]]:
+) -> tuple[Served, list[CaseResult], ArrivalResult | None, dict[str, Any]]:
     """Brings the cluster up, loads, and measures every case."""
     with tempfile.TemporaryDirectory(prefix="macmesh-served-") as place:
         nodes = Path(place)
@@ -171,16 +159,16 @@ async def serve(
 
 async def _measure(
     client: "AsyncClient", folder: Path, arguments: argparse.Namespace
-) -> tuple[Served, list[CaseResult], dict[str, Any]]:
+) -> tuple[Served, list[CaseResult], ArrivalResult | None, dict[str, Any]]:
     await _formed(client, arguments.stages)
     cases = cases_of(arguments)
-    longest = max(case.prompt_tokens + case.new_tokens for case in cases)
+    longest = max(arguments.arrival + 1, *(case.prompt_tokens + case.new_tokens for case in cases))
     say("loading")
     began = time.perf_counter()
     await client.load(
         str(folder),
         context_tokens=arguments.context or max(8192, longest),
-        slots=max(case.concurrency for case in cases),
+        slots=max(2 if arguments.arrival else 1, *(case.concurrency for case in cases)),
         stage_count=arguments.stages,
     )
     facts: dict[str, Any] = {"load_seconds": round(time.perf_counter() - began, 2)}
@@ -193,6 +181,7 @@ async def _measure(
     chunk = served.prefill_chunk_tokens
     await runner.warm_up(warm_up_prompt_tokens(cases, chunk), arguments.tokens, arguments.warm_up)
     results = []
+    arrival = None
     for case in cases:
         if case.concurrency > 1:
             # Batches have kernels of their own.
@@ -202,7 +191,22 @@ async def _measure(
             await runner.case(short)
         say(f"{case.name}, {case.rounds} rounds")
         results.append(await runner.case(case))
-    return served, results, facts
+    if arguments.arrival:
+        say(f"a stream while a prompt of {arguments.arrival} tokens arrives, {arguments.rounds} rounds")
+        # The first one compiles what batches of chunk and stream need.
+        for rounds in (1, arguments.rounds):
+            arrival = await measure_arrival(
+                target,
+                SystemClock(),
+                served,
+                prompt_tokens=arguments.arrival,
+                rounds=rounds,
+                seed=SEED + rounds,
+                vocabulary=served.vocabulary_tokens,
+            )
+    status = await client.status()
+    facts["prefix_hit_rate"] = prefix_hit_rate(status.schedule)
+    return served, results, arrival, facts
 
 
 async def _formed(client: "AsyncClient", nodes: int) -> None:
@@ -220,7 +224,11 @@ def _tell_logs(nodes: "Sequence[DemoNode]") -> None:
 
 
 def report_of(
-    results: "Sequence[CaseResult]", native: Baseline, after: Baseline | None, facts: dict[str, Any]
+    results: "Sequence[CaseResult]",
+    native: Baseline,
+    after: Baseline | None,
+    facts: dict[str, Any],
+    arrival: ArrivalResult | None = None,
 ) -> dict[str, Any]:
     """Everything, and whether every worker kept to its ledger. Pure."""
     one = results[0]
@@ -233,7 +241,7 @@ def report_of(
     theirs = [alone.decode_tokens_per_second]
     if after is not None:
         theirs.append(_native(after, one.case).decode_tokens_per_second)
-    memory = memory_of(results)
+    memory = memory_of([*(result.stages for result in results), *([arrival.stages] if arrival else [])])
     return {
         "format": FORMAT,
         **facts,
@@ -252,8 +260,9 @@ def report_of(
         "at_once": [
             {
                 "requests": result.case.concurrency,
-                "tokens_per_second": round(together_tokens_per_second(result), 2),
-                "against_one": round(together_tokens_per_second(result) / speed, 3) if speed else 0.0,
+                "tokens_per_second": round(result.together_tokens_per_second, 2),
+                "wall_tokens_per_second": round(result.aggregate_tokens_per_second, 2),
+                "against_one": round(result.together_tokens_per_second / speed, 3) if speed else 0.0,
             }
             for result in results
             if result.case.concurrency > 1
@@ -269,6 +278,9 @@ def report_of(
             for result in results
             if result.case.suite == "sweep"
         ],
+        "arrival": {name: value for name, value in arrival.to_json().items() if name != "stages"}
+        if arrival
+        else None,
         "stage_ms_per_step": [
             {name: round(value, 4) for name, value in work.phase_milliseconds_per_step.items()}
             for work in one.stages
@@ -279,10 +291,10 @@ def report_of(
     }
 
 
-def memory_of(results: "Sequence[CaseResult]") -> list[dict[str, Any]]:
+def memory_of(looks: "Sequence[Sequence[StageWork]]") -> list[dict[str, Any]]:
     """Each stage's peak over all cases beside its ledger; `within` is None where a figure is missing."""
     found = []
-    for works in zip(*(result.stages for result in results), strict=True):
+    for works in zip(*looks, strict=True):
         missing = any(work.within_ledger is None for work in works)
         peak = max(work.peak_memory_bytes for work in works)
         found.append(
@@ -318,6 +330,9 @@ def parse(argv: "Sequence[str] | None") -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--concurrency", default="1,8", help="requests at once, the first must be 1")
     parser.add_argument("--prefill", type=int, nargs="*", default=[], help="lengths of long prompts")
+    parser.add_argument(
+        "--arrival", type=int, default=0, metavar="N", help="also a stream while a prompt of N tokens arrives"
+    )
     parser.add_argument("--context", type=int, default=0, help="0: 8192, or what the longest prompt needs")
     parser.add_argument("--chunk", type=int, default=Config().prefill_chunk_tokens)
     parser.add_argument("--warm-up", type=int, default=2, help="requests that are not measured")
@@ -367,7 +382,7 @@ def main(argv: "Sequence[str] | None" = None) -> int:
     one_card = {"CUDA_VISIBLE_DEVICES": cards[0].number} if cards else {}
     say("mlx-lm alone")
     native = asyncio.run(run_alone(job_of(folder, asked, vocabulary, arguments), one_card))
-    served, results, more = asyncio.run(serve(folder, cards, arguments))
+    served, results, arrival, more = asyncio.run(serve(folder, cards, arguments))
     if (served.vocabulary_tokens, served.prefill_chunk_tokens) != (vocabulary, arguments.chunk):
         say(f"the cluster serves other prompts than mlx-lm had: {served}")
         return 1
@@ -376,7 +391,7 @@ def main(argv: "Sequence[str] | None" = None) -> int:
     if arguments.after:
         say("mlx-lm alone, again")
         after = asyncio.run(run_alone(job_of(folder, asked, vocabulary, arguments), one_card))
-    report = report_of(results, native, after, facts)
+    report = report_of(results, native, after, facts, arrival)
     print(json.dumps(report, indent=2), flush=True)
     return 0 if report["within"] else 1
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         StagesStats,
         Usage,
         Waiting,
+        prefix_hit_rate,
     )
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "Waiting",
     "default_data_folder",
     "default_socket_path",
+    "prefix_hit_rate",
     "socket_path",
 ]
 

@@ -170,3 +170,8 @@ class ClusterEvent:
 def epoch_text(epoch: types_pb2.Epoch) -> str:
     """An epoch as ``generation.term.seq``."""
     return f"{epoch.generation}.{epoch.term}.{epoch.seq}"
+
+
+def prefix_hit_rate(schedule: peer_pb2.SchedulerStats) -> float | None:
+    """Share of the requests begun so far that took up kept caches of an earlier one; None before the first."""
+    return schedule.prefix_hits / schedule.prompts if schedule.prompts else None

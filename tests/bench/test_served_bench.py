@@ -129,7 +129,18 @@ def test_a_short_run_serves_through_a_real_daemon(
         "--rounds",
         "1",
     ]
-    arguments += ["--concurrency", "1,2", "--no-probe", "--warm-up", "1", "--cpu", "--deadline", "60"]
+    arguments += [
+        "--concurrency",
+        "1,2",
+        "--no-probe",
+        "--warm-up",
+        "1",
+        "--arrival",
+        "300",
+        "--cpu",
+        "--deadline",
+        "60",
+    ]
     assert served.main(arguments) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["format"] == "macmesh-bench-served/1"
@@ -138,6 +149,10 @@ def test_a_short_run_serves_through_a_real_daemon(
     assert report["native_tokens_per_second"][0] > 0
     assert report["served_tokens_per_second"] > 0
     assert [case["requests"] for case in report["at_once"]] == [2]
+    assert (report["arrival"]["prompt_tokens"], report["arrival"]["rounds"]) == (300, 1)
+    assert report["arrival"]["steady_ms"]["count"] >= 30
+    assert report["arrival"]["during_ms"]["largest"] > 0
+    assert report["prefix_hit_rate"] is not None
     [memory] = report["memory"]
     assert 0 < memory["peak_memory_bytes"] <= memory["ledger_bytes"]
     assert report["within"] is True

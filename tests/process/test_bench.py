@@ -93,6 +93,7 @@ async def test_a_cluster_of_two_is_measured_and_compared_with_mlx_lm(tmp_path: P
         for case in cases:
             assert case["inter_token_seconds"]["count"] == 7 * case["requests"]
             assert case["prefill_tokens_per_second"] > 0
+            assert case["schedule"]["prompts"] == case["requests"]
             assert case["aggregate_tokens_per_second"] > 0
             check_stages(case["stages"])
             for stage in case["stages"]:
@@ -107,6 +108,20 @@ async def test_a_cluster_of_two_is_measured_and_compared_with_mlx_lm(tmp_path: P
         [theirs] = alone["cases"]
         assert theirs["identical"] is True
         assert theirs["decode_tokens_per_second"] > 0
+
+        # Every node tells what the head's schedule counts, without asking its worker.
+        for node in cluster.nodes:
+            async with node.client() as client:
+                status = await mesh.until(
+                    client,
+                    # A warm-up is two requests; a warm case begins with a round that is not measured.
+                    lambda s: s.schedule.prompts == 2 + 2 + 3 + 4 + 6,
+                    "counted",
+                    deadline_seconds=DEADLINE_SECONDS,
+                )
+            assert (status.schedule.running, status.schedule.waiting) == (0, 0)
+            assert len(status.schedule.cache_budget_bytes) == 2
+            assert 0 < status.schedule.prefix_hits < status.schedule.prompts
 
         climbed = await bench(cluster, "--climb", "--tokens", "8", "--warm-up", "0")
         assert climbed["climb"]["reached_tokens"] == CONTEXT_TOKENS

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from macmesh_daemon.bench.statistics import Spread
 
 if TYPE_CHECKING:
+    from macmesh_daemon.bench.arrival import ArrivalResult
     from macmesh_daemon.bench.cases import Case
     from macmesh_daemon.bench.requests import RequestRun
+    from macmesh_daemon.bench.schedule import ScheduleWork
     from macmesh_daemon.bench.stages import StageWork
 
 
@@ -22,12 +24,14 @@ class CaseResult:
         runs: Its requests, round after round.
         wall_seconds: Of all rounds together, each from its first call to its last token.
         stages: What the stages did meanwhile, and their memory after it.
+        schedule: What the head's schedule counted meanwhile; None where it told nothing.
     """
 
     case: Case
     runs: tuple[RequestRun, ...]
     wall_seconds: float
     stages: tuple[StageWork, ...]
+    schedule: ScheduleWork | None = None
 
     @property
     def first_token_seconds(self) -> Spread:
@@ -55,6 +59,26 @@ class CaseResult:
         tokens = sum(len(run.token_ids) for run in self.runs)
         return tokens / self.wall_seconds if self.wall_seconds > 0 else 0.0
 
+    @property
+    def together_tokens_per_second(self) -> float:
+        """Of all requests of a round while all of them decode; median over the rounds, 0 where they never do.
+
+        That is from the last first token to the first last one.
+        """
+        speeds = []
+        for at in range(0, len(self.runs), self.case.concurrency):
+            runs = self.runs[at : at + self.case.concurrency]
+            begin = max(run.arrivals[0].at_seconds for run in runs)
+            end = min(run.ended_seconds for run in runs)
+            tokens = sum(
+                len(arrival.token_ids)
+                for run in runs
+                for arrival in run.arrivals
+                if begin < arrival.at_seconds <= end
+            )
+            speeds.append(tokens / (end - begin) if end > begin else 0.0)
+        return Spread.of(speeds).p50
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return {
@@ -66,6 +90,8 @@ class CaseResult:
             "prefill_tokens_per_second": round(self.prefill_tokens_per_second, 3),
             "decode_tokens_per_second": round(self.decode_tokens_per_second, 3),
             "aggregate_tokens_per_second": round(self.aggregate_tokens_per_second, 3),
+            "together_tokens_per_second": round(self.together_tokens_per_second, 3),
+            "schedule": self.schedule.to_json() if self.schedule else None,
             "stages": [stage.to_json() for stage in self.stages],
         }
 
@@ -221,14 +247,27 @@ class BenchReport:
     cases: tuple[CaseResult, ...] = ()
     climb: ClimbResult | None = None
     baselines: tuple[Baseline, ...] = ()
+    arrival: ArrivalResult | None = None
+
+    @property
+    def _looks(self) -> list[tuple[StageWork, ...]]:
+        looks = [result.stages for result in self.cases]
+        looks += [rung.stages for rung in self.climb.rungs] if self.climb else []
+        return looks + ([self.arrival.stages] if self.arrival else [])
+
+    @property
+    def within_ledgers(self) -> bool | None:
+        """Whether no peak lay above its ledger; None where a figure is missing and none did."""
+        found = [work.within_ledger for stages in self._looks for work in stages]
+        if False in found:
+            return False
+        return None if None in found or not found else True
 
     @property
     def ledger_complaints(self) -> tuple[str, ...]:
         """Peaks above a ledger that any case or rung saw; a stage without figures is none."""
-        looks = [result.stages for result in self.cases]
-        looks += [rung.stages for rung in self.climb.rungs] if self.climb else []
         worst: dict[int, StageWork] = {}
-        for work in (work for stages in looks for work in stages if work.within_ledger is False):
+        for work in (work for stages in self._looks for work in stages if work.within_ledger is False):
             if work.index not in worst or work.peak_memory_bytes > worst[work.index].peak_memory_bytes:
                 worst[work.index] = work
         return tuple(
@@ -242,9 +281,11 @@ class BenchReport:
             **asdict(self.served),
             "seed": self.seed,
             "percentiles": "nearest-rank",
+            "within_ledgers": self.within_ledgers,
             "ledger_complaints": list(self.ledger_complaints),
             "cases": [case.to_json() for case in self.cases],
             "climb": self.climb.to_json() if self.climb else None,
+            "arrival": self.arrival.to_json() if self.arrival else None,
             "baselines": [baseline.to_json() for baseline in self.baselines],
         }
 

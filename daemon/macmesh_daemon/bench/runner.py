@@ -10,11 +10,13 @@ from macmesh_daemon.bench.cases import WARM_UP_TOKENS, Case, prompt, prompts
 from macmesh_daemon.bench.errors import RemoteAnswerError
 from macmesh_daemon.bench.requests import Arrival, RequestRun
 from macmesh_daemon.bench.results import CaseResult, ClimbResult, Rung
+from macmesh_daemon.bench.schedule import added_schedules, schedule_work
 from macmesh_daemon.bench.stages import added, ledger_complaint, stage_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from macmesh_daemon.bench.schedule import ScheduleWork
     from macmesh_daemon.bench.stages import StageWork
     from macmesh_daemon.bench.target import Target
     from macmesh_daemon.clock import Clock
@@ -71,15 +73,18 @@ class Runner:
             await self._round(case, prompts(case, self._seed, self._vocabulary_tokens, 0))
         runs: list[RequestRun] = []
         works: list[tuple[StageWork, ...]] = []
+        schedules: list[ScheduleWork | None] = []
         wall_seconds = 0.0
         for number in range(case.rounds):
             asked = prompts(case, self._seed, self._vocabulary_tokens, number)
             before = await self._target.stage_stats()
             done = await self._round(case, asked)
-            works.append(stage_work(before, await self._target.stage_stats()))
+            after = await self._target.stage_stats()
+            works.append(stage_work(before, after))
+            schedules.append(schedule_work(before, after))
             wall_seconds += max(r.ended_seconds for r in done) - min(r.began_seconds for r in done)
             runs += done
-        return CaseResult(case, tuple(runs), wall_seconds, added(works))
+        return CaseResult(case, tuple(runs), wall_seconds, added(works), added_schedules(schedules))
 
     async def _round(self, case: Case, asked: list[list[int]]) -> list[RequestRun]:
         try:

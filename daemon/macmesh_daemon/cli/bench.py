@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macmesh import AsyncClient
+from macmesh_daemon.bench.arrival import ArrivalResult, measure_arrival
 from macmesh_daemon.bench.baseline import Job, run_alone, run_ring
 from macmesh_daemon.bench.cases import (
     Case,
@@ -93,6 +94,7 @@ async def _measure(args: argparse.Namespace) -> BenchReport:
             await runner.warm_up(warm_up_tokens, args.tokens, args.warm_up)
         results = await _run_cases(runner, cases)
         climb = await _climb(runner, lengths, args.tokens) if args.climb else None
+        arrival = await _arrival(target, served, vocabulary, args) if args.arrival else None
         local_stages = await _stages_here(client) if args.baseline else 0
     baselines: tuple[Baseline, ...] = ()
     if args.baseline:
@@ -106,7 +108,22 @@ async def _measure(args: argparse.Namespace) -> BenchReport:
             args.timeout,
         )
         baselines = await _baselines(job, served, local_stages)
-    return BenchReport(served, args.seed, results, climb, baselines)
+    return BenchReport(served, args.seed, results, climb, baselines, arrival)
+
+
+async def _arrival(
+    target: ClientTarget, served: Served, vocabulary: int, args: argparse.Namespace
+) -> ArrivalResult:
+    talk(f"a stream while a prompt of {args.arrival:,} tokens arrives, {args.repeats} rounds")
+    return await measure_arrival(
+        target,
+        SystemClock(),
+        served,
+        prompt_tokens=args.arrival,
+        rounds=args.repeats,
+        seed=args.seed,
+        vocabulary=vocabulary,
+    )
 
 
 def _baseline_folder(args: argparse.Namespace, served: Served) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from macmesh_daemon.bench.statistics import Spread
 from macmesh_daemon.cli import units
 from macmesh_daemon.cli.output import printable
 from macmesh_daemon.cli.table import BOLD, RED, Column, render_table
@@ -11,6 +12,7 @@ from macmesh_daemon.cli.table import BOLD, RED, Column, render_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from macmesh_daemon.bench.arrival import ArrivalResult
     from macmesh_daemon.bench.results import Baseline, BenchReport, CaseResult, ClimbResult, Rung
     from macmesh_daemon.bench.stages import StageWork
 
@@ -30,6 +32,8 @@ def render_report(report: BenchReport, width: int | None, *, color: bool = False
     if report.cases:
         parts.append(_cases(report.cases, width, color=color))
         parts.append(_stages(report.cases, width, color=color))
+    if report.arrival:
+        parts.append(_arrival(report.arrival, width, color=color))
     if report.climb:
         parts.append(_climb(report.climb, width, color=color))
     parts += [_baseline(report, baseline, width, color=color) for baseline in report.baselines]
@@ -58,6 +62,7 @@ def _cases(cases: Sequence[CaseResult], width: int | None, *, color: bool) -> st
         Column("PREFILL tok/s", right=True),
         Column("DECODE tok/s", right=True),
         Column("ALL tok/s", right=True),
+        Column("HITS", right=True),
     ]
     rows = []
     for result in cases:
@@ -74,6 +79,7 @@ def _cases(cases: Sequence[CaseResult], width: int | None, *, color: bool) -> st
                 _speed(result.prefill_tokens_per_second),
                 _speed(result.decode_tokens_per_second),
                 _speed(result.aggregate_tokens_per_second),
+                f"{result.schedule.prefix_hits}/{result.schedule.prompts}" if result.schedule else _UNKNOWN,
             ]
         )
     return render_table(columns, rows, width=width, header_color=BOLD if color else "")
@@ -124,7 +130,7 @@ def _stage_row(result: CaseResult, work: StageWork) -> list[str]:
         f"{max(other, 0.0):.3f}" if known else _UNKNOWN,
         f"{times['idle']:.3f}" if "idle" in times else _UNKNOWN,
         *_memory(work),
-        printable(work.reason) or ("" if work.within_ledger else "above its ledger"),
+        printable(work.reason) or ("within" if work.within_ledger else "above its ledger"),
     ]
 
 
@@ -132,6 +138,25 @@ def _memory(work: StageWork) -> list[str]:
     if work.reason and not work.peak_memory_bytes:
         return [_UNKNOWN, units.size(work.ledger_bytes)]
     return [units.size(work.peak_memory_bytes), units.size(work.ledger_bytes)]
+
+
+def _arrival(arrival: ArrivalResult, width: int | None, *, color: bool) -> str:
+    """What the reader of a stream notices of a long prompt."""
+    columns = [Column("STREAM")] + [
+        Column(name, right=True) for name in ("RESPONSES", "p50", "p95", "p99", "LARGEST")
+    ]
+    rows = []
+    for name, seconds in (
+        ("before", arrival.steady_seconds),
+        (f"while {units.count(arrival.prompt_tokens)} tokens arrive", arrival.during_seconds),
+    ):
+        spread = Spread.of(seconds)
+        times = (spread.p50, spread.p95, spread.p99, spread.largest)
+        rows.append(
+            [name, units.count(spread.count), *(_seconds(v) if spread.count else _UNKNOWN for v in times)]
+        )
+    table = render_table(columns, rows, width=width, header_color=BOLD if color else "")
+    return f"{table}\n{_headroom(arrival.stages)}"
 
 
 def _climb(climb: ClimbResult, width: int | None, *, color: bool) -> str:

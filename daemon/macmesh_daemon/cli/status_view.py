@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from macmesh.types import prefix_hit_rate
 from macmesh.v1 import peer_pb2
 from macmesh_daemon.cli import units
 from macmesh_daemon.cli.output import printable
@@ -19,6 +20,8 @@ SHORT_ID: Final = 8
 UNJOINED: Final = "unjoined"
 
 _NOTHING: Final = "-"
+#: Workers tell their figures every 2 s; older ones say so.
+_OLD_SECONDS: Final = 5.0
 _STATE_COLUMN: Final = 11
 _COLUMNS: Final = (
     Column("NODE", least=14),
@@ -123,7 +126,35 @@ def _summary(status: cluster_pb2.GetStatusResponse) -> list[str]:
         f"{alive} of {_many(len(status.nodes), 'node')} alive",
         "quorum" if status.has_quorum else "NO QUORUM",
     ]
-    return [" · ".join(served), *_transport(status), " · ".join(cluster)]
+    return [" · ".join(served), *_schedule(status), *_transport(status), " · ".join(cluster)]
+
+
+def _schedule(status: cluster_pb2.GetStatusResponse) -> list[str]:
+    """What the head's schedule counts, where it told."""
+    if not status.HasField("schedule"):
+        return []
+    counted = status.schedule
+    parts = [f"schedule: {counted.running} running, {counted.waiting} waiting"]
+    rate = prefix_hit_rate(counted)
+    if rate is not None:
+        parts.append(
+            f"prefix hits {units.count(counted.prefix_hits)} of {_many(counted.prompts, 'prompt')} ({rate:.0%})"
+        )
+        parts.append(
+            f"{units.count(counted.reused_tokens)} of {units.count(counted.prompt_tokens)} prompt tokens reused"
+        )
+    shares = [
+        (used / budget, used, budget)
+        for used, budget in zip(counted.cache_bytes, counted.cache_budget_bytes, strict=False)
+        if budget
+    ]
+    if shares:
+        _, used, budget = max(shares)
+        where = " on the fullest stage" if len(shares) > 1 else ""
+        parts.append(f"caches {units.size(used)} of {units.size(budget)}{where}")
+    if status.schedule_age_seconds >= _OLD_SECONDS:
+        parts.append(f"{status.schedule_age_seconds:.0f} s ago")
+    return [" · ".join(parts)]
 
 
 def _transport(status: cluster_pb2.GetStatusResponse) -> list[str]:

@@ -176,7 +176,12 @@ class PeerService(CorePeerService):
         """What this node's worker says of its memory and its time."""
         await _caller(context)
         try:
-            stats = await self._node.stage_host.stats(from_proto(request.epoch), WORKER_DEADLINE_SECONDS)
+            epoch, host = from_proto(request.epoch), self._node.stage_host
+            stats = (
+                host.newest_stats(epoch)
+                if request.newest
+                else await host.stats(epoch, WORKER_DEADLINE_SECONDS)
+            )
         except CallError as error:
             await abort(context, error)
         return peer_pb2.GetOwnStageStatsResponse(stats=stats)

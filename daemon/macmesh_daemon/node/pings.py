@@ -62,6 +62,19 @@ class Pings:
         finally:
             del self._waiting[nonce]
 
+    def newest(self) -> peer_pb2.StageStats:
+        """The newest figures that the worker gave, to whomever, with their age; it is not asked.
+
+        Raises:
+            CallError: The worker ended, or has never given figures.
+        """
+        if self._ended:
+            raise _ended()
+        if self._newest is None:
+            raise CallError(Reason.NOT_READY, "the worker has given no figures yet; try again shortly")
+        pong, told_at = self._newest
+        return stats_of(pong, age_seconds=asyncio.get_running_loop().time() - told_at)
+
     def take(self, pong: lane_pb2.PongWorker) -> None:
         """An answer of the worker, to whomever."""
         self._newest = (pong, asyncio.get_running_loop().time())
@@ -88,6 +101,7 @@ def stats_of(pong: lane_pb2.PongWorker, *, age_seconds: float = 0.0) -> peer_pb2
         active_memory_bytes=pong.active_memory_bytes,
         peak_memory_bytes=pong.peak_memory_bytes,
         age_seconds=age_seconds,
+        scheduler=pong.scheduler if pong.HasField("scheduler") else None,
     )
     if not pong.HasField("times"):
         return stats

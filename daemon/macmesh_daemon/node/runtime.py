@@ -30,6 +30,7 @@ from macmesh_daemon.node.candidates import CandidateDialer
 from macmesh_daemon.node.changes import ChangeDesk
 from macmesh_daemon.node.codec import to_proto
 from macmesh_daemon.node.driver import CoreDriver
+from macmesh_daemon.node.head_schedule import HeadSchedule
 from macmesh_daemon.node.interruptions import watch_interruptions
 from macmesh_daemon.node.listening import Doors, lanes_host
 from macmesh_daemon.node.live_credentials import LiveCredentials
@@ -42,6 +43,7 @@ from macmesh_daemon.node.recorder import Recorder
 from macmesh_daemon.node.requests import RequestDesk
 from macmesh_daemon.node.sources import Sources, own_hosts
 from macmesh_daemon.node.stage_host import StageHost
+from macmesh_daemon.node.stage_stats import newest_stats
 from macmesh_daemon.node.storage import StateStore
 from macmesh_daemon.node.sync_keeper import SyncKeeper, sync_platform
 from macmesh_daemon.node.transport import GrpcTransport
@@ -165,6 +167,7 @@ class Node:
         self.driver.planning = self.planning
         self.driver.changes = self.changes
         self.requests = RequestDesk(node=self)
+        self.head_schedule = HeadSchedule(partial(newest_stats, self), self.clock)
         self._dialer = CandidateDialer(
             node_id=self.node_id,
             credentials=credentials,

@@ -116,15 +116,27 @@ class StageHost:
         Raises:
             CallError: there is no such worker, or it gave no figures; see `Pings.ask`.
         """
+        hosted = self._ready(epoch)
+        try:
+            return await hosted.pings.ask(hosted.worker.ping, deadline_seconds)
+        except SupervisorError as error:
+            raise CallError(Reason.WORKER_FAILED, f"the worker cannot be asked: {error}") from error
+
+    def newest_stats(self, epoch: Epoch) -> peer_pb2.StageStats:
+        """The newest figures that the worker of this epoch has given, with their age; it is not asked.
+
+        Raises:
+            CallError: there is no such worker, or it gave no figures yet.
+        """
+        return self._ready(epoch).pings.newest()
+
+    def _ready(self, epoch: Epoch) -> _Hosted:
         hosted = self._hosted
         if hosted is None or hosted.epoch != epoch:
             raise CallError(Reason.EPOCH_CHANGED, f"this node runs no worker of epoch {epoch}; try again")
         if not hosted.ready:
             raise CallError(Reason.NOT_READY, "the worker is still loading; try again shortly")
-        try:
-            return await hosted.pings.ask(hosted.worker.ping, deadline_seconds)
-        except SupervisorError as error:
-            raise CallError(Reason.WORKER_FAILED, f"the worker cannot be asked: {error}") from error
+        return hosted
 
     async def close(self) -> None:
         """End the worker, whatever it does."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 WORKER_DEADLINE_SECONDS = 5.0
 #: The worker's deadline, and the way there and back.
 NODE_DEADLINE_SECONDS = 6.0
+#: A node answers from memory.
+NEWEST_DEADLINE_SECONDS = 0.5
 
 
 async def stage_stats(node: Node) -> cluster_pb2.GetStageStatsResponse:
@@ -63,15 +65,33 @@ async def _stage(node: Node, epoch: Epoch, stage: Stage) -> cluster_pb2.Measured
     return measured
 
 
+async def newest_stats(node: Node, epoch: Epoch, node_id: str) -> peer_pb2.StageStats:
+    """The newest figures that the worker of a node has given, with their age; the worker is not asked.
+
+    Raises:
+        CallError: there are none, or the node does not answer.
+    """
+    if node_id == node.node_id:
+        return node.stage_host.newest_stats(epoch)
+    request = peer_pb2.GetOwnStageStatsRequest(epoch=to_proto(epoch), newest=True)
+    return await _ask_peer(node, node_id, request, NEWEST_DEADLINE_SECONDS)
+
+
 async def _ask(node: Node, epoch: Epoch, node_id: str) -> peer_pb2.StageStats:
     if node_id == node.node_id:
         return await node.stage_host.stats(epoch, WORKER_DEADLINE_SECONDS)
+    request = peer_pb2.GetOwnStageStatsRequest(epoch=to_proto(epoch))
+    return await _ask_peer(node, node_id, request, NODE_DEADLINE_SECONDS)
+
+
+async def _ask_peer(
+    node: Node, node_id: str, request: peer_pb2.GetOwnStageStatsRequest, deadline_seconds: float
+) -> peer_pb2.StageStats:
     stub = node.peers.stub(node_id)
     if stub is None:
         raise CallError(Reason.PEER_UNREACHABLE, f"no address is known for node {node_id}")
-    request = peer_pb2.GetOwnStageStatsRequest(epoch=to_proto(epoch))
     try:
-        response = await stub.GetOwnStageStats(request, timeout=NODE_DEADLINE_SECONDS)
+        response = await stub.GetOwnStageStats(request, timeout=deadline_seconds)
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
     return response.stats

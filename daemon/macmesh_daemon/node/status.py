@@ -14,10 +14,16 @@ if TYPE_CHECKING:
     from macmesh_daemon.node.runtime import Node
 
 
-def status_of(node: Node) -> cluster_pb2.GetStatusResponse:
-    """The status that this node gives to clients."""
+async def status_of(node: Node) -> cluster_pb2.GetStatusResponse:
+    """The status that this node gives to clients; waits a moment where another node has the schedule."""
+    plan = node.driver.view.plan
+    schedule = None
+    if plan is not None and plan.epoch is not None and plan.deployments and plan.deployments[0].stages:
+        schedule = await node.head_schedule.newest(plan.epoch, plan.deployments[0].stages[0].node_id)
     view = node.driver.view
-    return build_status(
+    if view.plan is None or plan is None or view.plan.epoch != plan.epoch:
+        schedule = None
+    status = build_status(
         view,
         node_id=node.node_id,
         cluster=node.cluster_prefix,
@@ -25,6 +31,10 @@ def status_of(node: Node) -> cluster_pb2.GetStatusResponse:
         active_requests=node.requests.active,
         waiting_requests=node.requests.waiting,
     )
+    if schedule is not None:
+        status.schedule.CopyFrom(schedule.scheduler)
+        status.schedule_age_seconds = schedule.age_seconds
+    return status
 
 
 def build_status(

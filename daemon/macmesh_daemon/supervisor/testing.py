@@ -169,8 +169,10 @@ class FakeWorker(Worker):
                 return
 
     def _pong(self, nonce: int) -> lane_pb2.PongWorker:
-        """Memory of the weights alone, and a made-up time for each step."""
+        """Memory of the weights alone, a made-up time for each step, and at the head what runs."""
         steps = self._steps
+        head = self._start is not None and self._start.stage_index == 0
+        counted = peer_pb2.SchedulerStats(running=len(self._running), steps=steps, generated_tokens=steps)
         return lane_pb2.PongWorker(
             nonce=nonce,
             steps=steps,
@@ -181,6 +183,7 @@ class FakeWorker(Worker):
                 wait=lane_pb2.PhaseTime(seconds=steps * 0.001, count=steps),
                 sample=lane_pb2.PhaseTime(seconds=steps * 0.0001, count=steps),
             ),
+            scheduler=counted if head else None,
         )
 
     def _cancel(self, request_id: str) -> None:

@@ -30,9 +30,9 @@ def request_from_wire(message: peer_pb2.RunRequestRequest) -> Request:
     )
 
 
-def stats_to_wire(stats: SchedulerStats) -> lane_pb2.SchedulerStats:
+def stats_to_wire(stats: SchedulerStats) -> peer_pb2.SchedulerStats:
     """What the schedule counted."""
-    return lane_pb2.SchedulerStats(**dataclasses.asdict(stats))
+    return peer_pb2.SchedulerStats(**dataclasses.asdict(stats))
 
 
 def sampling_from_wire(message: inference_pb2.SamplingParameters) -> Sampling:

@@ -120,6 +120,8 @@ class GetStatusResponse(_message.Message):
     ACTIVE_REQUESTS_FIELD_NUMBER: _builtins.int
     WAITING_REQUESTS_FIELD_NUMBER: _builtins.int
     REFUSAL_JSON_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    SCHEDULE_AGE_SECONDS_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     """Short name of the cluster: the prefix of its CA hash."""
     node_id: _builtins.str
@@ -138,6 +140,8 @@ class GetStatusResponse(_message.Message):
     """Requests waiting at this API node."""
     refusal_json: _builtins.str
     """The last refusal of the planner, as JSON; empty where the plan stands."""
+    schedule_age_seconds: _builtins.float
+    """How old those figures are: a worker gives them about every 2 s, and not during a step."""
     @_builtins.property
     def document(self) -> _types_pb2.ClusterDocument:
         """The document as committed."""
@@ -149,6 +153,10 @@ class GetStatusResponse(_message.Message):
     @_builtins.property
     def health(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What a person should know or do, worst first."""
+
+    @_builtins.property
+    def schedule(self) -> _peer_pb2.SchedulerStats:
+        """What the schedule of the running plan counts, for all API nodes; absent where its head gives no figures."""
 
     def __init__(
         self,
@@ -165,10 +173,12 @@ class GetStatusResponse(_message.Message):
         active_requests: _builtins.int = ...,
         waiting_requests: _builtins.int = ...,
         refusal_json: _builtins.str = ...,
+        schedule: _peer_pb2.SchedulerStats | None = ...,
+        schedule_age_seconds: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_requests", b"active_requests", "cluster", b"cluster", "coordinator_node_id", b"coordinator_node_id", "document", b"document", "has_quorum", b"has_quorum", "health", b"health", "node_id", b"node_id", "nodes", b"nodes", "refusal_json", b"refusal_json", "serving_state", b"serving_state", "term", b"term", "waiting_requests", b"waiting_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_requests", b"active_requests", "cluster", b"cluster", "coordinator_node_id", b"coordinator_node_id", "document", b"document", "has_quorum", b"has_quorum", "health", b"health", "node_id", b"node_id", "nodes", b"nodes", "refusal_json", b"refusal_json", "schedule", b"schedule", "schedule_age_seconds", b"schedule_age_seconds", "serving_state", b"serving_state", "term", b"term", "waiting_requests", b"waiting_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

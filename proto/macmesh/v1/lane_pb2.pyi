@@ -428,7 +428,7 @@ class PongWorker(_message.Message):
         """What the inference thread spent its time on."""
 
     @_builtins.property
-    def scheduler(self) -> Global___SchedulerStats:
+    def scheduler(self) -> _peer_pb2.SchedulerStats:
         """Head only: what its schedule counted."""
 
     def __init__(
@@ -439,7 +439,7 @@ class PongWorker(_message.Message):
         active_memory_bytes: _builtins.int = ...,
         peak_memory_bytes: _builtins.int = ...,
         times: Global___StepTimes | None = ...,
-        scheduler: Global___SchedulerStats | None = ...,
+        scheduler: _peer_pb2.SchedulerStats | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scheduler", b"scheduler", "times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -448,76 +448,6 @@ class PongWorker(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PongWorker: _TypeAlias = PongWorker  # noqa: Y015
-
-@_typing.final
-class SchedulerStats(_message.Message):
-    """SchedulerStats is what the head's schedule counted since it began to serve, and what there is now."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    RUNNING_FIELD_NUMBER: _builtins.int
-    WAITING_FIELD_NUMBER: _builtins.int
-    ENTRIES_FIELD_NUMBER: _builtins.int
-    BATCHES_FIELD_NUMBER: _builtins.int
-    STEPS_FIELD_NUMBER: _builtins.int
-    PROMPTS_FIELD_NUMBER: _builtins.int
-    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
-    PREFIX_HITS_FIELD_NUMBER: _builtins.int
-    REUSED_TOKENS_FIELD_NUMBER: _builtins.int
-    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
-    CACHE_BYTES_FIELD_NUMBER: _builtins.int
-    CACHE_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
-    running: _builtins.int
-    """Requests that run."""
-    waiting: _builtins.int
-    """Requests that wait."""
-    entries: _builtins.int
-    """Kept caches."""
-    batches: _builtins.int
-    """Batches of two or more rows."""
-    steps: _builtins.int
-    """Steps given out."""
-    prompts: _builtins.int
-    """Requests that were begun."""
-    prompt_tokens: _builtins.int
-    """Tokens of their prompts."""
-    prefix_hits: _builtins.int
-    """Those that took up kept caches."""
-    reused_tokens: _builtins.int
-    """Prompt tokens that needed no work because of it."""
-    generated_tokens: _builtins.int
-    """Tokens generated."""
-    @_builtins.property
-    def cache_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For each stage: bytes of caches spoken for, kept ones included."""
-
-    @_builtins.property
-    def cache_budget_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For each stage: bytes that there are for caches."""
-
-    def __init__(
-        self,
-        *,
-        running: _builtins.int = ...,
-        waiting: _builtins.int = ...,
-        entries: _builtins.int = ...,
-        batches: _builtins.int = ...,
-        steps: _builtins.int = ...,
-        prompts: _builtins.int = ...,
-        prompt_tokens: _builtins.int = ...,
-        prefix_hits: _builtins.int = ...,
-        reused_tokens: _builtins.int = ...,
-        generated_tokens: _builtins.int = ...,
-        cache_bytes: _abc.Iterable[_builtins.int] | None = ...,
-        cache_budget_bytes: _abc.Iterable[_builtins.int] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "cache_budget_bytes", b"cache_budget_bytes", "cache_bytes", b"cache_bytes", "entries", b"entries", "generated_tokens", b"generated_tokens", "prefix_hits", b"prefix_hits", "prompt_tokens", b"prompt_tokens", "prompts", b"prompts", "reused_tokens", b"reused_tokens", "running", b"running", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SchedulerStats: _TypeAlias = SchedulerStats  # noqa: Y015
 
 @_typing.final
 class StepTimes(_message.Message):

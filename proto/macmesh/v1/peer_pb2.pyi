@@ -1308,6 +1308,9 @@ class GetOwnStageStatsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EPOCH_FIELD_NUMBER: _builtins.int
+    NEWEST_FIELD_NUMBER: _builtins.int
+    newest: _builtins.bool
+    """The newest figures that the worker has given, with their age; it is not asked for them."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch that the worker must belong to."""
@@ -1316,10 +1319,11 @@ class GetOwnStageStatsRequest(_message.Message):
         self,
         *,
         epoch: _types_pb2.Epoch | None = ...,
+        newest: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "newest", b"newest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1361,6 +1365,7 @@ class StageStats(_message.Message):
     PHASES_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
     AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    SCHEDULER_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Steps done."""
     active_memory_bytes: _builtins.int
@@ -1377,6 +1382,10 @@ class StageStats(_message.Message):
     def counters(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageCounter]:
         """What else it counts."""
 
+    @_builtins.property
+    def scheduler(self) -> Global___SchedulerStats:
+        """Head only: what its schedule counted."""
+
     def __init__(
         self,
         *,
@@ -1386,14 +1395,85 @@ class StageStats(_message.Message):
         phases: _abc.Iterable[Global___StagePhase] | None = ...,
         counters: _abc.Iterable[Global___StageCounter] | None = ...,
         age_seconds: _builtins.float = ...,
+        scheduler: Global___SchedulerStats | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scheduler", b"scheduler"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_memory_bytes", b"active_memory_bytes", "age_seconds", b"age_seconds", "counters", b"counters", "peak_memory_bytes", b"peak_memory_bytes", "phases", b"phases", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_memory_bytes", b"active_memory_bytes", "age_seconds", b"age_seconds", "counters", b"counters", "peak_memory_bytes", b"peak_memory_bytes", "phases", b"phases", "scheduler", b"scheduler", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StageStats: _TypeAlias = StageStats  # noqa: Y015
+
+@_typing.final
+class SchedulerStats(_message.Message):
+    """SchedulerStats is what the head's schedule counted since it began to serve, and what there is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFIX_HITS_FIELD_NUMBER: _builtins.int
+    REUSED_TOKENS_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    CACHE_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    running: _builtins.int
+    """Requests that run."""
+    waiting: _builtins.int
+    """Requests that wait."""
+    entries: _builtins.int
+    """Kept caches."""
+    batches: _builtins.int
+    """Batches of two or more rows."""
+    steps: _builtins.int
+    """Steps given out."""
+    prompts: _builtins.int
+    """Requests that were begun."""
+    prompt_tokens: _builtins.int
+    """Tokens of their prompts."""
+    prefix_hits: _builtins.int
+    """Those that took up kept caches."""
+    reused_tokens: _builtins.int
+    """Prompt tokens that needed no work because of it."""
+    generated_tokens: _builtins.int
+    """Tokens generated."""
+    @_builtins.property
+    def cache_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each stage: bytes of caches spoken for, kept ones included."""
+
+    @_builtins.property
+    def cache_budget_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each stage: bytes that there are for caches."""
+
+    def __init__(
+        self,
+        *,
+        running: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        entries: _builtins.int = ...,
+        batches: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        prompts: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        prefix_hits: _builtins.int = ...,
+        reused_tokens: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
+        cache_bytes: _abc.Iterable[_builtins.int] | None = ...,
+        cache_budget_bytes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "cache_budget_bytes", b"cache_budget_bytes", "cache_bytes", b"cache_bytes", "entries", b"entries", "generated_tokens", b"generated_tokens", "prefix_hits", b"prefix_hits", "prompt_tokens", b"prompt_tokens", "prompts", b"prompts", "reused_tokens", b"reused_tokens", "running", b"running", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SchedulerStats: _TypeAlias = SchedulerStats  # noqa: Y015
 
 @_typing.final
 class StagePhase(_message.Message):

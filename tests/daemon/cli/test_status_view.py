@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from macmesh.testing import scenes
-from macmesh.v1 import cluster_pb2
+from macmesh.v1 import cluster_pb2, peer_pb2
 from macmesh_daemon.cli.status_view import bandwidth, node_state, render_status
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -125,3 +125,30 @@ def test_node_states() -> None:
     assert node_state(failed) == "failed: heartbeat lost"
     failed.ClearField("worker")
     assert node_state(failed) == "waiting"
+
+
+def test_the_schedule_of_the_head_is_told() -> None:
+    status = scenes.ready()
+    status.schedule.CopyFrom(
+        peer_pb2.SchedulerStats(
+            running=2,
+            waiting=1,
+            prompts=40,
+            prefix_hits=12,
+            prompt_tokens=40_960,
+            reused_tokens=5120,
+            cache_bytes=[1_200_000_000, 900_000_000],
+            cache_budget_bytes=[4_000_000_000, 2_000_000_000],
+        )
+    )
+    line = next(line for line in render_status(status).splitlines() if "schedule" in line)
+    assert line == (
+        "# schedule: 2 running, 1 waiting · prefix hits 12 of 40 prompts (30%) · "
+        "5,120 of 40,960 prompt tokens reused · caches 900 MB of 2.00 GB on the fullest stage"
+    )
+    status.schedule_age_seconds = 7.4
+    assert "· 7 s ago" in render_status(status)
+    status.schedule.Clear()
+    status.schedule_age_seconds = 0
+    fresh = next(line for line in render_status(status).splitlines() if "schedule" in line)
+    assert fresh == "# schedule: 0 running, 0 waiting"

@@ -52,12 +52,26 @@ def test_tokens_that_differ_are_exit_1(run: Run, model_folder: Path, monkeypatch
 
     monkeypatch.setattr(verify_module, "verify", differing)
     outcome = run(
-        "verify", str(model_folder), "--cuts", "1,3", "--token-ids", "4,5", "--tokens", "3", "--timeout", "9"
+        "verify",
+        str(model_folder),
+        "--cuts",
+        "1,3",
+        "--token-ids",
+        "4,5",
+        "--tokens",
+        "3",
+        "--timeout",
+        "9",
+        "--kv-bits",
+        "8",
     )
     assert outcome.code == 1
     assert outcome.out.splitlines()[0] == "stage 0: layers 0-1"
     assert outcome.out.endswith("identical to single-process mlx-lm: no (token 1: 6, mlx-lm has 9)\n")
-    assert asked == [{"prompt": [4, 5], "tokens": 3, "stages": 3, "cuts": [1, 3], "deadline_seconds": 9.0}]
+    assert asked == [
+        {"prompt": [4, 5], "tokens": 3, "stages": 3, "cuts": [1, 3], "kv_bits": 8, "deadline_seconds": 9.0}
+    ]
+    assert "caches of 8 bits" in outcome.err
 
 
 def test_a_side_that_ends_early_differs(

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from macmesh.reasons import Reason
-from macmesh.v1 import lane_pb2
+from macmesh.v1 import lane_pb2, peer_pb2
 from macmesh_daemon.node.call_errors import CallError
 from macmesh_daemon.node.pings import Pings, stats_of
 from support.virtual_loop import run_virtual
@@ -42,6 +42,28 @@ def test_every_phase_and_count_is_told_by_its_name() -> None:
 def test_a_worker_without_times_tells_its_memory() -> None:
     stats = stats_of(lane_pb2.PongWorker(steps=3, peak_memory_bytes=9))
     assert (stats.steps, stats.peak_memory_bytes, len(stats.phases)) == (3, 9, 0)
+
+
+def test_the_newest_figures_cost_no_ping_and_tell_their_age_and_the_schedule() -> None:
+    async def scene() -> None:
+        pings = Pings()
+        with pytest.raises(CallError) as never:
+            pings.newest()
+        assert never.value.reason is Reason.NOT_READY
+        told = pong(1)
+        told.scheduler.CopyFrom(peer_pb2.SchedulerStats(prompts=4, prefix_hits=3))
+        pings.take(told)
+        await asyncio.sleep(1.5)
+        newest = pings.newest()
+        assert newest.age_seconds == pytest.approx(1.5)
+        assert (newest.scheduler.prompts, newest.scheduler.prefix_hits) == (4, 3)
+        pings.take(pong(2))
+        assert not pings.newest().HasField("scheduler")
+        pings.end()
+        with pytest.raises(CallError):
+            pings.newest()
+
+    run_virtual(scene())
 
 
 def test_an_answer_reaches_who_asked_and_no_other() -> None:

@@ -424,7 +424,7 @@ def test_worker_without_a_socket_says_who_starts_it() -> None:
 async def test_the_head_tells_what_its_schedule_counted_and_how_it_started(folder: Path) -> None:
     """A prompt that came before is read from what was kept of it, unless that is not wanted."""
     starts = plan([folder, folder], [2])
-    told: list[lane_pb2.SchedulerStats] = []
+    told: list[peer_pb2.SchedulerStats] = []
     async with asyncio.timeout(DEADLINE_SECONDS):
         workers = [WorkerProcess(ping_interval_seconds=30) for _ in starts]
         try:

@@ -16,6 +16,7 @@ daemonctl bench --prompt 4096 --concurrency 1..8       requests at once, from on
 daemonctl bench --sweep --plot speed.png               prefill and decode against the length of the prompt
 daemonctl bench --sweep 1024,8192,65536 --repeats 1    at these lengths
 daemonctl bench --climb                                one conversation up to the whole context, ledgers checked
+daemonctl bench --arrival                              also: what a stream notices of a prompt of 4,000 tokens
 daemonctl bench --prefix cold --baseline               the same prompts on mlx-lm alone, side by side
 """
 
@@ -80,6 +81,15 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help="grow one conversation to the whole context instead, or after the lengths of --sweep, and stop where a"
         " stage's peak passes its ledger",
+    )
+    parser.add_argument(
+        "--arrival",
+        type=positive,
+        nargs="?",
+        const=4000,
+        metavar="N",
+        help="also run a stream and send a prompt of N tokens meanwhile (default 4000): the times between the"
+        " stream's responses before and during it; needs two slots",
     )
     parser.add_argument(
         "--baseline",

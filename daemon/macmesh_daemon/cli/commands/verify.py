@@ -10,7 +10,7 @@ from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import settings
 from macmesh_daemon.cli.failures import CommandError
 from macmesh_daemon.cli.output import print_data, print_json, talk
-from macmesh_daemon.cli.parsers import add_command, amount, model_argument, positive
+from macmesh_daemon.cli.parsers import add_command, add_kv_bits, amount, model_argument, positive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """
 daemonctl verify ~/models/Qwen3-0.6B --stages 3              three workers on this machine against mlx-lm alone
 daemonctl verify ~/models/Qwen3-0.6B --cuts 4,20             stages that begin at layers 0, 4 and 20
+daemonctl verify ~/models/Qwen3-0.6B --kv-bits 8             both sides with quantised caches
 daemonctl verify ~/models/tiny --token-ids 1,2,3 --json      a model without a tokenizer
 """
 _PROMPT = "A node is"
@@ -59,6 +60,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--tokens", type=positive, default=48, metavar="N", help="tokens to compare (default 48)"
     )
+    add_kv_bits(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--prompt", default=_PROMPT, metavar="TEXT", help=f"what to continue (default {_PROMPT!r})"
@@ -96,13 +98,15 @@ async def _verify(args: argparse.Namespace, stages: int) -> VerifyReport:
         prompt = args.token_ids
         if prompt is None:
             prompt = await asyncio.to_thread(_encode, folder.path, args.prompt)
-        talk(f"{folder.path}: {stages} workers, then mlx-lm alone; {len(prompt)} tokens of prompt")
+        caches = f", caches of {args.kv_bits} bits" if args.kv_bits else ""
+        talk(f"{folder.path}: {stages} workers, then mlx-lm alone; {len(prompt)} tokens of prompt{caches}")
         return await verify(
             folder.path,
             prompt,
             args.tokens,
             stages=stages,
             cuts=args.cuts,
+            kv_bits=args.kv_bits,
             deadline_seconds=args.timeout,
         )
     except ModelError as error:
