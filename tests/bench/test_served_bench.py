@@ -67,7 +67,10 @@ def test_the_report_compares_and_judges(served: ModuleType) -> None:
     assert report["ratio"] == 0.5
     assert report["identical"] is True
     # From the later first token (1.25) to the earlier last one (2.0) come 1.5, 1.75 and 2.0.
-    assert report["at_once"] == [{"requests": 2, "tokens_per_second": 4.0, "against_one": 2.0}]
+    assert report["at_once"] == [
+        {"requests": 2, "tokens_per_second": 4.0, "wall_tokens_per_second": 2.0, "against_one": 2.0}
+    ]
+    assert report["arrival"] is None
     assert report["memory"] == [
         {"stage": 0, "layers": 2, "peak_memory_bytes": 95, "ledger_bytes": 100, "within": True}
     ]

@@ -227,6 +227,7 @@ class Pipeline:
         traits: of the caches.
         seconds: how long one stage takes for a step.
         words: size of the vocabulary.
+        prompt_shares: for each stage, how much of that it takes for a chunk of a prompt; absent: all of it.
     """
 
     def __init__(
@@ -237,7 +238,9 @@ class Pipeline:
         traits: CacheTraits,
         seconds: Callable[[Step], float] = lambda step: 0.01 * max(1, step.token_count),
         words: int = 5,
+        prompt_shares: Sequence[float] = (),
     ) -> None:
+        self.prompt_shares = prompt_shares or (1.0,) * limits.stages
         self.limits, self.seconds, self.words = limits, seconds, words
         self.scheduler = Scheduler(limits, CacheBudget(costs, budget_bytes), traits)
         self.house = House(costs, budget_bytes, traits, limits.prefill_chunk_tokens)
@@ -293,9 +296,10 @@ class Pipeline:
         assert len(step.rows) <= self.limits.batch_rows
         assert len(step.tokens) <= self.limits.prefill_chunk_tokens
         sampled = self.house.run(step, self.words)
-        seconds = self.seconds(step)
+        seconds = 0.0
         at = self.now
         for stage in range(self.limits.stages):
+            seconds = self.seconds(step) * (self.prompt_shares[stage] if step.kind == "prefill" else 1)
             at = self.free_at[stage] = max(at, self.free_at[stage]) + seconds
             self.busy[stage] += seconds
         self.on_their_way.append((at, StepDone(step.number, sampled, seconds), step))

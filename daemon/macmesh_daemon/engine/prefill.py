@@ -13,33 +13,38 @@ _UNMEASURED_SHARE = 4
 
 
 class ChunkSizer:
-    """Chooses the size of chunks by the time that the last ones took.
+    """Chooses the size of chunks by the delay that the last ones caused.
 
-    While nothing else runs, chunks are as large as the plan allows. While others decode, a chunk's time on all
-    stages together stays within the slice: a decode step may meet a chunk on every stage.
+    While nothing else runs, chunks are as large as the plan allows. While others decode, the delay of a chunk stays
+    within the slice. What counts is the delay at the head, from the result before the chunk's to the chunk's own: the
+    time of no single stage tells it, least of all the tail's, which computes nothing of the last layer but its cache.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._slice_seconds = limits.prefill_slice_seconds / limits.stages
-        self._seconds_per_token: float | None = None
+        self._delay_per_token: float | None = None
 
-    def took(self, tokens: int, seconds: float) -> None:
-        """Takes a chunk's time on its slowest stage."""
+    def took(self, tokens: int, seconds: float, *, others_decode: bool) -> None:
+        """Takes what passed from the result before a chunk's to the chunk's own.
+
+        Where chunks follow each other that is the time of the slowest stage alone; a decode step between them would
+        meet a chunk on every stage at worst.
+        """
         if tokens <= 0 or seconds <= 0:
             return
-        newest, before = seconds / tokens, self._seconds_per_token
-        self._seconds_per_token = newest if before is None else before + _NEWEST_WEIGHT * (newest - before)
+        newest = seconds / tokens * (1 if others_decode else self._limits.stages)
+        before = self._delay_per_token
+        self._delay_per_token = newest if before is None else before + _NEWEST_WEIGHT * (newest - before)
 
     def tokens(self, *, others_decode: bool) -> int:
         """Most tokens of the next chunk."""
         largest = self._limits.prefill_chunk_tokens
         if not others_decode:
             return largest
-        if self._seconds_per_token is None:
+        if self._delay_per_token is None:
             wanted = largest // _UNMEASURED_SHARE
         else:
-            wanted = int(self._slice_seconds / self._seconds_per_token)
+            wanted = int(self._limits.prefill_slice_seconds / self._delay_per_token)
         wanted -= wanted % _STEP_TOKENS
         return min(max(wanted, self._limits.prefill_least_tokens), largest)
 

@@ -51,6 +51,8 @@ class _OnItsWay:
     step: Step
     began: float
     rows: tuple[Running, ...]
+    others_decode: bool = False
+    """Of a chunk: whether it was sized for others that decode."""
 
 
 class Scheduler:
@@ -188,7 +190,9 @@ class Scheduler:
         self._on_their_way.popleft()
         if step.kind == "prefill":
             began = max(oldest.began, self._last_done)
-            self._sizer.took(len(step.tokens), result.seconds or now - began)
+            # The stage's own time, where results are taken late, and more where another stage was slower.
+            seconds = max(result.seconds, now - began)
+            self._sizer.took(len(step.tokens), seconds, others_decode=oldest.others_decode)
         self._now = self._last_done = now
         effects: list[Effect] = []
         for running, sampled in zip(oldest.rows, result.sampled, strict=False):
@@ -369,6 +373,7 @@ class Scheduler:
         row = Row(running.slot, running.request.request_id, running.fed)
         tokens = running.request.prompt[running.fed : running.fed + count]
         step = self._give_out("prefill", (row,), now, tokens=tokens)
+        self._on_their_way[-1].others_decode = decoding
         running.fed += count
         self._last_prefill = step.number
         return step

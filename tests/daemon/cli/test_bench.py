@@ -85,7 +85,7 @@ def test_the_tables(run: Run) -> None:
     assert lines[0].startswith("MiniMax-M2.5-5bit  epoch 1.3.2  3 stages  context 196,608")
     [header] = [line for line in lines if line.startswith("PROMPT") and "TTFT" in line]
     assert " ".join(header.split()) == (
-        "PROMPT NEW PREFIX AT ONCE TTFT p50 p95 ITL p50 p95 p99 PREFILL tok/s DECODE tok/s ALL tok/s"
+        "PROMPT NEW PREFIX AT ONCE TTFT p50 p95 ITL p50 p95 p99 PREFILL tok/s DECODE tok/s ALL tok/s HITS"
     )
     stage = next(line for line in lines if " 36-53 " in line)
     assert "0.200" in stage

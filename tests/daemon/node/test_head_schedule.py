@@ -39,7 +39,8 @@ def test_those_who_ask_in_one_second_share_one_call() -> None:
         schedule = HeadSchedule(head, LoopClock())
         async with asyncio.TaskGroup() as tasks:
             many = [tasks.create_task(schedule.newest(EPOCH, "a")) for _ in range(5)]
-        assert [task.result().scheduler.prompts for task in many if task.result()] == [1] * 5
+        told = [task.result() for task in many]
+        assert [stats and stats.scheduler.prompts for stats in told] == [1] * 5
         await asyncio.sleep(0.5)
         again = await schedule.newest(EPOCH, "a")
         assert again is not None
