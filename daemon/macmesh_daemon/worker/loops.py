@@ -115,6 +115,10 @@ class FollowerLoop:
         times = self._runner.times
         while True:
             times.lap(times.schedule)
+            if self._runner.unfinished and inbox.empty():
+                # Nothing else to do: what goes wrong on the device is noticed here, and not with the next step.
+                self._runner.finish()
+                continue
             self._progress.idle()
             item = inbox.get()
             self._progress.turn()
@@ -131,7 +135,8 @@ class FollowerLoop:
             case lane_pb2.Step():
                 self._progress.step(item.number)
                 self._runner.begin(step_from_wire(item))
-                while self._runner.unfinished:
+                # The device has this step already, and goes on with it while the one before is looked at.
+                while self._runner.unfinished > 1:
                     self._runner.finish()
             case Wake() | lane_pb2.CancelRequest():
                 pass
