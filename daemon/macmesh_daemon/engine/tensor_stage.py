@@ -142,7 +142,8 @@ def _hold_parts_alone(model: Module) -> None:
             kept.append(array)
         return made[id(array)]
 
-    model.update(tree_map(copied, model.parameters()))
+    untyped: Any = model
+    untyped.update(tree_map(copied, untyped.parameters()))
 
 
 def _places(model: Any) -> Iterator[tuple[Module, str, PretendedGroup]]:

@@ -275,9 +275,10 @@ class Planning:
         )
         found = await asyncio.to_thread(plan, request)
         carried = self._carried(found, effect.members, failures)
-        if isinstance(carried, Refusal) or isinstance(found, Refusal):
+        if isinstance(carried, Refusal):
             return carried
-        return *carried, await asyncio.to_thread(why_no_tensor, request, found)
+        placement, transport = carried
+        return placement, transport, await asyncio.to_thread(why_no_tensor, request, placement)
 
     def _rdma_links(
         self,

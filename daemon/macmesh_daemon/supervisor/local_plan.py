@@ -81,10 +81,7 @@ def local_plan(
     """
     count = len(model_paths)
     bounds = [0, *cuts, layer_count]
-    if tensor_parallel:
-        ranges = [(0, layer_count)] * count
-    else:
-        ranges = list(itertools.pairwise(bounds))
+    ranges = [(0, layer_count)] * count if tensor_parallel else list(itertools.pairwise(bounds))
     if tensor_parallel and (cuts or count < 2):  # noqa: PLR2004  one is no split
         raise LocalVerifyError(f"{count} stages cannot share every layer, cut at {list(cuts)}")
     if bounds != sorted(set(bounds)) or len(ranges) != count:

@@ -3,12 +3,14 @@
 import abc
 import contextlib
 from collections.abc import Iterator
-
-import mlx.core as mx
+from typing import TYPE_CHECKING
 
 from macmesh_rdma.errors import RemotePeerLostError
 from macmesh_rdma.group import Group
 from macmesh_rdma.stall import StallWatch
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 
 class Collectives(abc.ABC):

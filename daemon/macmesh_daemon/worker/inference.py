@@ -38,6 +38,7 @@ from macmesh_rdma.messages.progress_page import ProgressWriter
 
 if TYPE_CHECKING:
     from macmesh_daemon.engine.limits import SchedulerStats
+    from macmesh_daemon.engine.tensor_stage import TensorStage
     from macmesh_daemon.worker.collectives import Collectives
     from macmesh_daemon.worker.runner import House, Stage, StageRunner
     from macmesh_daemon.worker.transfers import Transfers
@@ -198,8 +199,7 @@ class InferenceThread:
     def _make_tensor_runner(
         self, stage: "Stage", house: "House", collectives: "Collectives"
     ) -> "StageRunner":
-        from macmesh_daemon.engine.tensor_stage import TensorStage  # noqa: PLC0415  imports mlx
-        from macmesh_daemon.worker.tensor_runner import TensorRunner  # noqa: PLC0415  same
+        from macmesh_daemon.worker.tensor_runner import TensorRunner  # noqa: PLC0415  imports mlx
 
         cast("TensorStage", stage).join(collectives.group)
         return TensorRunner(stage, house, collectives, waiting=self._waiting)

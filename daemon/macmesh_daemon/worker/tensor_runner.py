@@ -1,9 +1,9 @@
 """A rank of a tensor-parallel plan: every rank runs every step, and the sums join them. Imports mlx.
 
 All ranks must ask for the same collectives in the same order, and none of them has a name that could be checked. Their
-order is that in which MLX walks through a graph, so a decode step is queued in two pieces: the layers, whose graph is the
-same on every rank, and then the choice, which only the head makes. Its ids reach the others by a sum to which they add
-nothing. So all ranks go on with the same ids, whatever the last bits of their logits are, and the next step can be
+order is that in which MLX walks through a graph, so a decode step is queued in two pieces: the layers, whose graph is
+the same on every rank, and then the choice, which only the head makes. Its ids reach the others by a sum to which they
+add nothing. So all ranks go on with the same ids, whatever the last bits of their logits are, and the next step can be
 queued before the host of any rank has seen them.
 """
 

@@ -72,28 +72,29 @@ class Talk:
         if tokens is not None and len(self.tokens[tokens[0]]) >= tokens[1]:
             return
         async for event in self.events:
-            match event.WhichOneof("event"):
-                case "progress":
-                    name, response = event.progress.request_id, event.progress.response
-                    if response.has_token:
-                        self.tokens[name].append(response.token_id)
-                    if response.finish_reason:
-                        self.ends[name] = inference_pb2.FinishReason.Name(response.finish_reason)
-                case "failed":
-                    self.ends[event.failed.request_id] = event.failed.reason
-                case "pong":
-                    if event.pong.scheduler.batches == 1:
-                        self.rows = event.pong.scheduler.running
-                    self.hits = event.pong.scheduler.prefix_hits
-                    if pong:
-                        return
-                case "report" if event.report.state == peer_pb2.WORKER_STATE_FAILED:
-                    self.final = event.report
-                    return
-            if tokens is not None and len(self.tokens[tokens[0]]) >= tokens[1]:
+            kind = self.take(event)
+            enough = tokens is not None and len(self.tokens[tokens[0]]) >= tokens[1]
+            if enough or len(self.ends) == ends or self.final is not None or (pong and kind == "pong"):
                 return
-            if len(self.ends) == ends:
-                return
+
+    def take(self, event: lane_pb2.WorkerEvent) -> str | None:
+        kind = event.WhichOneof("event")
+        match kind:
+            case "progress":
+                name, response = event.progress.request_id, event.progress.response
+                if response.has_token:
+                    self.tokens[name].append(response.token_id)
+                if response.finish_reason:
+                    self.ends[name] = inference_pb2.FinishReason.Name(response.finish_reason)
+            case "failed":
+                self.ends[event.failed.request_id] = event.failed.reason
+            case "pong":
+                self.hits = event.pong.scheduler.prefix_hits
+                if event.pong.scheduler.batches == 1:
+                    self.rows = event.pong.scheduler.running
+            case "report" if event.report.state == peer_pb2.WORKER_STATE_FAILED:
+                self.final = event.report
+        return kind
 
 
 async def generate(starts: Sequence[lane_pb2.StartStage], *, kill: bool = False) -> dict[str, list[int]]:
