@@ -15,6 +15,7 @@ from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
 from macmesh_daemon.supervisor.interface import Worker
 from macmesh_daemon.supervisor.local_plan import local_plan
 from macmesh_daemon.supervisor.verify import running_plan
+from macmesh_placement import CachePiece, StageCacheCost, cache_budget_bytes
 from tinymodels import write_tiny_model
 
 pytestmark = pytest.mark.process
@@ -28,7 +29,7 @@ COMPARED = 12
 
 
 def plan(folder: Path, ways: int, *, kv_bits: int = 0) -> list[lane_pb2.StartStage]:
-    return local_plan(
+    starts = local_plan(
         [folder] * ways,
         [],
         layer_count=LAYERS,
@@ -39,6 +40,14 @@ def plan(folder: Path, ways: int, *, kv_bits: int = 0) -> list[lane_pb2.StartSta
         step_deadline_seconds=STEP_DEADLINE_SECONDS,
         tensor_parallel=ways > 1,
     )
+    # Caches of the size that each rank has of the tiny models, so that the schedule counts for every rank.
+    piece = CachePiece(kind="growing", source="KVCache", bytes_per_token=1024 // ways)
+    cost = StageCacheCost(((piece, LAYERS),))
+    budget = cache_budget_bytes(cost, context_tokens=2000, slots=3, prefill_chunk_tokens=8)
+    for start in starts:
+        for stage in start.deployment.stages:
+            stage.cache_cost_json, stage.cache_budget_bytes = cost.to_json_text(), budget
+    return starts
 
 
 def request(
@@ -66,6 +75,7 @@ class Talk:
         self.rows = 0
         """Requests that ran while one batch was there."""
         self.hits = 0
+        self.budgets: list[int] = []
         self.final: peer_pb2.WorkerReport | None = None
 
     async def until(
@@ -92,6 +102,7 @@ class Talk:
                 self.ends[event.failed.request_id] = event.failed.reason
             case "pong":
                 self.hits = event.pong.scheduler.prefix_hits
+                self.budgets = list(event.pong.scheduler.cache_budget_bytes)
                 if event.pong.scheduler.batches == 1:
                     self.rows = event.pong.scheduler.running
             case "report" if event.report.state == peer_pb2.WORKER_STATE_FAILED:
@@ -121,6 +132,7 @@ async def generate(starts: Sequence[lane_pb2.StartStage], *, kill: bool = False)
         await head.send(lane_pb2.WorkerCommand(ping=lane_pb2.PingWorker(nonce=2)))
         await talk.until(pong=True)
         assert talk.hits >= 1
+        assert talk.budgets == [start.deployment.stages[0].cache_budget_bytes for start in starts]
         assert talk.tokens["again"] == talk.tokens["first"][5:]
         assert talk.tokens["greedy"][:COMPARED] == talk.tokens["first"]
         told = {name: tokens[:COMPARED] for name, tokens in talk.tokens.items()}
