@@ -1,7 +1,6 @@
 """The engine beside mlx-lm's own generation, on this machine's GPU or CPU: one JSON object per measurement.
 
     python bench/engine.py [--shape tiny|7b|32b] [--stages N ...] [--gpus N] [--what decode,many,prefill,gap]
-                           [--tensor-parallel]
 
 A model of random weights (4 bits, as Qwen2.5 of that size) is written to a folder once. What is measured, in processes
 of its own:
@@ -13,8 +12,7 @@ of its own:
 * ``prefill``: the time of a long prompt, for each number of stages;
 * ``gap``: the time between two tokens of a running request while a prompt of 4,000 tokens arrives.
 
-With ``--tensor-parallel`` the stages of a plan share every layer. With ``--gpus N`` stage k uses GPU k modulo N. The
-workers are driven as the daemon does it, without cluster and gRPC.
+With ``--gpus N`` stage k uses GPU k modulo N. The workers are driven as the daemon does it, without cluster and gRPC.
 """
 
 import argparse
@@ -234,15 +232,13 @@ async def measure(folder: Path, stages: int, arguments: argparse.Namespace) -> N
     """All measurements with so many stages."""
     layers = int(json.loads((folder / "config.json").read_text())["num_hidden_layers"])
     prefills = arguments.prefill if "prefill" in arguments.what else []
-    tensor_parallel = arguments.tensor_parallel and stages > 1
     starts = local_plan(
         [folder] * stages,
-        [] if tensor_parallel else even_cuts(layers, stages),
+        even_cuts(layers, stages),
         layer_count=layers,
         context_tokens=max([arguments.prompt + arguments.tokens + 8, 6000, *(n + 8 for n in prefills)]),
         slots=8,
         step_deadline_seconds=120.0,
-        tensor_parallel=tensor_parallel,
     )
     numbers = iter(range(stages))
     async with running_plan(
@@ -311,7 +307,6 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(_SHAPES), default="tiny")
     parser.add_argument("--bits", type=int, default=4, help="0: not quantised")
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--tensor-parallel", action="store_true", help="several stages share every layer")
     parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=128)
@@ -321,9 +316,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.what = arguments.what.split(",")
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {arguments.gpus} GPUs"
-    parallelism = "tensor" if arguments.tensor_parallel else "pipeline"
-    about = {"benchmark": "engine", "machine": machine, "shape": arguments.shape, "parallelism": parallelism}
-    print(json.dumps(about), flush=True)
+    print(json.dumps({"benchmark": "engine", "machine": machine, "shape": arguments.shape}), flush=True)
     folder = write_model(arguments.shape, arguments.bits)
     if "native" in arguments.what:
         lengths = [arguments.prompt, *(arguments.prefill if "prefill" in arguments.what else [])]

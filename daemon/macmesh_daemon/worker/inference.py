@@ -226,7 +226,8 @@ class InferenceThread:
             self._outlets,
             self._pings,
             epoch=start.epoch,
-            is_tail=len(start.deployment.stages) == 1,
+            is_tail=transfers is None,
+            has_others=len(start.deployment.stages) > 1,
             progress=self._progress,
             vocabulary_tokens=vocabulary_tokens(Path(start.model_path)),
         )
