@@ -21,6 +21,7 @@ from macmesh_placement.tables import (
     totals_by_attention,
     whole_model_bytes,
 )
+from macmesh_placement.tensor import tensor_ledger
 from macmesh_placement.windows import Windows
 
 #: Most nodes for which every subset in every order is tried.
@@ -106,7 +107,18 @@ class Instance:
     def _holds_something(self, node: NodeCapacity) -> bool:
         totals = self._totals[node.fused_attention]
         steps = np.arange(len(self.at) - 1)
-        return bool((totals[steps, steps + 1] <= self._limit_bytes(node)).any()) or self._whole_fits(node)
+        return (
+            bool((totals[steps, steps + 1] <= self._limit_bytes(node)).any())
+            or self._whole_fits(node)
+            or self._holds_part(node)
+        )
+
+    def _holds_part(self, node: NodeCapacity) -> bool:
+        """Whether the node can be one of those that share every layer, where that is allowed."""
+        return self.request.allow_tensor_parallel and any(
+            tensor_ledger(self.profile, shard, self.demand, node).total_bytes <= node.usable_bytes
+            for shard in self.profile.tensor_shards
+        )
 
     def _whole_fits(self, node: NodeCapacity) -> bool:
         return self.whole_bytes(node) <= self._limit_bytes(node)

@@ -19,6 +19,8 @@ from macmesh_placement.shards import TensorShard
 EQUAL_WITHIN = 0.05
 #: Most groups of nodes that are looked at for one number of ways; beyond, only neighbours in speed.
 _MOST_GROUPS = 1000
+#: What `Reserves.transport_pool_bytes` is for. Every rank is joined to every other one.
+_PEERS_OF_A_STAGE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,11 @@ def tensor_ledger(
         usable_bytes=node.usable_bytes,
         fused_attention=node.fused_attention,
     )
+    peers = max(_PEERS_OF_A_STAGE, shard.ways - 1)
     pool = LedgerEntry(
         name="transport_pool",
-        size_bytes=demand.reserves.transport_pool_bytes,
-        source=f"send and receive buffers of {shard.ways} ways",
+        size_bytes=-(-demand.reserves.transport_pool_bytes * peers // _PEERS_OF_A_STAGE),
+        source=f"send and receive buffers for {peers} peers; {shard.ways} ways",
     )
     place = next(
         (i for i, entry in enumerate(whole.entries) if entry.name in {"allocator_slack", "runtime_reserve"}),
@@ -129,7 +132,7 @@ def tensor_plans(
             link = links.common_link(list(group))
             if (
                 link is not None
-                and _equal([nodes[index] for index in group])
+                and are_equal([nodes[index] for index in group])
                 and request.pinned_node_ids <= {nodes[index].node_id for index in group}
                 and _hosts_hold([nodes[index] for index in group], needs, host_budgets)
             ):
@@ -151,7 +154,8 @@ def _groups(fitting: list[int], nodes: tuple[NodeCapacity, ...], ways: int) -> l
     return [tuple(sorted(by_speed[start : start + ways])) for start in range(len(by_speed) - ways + 1)]
 
 
-def _equal(group: list[NodeCapacity]) -> bool:
+def are_equal(group: list[NodeCapacity]) -> bool:
+    """Whether nodes are equal enough to share every layer."""
     if len({node.fused_attention for node in group}) > 1:
         return False
     for rates in (

@@ -20,10 +20,12 @@ from macmesh_placement import (
     TensorShard,
     cluster_from_json,
     plan,
+    readd,
     result_from_json,
 )
 from macmesh_placement.links import LINK_DEFAULTS
 from macmesh_placement.problem import Problem
+from macmesh_placement.tensor_reason import why_no_tensor
 from placement import drawn
 from placement.test_planner import GB, NO_RESERVES, ask, make_model, make_node, placed, ranges, refused
 
@@ -291,3 +293,58 @@ def test_a_shard_charges_transport_and_sampling_on_every_node() -> None:
         assert stage.ledger.size_of("sampling") > 0
         assert stage.ledger.size_of("weights") == 6 * GB
         assert stage.ledger.headroom_bytes >= 0
+
+
+def test_more_than_three_ranks_are_charged_for_all_their_peers() -> None:
+    reserves = replace(NO_RESERVES, transport_pool_bytes=1001)
+    request = ask(
+        [make_node(n, 9) for n in "abcd"],
+        profile=sharded(4),
+        allow_tensor_parallel=True,
+        stage_count=4,
+        objective="latency",
+        hop_latency_seconds=0.0,
+        reserves=reserves,
+    )
+    result = placed(request)
+    assert result.parallelism == "tensor"
+    assert {stage.ledger.size_of("transport_pool") for stage in result.stages} == {1502}
+    readd(result, request)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "changes", "reason"),
+    [
+        ([("a", 9, 800.0), ("b", 9, 800.0)], {"hop_latency_seconds": 0.005}, "2 ways: predicted "),
+        ([("a", 9, 800.0), ("b", 9, 300.0)], {}, "no 2 nodes are equal in speed within 5 %"),
+        ([("a", 10, 800.0), ("b", 5, 800.0)], {}, "a part fits on 1 node(s) only"),
+        ([("a", 20, 800.0), ("b", 20, 800.0)], {"stage_count": 1}, "1 stage(s) were asked for"),
+        ([("a", 20, 800.0)], {}, "1 node(s) may take part"),
+    ],
+)
+def test_why_layers_are_not_split_is_told(
+    nodes: list[tuple[str, float, float]], changes: dict[str, Any], reason: str
+) -> None:
+    made = [make_node(name, size, bandwidth_gb_per_s=speed) for name, size, speed in nodes]
+    request = split(made, **{"hop_latency_seconds": 0.0, **changes})
+    result = placed(request)
+    assert result.parallelism == "pipeline"
+    assert reason in why_no_tensor(request, result)
+    silent = replace(request, allow_tensor_parallel=False)
+    assert why_no_tensor(silent, placed(silent)) == ""
+    none = replace(request, profile=make_model())
+    assert "mlx-lm cannot split" in why_no_tensor(none, placed(none))
+
+
+def test_a_split_needs_no_reason() -> None:
+    request = split([make_node(name, 9) for name in "ab"], hop_latency_seconds=0.00002)
+    assert why_no_tensor(request, placed(request)) == ""
+
+
+def test_a_model_that_cannot_be_cut_is_split_over_nodes_that_cannot_hold_it_whole() -> None:
+    whole = replace(sharded(), cut_points=(), cut_reason="its layers are called twice")
+    request = ask([make_node(n, 9) for n in "ab"], profile=whole, allow_tensor_parallel=True)
+    result = placed(request)
+    assert result.parallelism == "tensor"
+    readd(result, request)
+    assert refused(replace(request, allow_tensor_parallel=False))

@@ -154,6 +154,15 @@ def add_kv_bits(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tensor_parallel(parser: argparse.ArgumentParser) -> None:
+    """Add the split of every layer."""
+    parser.add_argument(
+        "--tensor-parallel",
+        action="store_true",
+        help="splitting every layer over equal nodes is a candidate too",
+    )
+
+
 def model_argument(text: str) -> str:
     """MODEL as the daemon should see it: a folder here becomes its absolute path, a name stays one."""
     path = Path(text).expanduser()

@@ -102,7 +102,10 @@ def _summary(status: cluster_pb2.GetStatusResponse) -> list[str]:
         served.append(_many(plan.slots, "slot"))
         if plan.kv_bits:
             served.append(f"KV at {plan.kv_bits} bits")
-        served.append(f"{_many(len(plan.stages), 'stage')}")
+        if plan.parallelism == "tensor":
+            served.append(f"tensor parallel, {len(plan.stages)} ways")
+        else:
+            served.append(f"{_many(len(plan.stages), 'stage')}")
         served.append(f"epoch {epoch.generation}.{epoch.term}.{epoch.seq}")
         if plan.predicted_decode_seconds > 0:
             served.append(f"predicted {1 / plan.predicted_decode_seconds:.1f} tokens/s")
@@ -126,7 +129,7 @@ def _summary(status: cluster_pb2.GetStatusResponse) -> list[str]:
         f"{alive} of {_many(len(status.nodes), 'node')} alive",
         "quorum" if status.has_quorum else "NO QUORUM",
     ]
-    return [" · ".join(served), *_schedule(status), *_transport(status), " · ".join(cluster)]
+    return [" · ".join(served), *_schedule(status), *_parallelism(status), *_transport(status), " · ".join(cluster)]
 
 
 def _schedule(status: cluster_pb2.GetStatusResponse) -> list[str]:
@@ -155,6 +158,14 @@ def _schedule(status: cluster_pb2.GetStatusResponse) -> list[str]:
     if status.schedule_age_seconds >= _OLD_SECONDS:
         parts.append(f"{status.schedule_age_seconds:.0f} s ago")
     return [" · ".join(parts)]
+
+
+def _parallelism(status: cluster_pb2.GetStatusResponse) -> list[str]:
+    """Why every layer is not split over the nodes, where that was allowed."""
+    for plan in status.document.plan.deployments:
+        if plan.parallelism_reason:
+            return [f"not tensor parallel: {printable(plan.parallelism_reason)}"]
+    return []
 
 
 def _transport(status: cluster_pb2.GetStatusResponse) -> list[str]:

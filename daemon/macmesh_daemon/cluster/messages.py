@@ -137,6 +137,8 @@ class Deployment:
     device_matrix: DeviceMatrix | None = None
     transport_reason: str = ""
     kv_bits: int = 0
+    parallelism: str = ""
+    parallelism_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,7 @@ class WantedModel:
     objective: str = ""
     stage_count: int = 0
     kv_bits: int = 0
+    allow_tensor_parallel: bool = False
 
 
 @dataclass(frozen=True)  # no slots: it remembers what is asked at every step

@@ -34,6 +34,7 @@ from macmesh_daemon.node.translation import (
 from macmesh_daemon.plan_ask import PlanAsk, answer_json
 from macmesh_placement import LocalPlacementError, ModelProfile, Objective, PlanRequest, Refusal, plan
 from macmesh_placement.kvbits import OFFERED_KV_BITS
+from macmesh_placement.tensor_reason import why_no_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -153,6 +154,7 @@ class Planning:
             objective=objective,
             stage_count=request.stage_count,
             kv_bits=kv_bits,
+            allow_tensor_parallel=request.allow_tensor_parallel,
         )
 
     async def dry_run(self, request: cluster_pb2.PlanModelRequest, view: ClusterView) -> tuple[bool, str]:
@@ -213,11 +215,19 @@ class Planning:
                 )
             )
             return
-        placement, transport = result
+        placement, transport, no_tensor = result
+        if no_tensor:
+            _log.info("layers are not split over nodes", reason=no_tensor)
         if transport.reason:
             _log.info("transport chosen", transport=transport.transport, reason=transport.reason)
         deployment = deployment_of(
-            placement, profile, model, self._links, transport, sync_mode=self._config.sync_mode
+            placement,
+            profile,
+            model,
+            self._links,
+            transport,
+            sync_mode=self._config.sync_mode,
+            parallelism_reason=no_tensor,
         )
         self._notify(ev.PlanComputed(request_id=effect.request_id, deployment=deployment))
 
@@ -238,13 +248,16 @@ class Planning:
             usable = self._facts().usable_bytes
             if not reason and deployment.kv_bits not in (0, *OFFERED_KV_BITS):
                 reason = f"this node has no caches of {deployment.kv_bits} bits, as the plan wants"
+            if not reason and deployment.parallelism not in {"", "pipeline", "tensor"}:
+                reason = f"this node has no parallelism {deployment.parallelism!r}, as the plan wants"
             if not reason and needed > usable:
                 reason = f"stage {stage.index} needs {needed} bytes, this node may use {usable}"
         self._notify(ev.PrepareChecked(epoch=epoch, ok=not reason, reason=reason))
 
     async def _plan(
         self, profile: ModelProfile, wanted: WantedModel, effect: fx.ComputePlan
-    ) -> tuple[Placement, TransportChoice] | Refusal:
+    ) -> tuple[Placement, TransportChoice, str] | Refusal:
+        """The plan, what carries it, and why it is no split of every layer where one was allowed."""
         nodes = capacities(effect.members)
         failures = {failure.node_ids: failure.reason for failure in effect.transport_failures}
         rdma = self._rdma_links(effect.members, nodes, failures)
@@ -256,10 +269,16 @@ class Planning:
             prefill_chunk_tokens=self._config.prefill_chunk_tokens,
             objective=_checked_objective(wanted.objective),
             stage_count=wanted.stage_count,
+            allow_tensor_parallel=wanted.allow_tensor_parallel,
             links=rdma.links,
             reserves=self._reserves(nodes, rdma),
         )
-        return self._carried(await asyncio.to_thread(plan, request), effect.members, failures)
+        found = await asyncio.to_thread(plan, request)
+        carried = self._carried(found, effect.members, failures)
+        if isinstance(carried, Refusal):
+            return carried
+        placement, transport = carried
+        return placement, transport, await asyncio.to_thread(why_no_tensor, request, placement)
 
     def _rdma_links(
         self,

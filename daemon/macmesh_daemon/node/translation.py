@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from macmesh.reasons import Reason
 from macmesh_daemon.cluster.messages import Deployment, Ledger, LedgerEntry, LinkBuffers, ModelRef, Stage
 from macmesh_placement import NodeCapacity, Reserves, cache_budget_bytes, stage_cache_cost
+from macmesh_placement.tensor import shard_profile
 from macmesh_rdma.options import LinkOptions
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def deployment_of(
     transport: TransportChoice,
     *,
     sync_mode: str = "safe",
+    parallelism_reason: str = "",
 ) -> Deployment:
     """The placement as the cluster's document carries it, with the synchronisation that is asked for.
 
@@ -75,7 +77,12 @@ def deployment_of(
         links: How links are used.
         transport: What carries the activations.
         sync_mode: As configured.
+        parallelism_reason: Why every layer is not split though that was allowed.
     """
+    held = profile
+    if placement.parallelism == "tensor":
+        ways = len(placement.stages)
+        held = shard_profile(profile, next(s for s in profile.tensor_shards if s.ways == ways))
     return Deployment(
         model=model,
         layer_count=placement.layer_count,
@@ -84,12 +91,14 @@ def deployment_of(
         prefill_chunk_tokens=placement.prefill_chunk_tokens,
         kv_bits=placement.kv_bits,
         stages=tuple(
-            _stage(stage, stage_cache_cost(profile, stage.first_layer, stage.end_layer), placement)
+            _stage(stage, stage_cache_cost(held, stage.first_layer, stage.end_layer), placement)
             for stage in placement.stages
         ),
         transport=transport.transport,
         transport_reason=transport.reason,
         device_matrix=transport.matrix,
+        parallelism=placement.parallelism,
+        parallelism_reason=parallelism_reason,
         sync_mode=sync_mode,
         predicted_decode_seconds=placement.predicted_decode_seconds,
         link_buffers=LinkBuffers(

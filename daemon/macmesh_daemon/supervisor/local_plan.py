@@ -1,6 +1,7 @@
 """A plan on this machine alone, made without a cluster: for comparing and for trying out."""
 
 import datetime as dt
+import itertools
 import json
 import secrets
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ def local_plan(
     prefill_chunk_tokens: int = 1024,
     kv_bits: int = 0,
     step_deadline_seconds: float = 60.0,
+    tensor_parallel: bool = False,
 ) -> list[lane_pb2.StartStage]:
     """The start command of every worker of a plan whose stages all run on this machine.
 
@@ -72,9 +74,17 @@ def local_plan(
         prefill_chunk_tokens: most prompt tokens in one step.
         kv_bits: bits of a quantised cache; 0 keeps the model's own type.
         step_deadline_seconds: longest wait for another stage.
+        tensor_parallel: every stage has its part of every layer; then there are no cuts.
+
+    Raises:
+        LocalVerifyError: the cuts do not make so many stages.
     """
+    count = len(model_paths)
     bounds = [0, *cuts, layer_count]
-    if bounds != sorted(set(bounds)) or len(bounds) != len(model_paths) + 1:
+    ranges = [(0, layer_count)] * count if tensor_parallel else list(itertools.pairwise(bounds))
+    if tensor_parallel and (cuts or count < 2):  # noqa: PLR2004  one is no split
+        raise LocalVerifyError(f"{count} stages cannot share every layer, cut at {list(cuts)}")
+    if bounds != sorted(set(bounds)) or len(ranges) != count:
         raise LocalVerifyError(
             f"cuts {list(cuts)} do not make {len(model_paths)} stages of {layer_count} layers"
         )
@@ -88,11 +98,10 @@ def local_plan(
         prefill_chunk_tokens=prefill_chunk_tokens,
         kv_bits=kv_bits,
         stages=[
-            types_pb2.Stage(
-                index=index, node_id=node_id, first_layer=bounds[index], end_layer=bounds[index + 1]
-            )
-            for index, node_id in enumerate(node_ids)
+            types_pb2.Stage(index=index, node_id=node_id, first_layer=first, end_layer=end)
+            for index, (node_id, (first, end)) in enumerate(zip(node_ids, ranges, strict=True))
         ],
+        parallelism="tensor" if tensor_parallel else "pipeline",
         transport="auto",
         sync_mode="safe",
     )

@@ -8,6 +8,7 @@ from macmesh.v1 import lane_pb2, types_pb2
 from macmesh_daemon.engine.budget import CacheBudget, budget_of_stages
 from macmesh_daemon.engine.limits import Limits
 from macmesh_daemon.engine.scheduler import Scheduler
+from macmesh_daemon.worker.checks import is_tensor_parallel
 from macmesh_daemon.worker.loops import Schedule
 from macmesh_daemon.worker.parts import Parts, Progress
 
@@ -23,10 +24,15 @@ def engine_parts() -> Parts:
 def _load(start: lane_pb2.StartStage, progress: Progress) -> "Stage":
     from macmesh_daemon.engine.stage import load_stage  # noqa: PLC0415  imports mlx
 
-    stage = start.deployment.stages[start.stage_index]
-    return load_stage(
-        Path(start.model_path), stage.first_layer, stage.end_layer, start.deployment.layer_count, progress
-    )
+    stages, layer_count = start.deployment.stages, start.deployment.layer_count
+    if is_tensor_parallel(start.deployment):
+        from macmesh_daemon.engine.tensor_stage import load_tensor_stage  # noqa: PLC0415  same
+
+        return load_tensor_stage(
+            Path(start.model_path), start.stage_index, len(stages), layer_count, progress
+        )
+    stage = stages[start.stage_index]
+    return load_stage(Path(start.model_path), stage.first_layer, stage.end_layer, layer_count, progress)
 
 
 def _house(start: lane_pb2.StartStage, stage: "Stage") -> "House":
@@ -55,7 +61,8 @@ def limits_of(start: lane_pb2.StartStage, *, queues: bool) -> Limits:
     return Limits(
         context_tokens=deployment.context_tokens,
         slots=deployment.slots,
-        stages=len(deployment.stages),
+        # Ranks that share every layer are all busy with every step, as one stage is.
+        stages=1 if is_tensor_parallel(deployment) else len(deployment.stages),
         prefill_chunk_tokens=deployment.prefill_chunk_tokens,
         step_deadline_seconds=start.step_deadline_seconds,
         lookahead=int(queues),

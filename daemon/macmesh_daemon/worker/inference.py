@@ -13,13 +13,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from macmesh.v1 import lane_pb2
 from macmesh_daemon.engine.errors import EngineError
 from macmesh_daemon.engine.files import vocabulary_tokens
 from macmesh_daemon.engine.lean_imports import import_without_tokenizers
-from macmesh_daemon.worker.checks import JACCL
+from macmesh_daemon.worker.checks import JACCL, is_tensor_parallel
 from macmesh_daemon.worker.errors import RemoteNeighbourError, RemoteStageFailedError, WorkerError
 from macmesh_daemon.worker.loops import (
     FollowerLoop,
@@ -38,12 +38,14 @@ from macmesh_rdma.messages.progress_page import ProgressWriter
 
 if TYPE_CHECKING:
     from macmesh_daemon.engine.limits import SchedulerStats
+    from macmesh_daemon.engine.tensor_stage import TensorStage
+    from macmesh_daemon.worker.collectives import Collectives
     from macmesh_daemon.worker.runner import House, Stage, StageRunner
     from macmesh_daemon.worker.transfers import Transfers
     from macmesh_daemon.worker.warm_up import WarmUp
 
-OpenLane = Callable[[], "Transfers | None"]
-"""Opens the way to the other stages; called on the inference thread."""
+OpenLane = Callable[[], "Transfers | Collectives | None"]
+"""Opens the way to the other stages; called on the inference thread. Collectives: of a tensor-parallel plan."""
 SWITCH_INTERVAL_SECONDS = 0.0005
 """Python's own 5 ms is how long the event loop would wait to send a step's header, while this thread describes."""
 
@@ -143,7 +145,9 @@ class InferenceThread:
         start, deployment = self._start, self._start.deployment
         if len(deployment.stages) > 1:
             # These import mlx, and joining must be quick.
-            if deployment.transport == JACCL:
+            if is_tensor_parallel(deployment):
+                from macmesh_daemon.worker import tensor_group  # noqa: F401, PLC0415
+            elif deployment.transport == JACCL:
                 from macmesh_daemon.worker import jaccl_lane  # noqa: F401, PLC0415
             else:
                 from macmesh_daemon.worker import tensor_lane  # noqa: F401, PLC0415
@@ -166,8 +170,13 @@ class InferenceThread:
         self._milestones.warmed_up(facts)
         self._progress.idle()
         self._milestones.loaded()
-        transfers = self._openers.get()()
-        self._runner = runner = self._make_runner(stage, house, transfers)
+        way = self._openers.get()()
+        transfers: Transfers | None = None
+        if is_tensor_parallel(deployment):
+            self._runner = runner = self._make_tensor_runner(stage, house, cast("Collectives", way))
+        else:
+            transfers = cast("Transfers | None", way)
+            self._runner = runner = self._make_runner(stage, house, transfers)
         self._phase("connect")
         self._milestones.ready()
         self._loop(runner, stage, transfers).run(self._inbox)
@@ -186,6 +195,14 @@ class InferenceThread:
                 yield
         finally:
             self._progress.turn()
+
+    def _make_tensor_runner(
+        self, stage: "Stage", house: "House", collectives: "Collectives"
+    ) -> "StageRunner":
+        from macmesh_daemon.worker.tensor_runner import TensorRunner  # noqa: PLC0415  imports mlx
+
+        cast("TensorStage", stage).join(collectives.group)
+        return TensorRunner(stage, house, collectives, waiting=self._waiting)
 
     def _make_runner(self, stage: "Stage", house: "House", transfers: "Transfers | None") -> "StageRunner":
         from macmesh_daemon.worker.local_runner import LocalRunner  # noqa: PLC0415  imports mlx
@@ -210,6 +227,7 @@ class InferenceThread:
             self._pings,
             epoch=start.epoch,
             is_tail=transfers is None,
+            has_others=len(start.deployment.stages) > 1,
             progress=self._progress,
             vocabulary_tokens=vocabulary_tokens(Path(start.model_path)),
         )

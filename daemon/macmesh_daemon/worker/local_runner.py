@@ -5,6 +5,7 @@ import dataclasses
 
 import mlx.core as mx
 
+from macmesh_daemon.engine.caches import Caches
 from macmesh_daemon.engine.errors import RemoteScheduleError
 from macmesh_daemon.engine.steps import Close, Operation, Row, Step, StepDone
 from macmesh_daemon.worker.runner import House, Stage, StageRunner, sampled_of
@@ -47,23 +48,16 @@ class LocalRunner(StageRunner):
         self._enter(step)
         queued = _Queued(step.number, began, None)
         if step.kind == "prefill":
-            caches = self.house.caches_for(step)
-            self.stage.step([mx.array([step.tokens], mx.uint32)], caches)
-            # What the last layer puts out for a part of a prompt is never computed.
-            self.stage.evaluate([], caches)
-            del caches
+            self._prefill(step)
             queued.seconds = times.lap(times.wait) - began
         elif step.kind == "decode":
             caches = self.house.caches_for(step)
             logits = self.stage.step([self._ids(step)], caches)[0]
             self.stage.openings.clear()  # a step ahead is on the device already, so nothing has to begin early
             times.lap(times.describe)
-            queued.chosen = ids, logprobs = self._choose(step, logits)
+            queued.chosen = self._queue(step, logits, caches)
             for index, row in enumerate(step.rows):
-                self._chosen[row.slot] = ids, index
-            times.lap(times.sample)
-            mx.async_eval(ids, logprobs, caches.counters())  # type: ignore[no-untyped-call]  # the stub gives no types
-            times.lap(times.encode)
+                self._chosen[row.slot] = queued.chosen[0], index
         self._clear(step)
         self._queued.append(queued)
 
@@ -76,7 +70,7 @@ class LocalRunner(StageRunner):
         queued = self._queued.popleft()
         if queued.chosen is None:
             return StepDone(queued.number, (), queued.seconds)
-        mx.eval(*queued.chosen)
+        self._wait_for(queued.chosen)
         # It began on the device when it was queued, or when the step before it ended.
         ended = times.lap(times.wait)
         seconds = ended - max(queued.began, self._last_end)
@@ -84,6 +78,25 @@ class LocalRunner(StageRunner):
         done = StepDone(queued.number, sampled_of(*queued.chosen), seconds)
         times.lap(times.sample)
         return done
+
+    def _prefill(self, step: Step) -> None:
+        """Runs a part of a prompt."""
+        caches = self.house.caches_for(step)
+        self.stage.step([mx.array([step.tokens], mx.uint32)], caches)
+        # What the last layer puts out for a part of a prompt is never computed.
+        self.stage.evaluate([], caches)
+
+    def _queue(self, step: Step, logits: mx.array, caches: Caches) -> tuple[mx.array, mx.array]:
+        """Puts a described decode step on the device; the ids that it chooses, and their logarithms."""
+        ids, logprobs = self._choose(step, logits)
+        self.times.lap(self.times.sample)
+        mx.async_eval(ids, logprobs, caches.counters())  # type: ignore[no-untyped-call]  # the stub gives no types
+        self.times.lap(self.times.encode)
+        return ids, logprobs
+
+    def _wait_for(self, chosen: tuple[mx.array, mx.array]) -> None:
+        """Returns once a step on the device is done."""
+        mx.eval(*chosen)
 
     def _apply(self, operation: Operation) -> None:
         super()._apply(operation)

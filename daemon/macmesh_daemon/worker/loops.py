@@ -115,6 +115,10 @@ class FollowerLoop:
         times = self._runner.times
         while True:
             times.lap(times.schedule)
+            if self._runner.unfinished and inbox.empty():
+                # Nothing else to do: what goes wrong on the device is noticed here, and not with the next step.
+                self._runner.finish()
+                continue
             self._progress.idle()
             item = inbox.get()
             self._progress.turn()
@@ -131,7 +135,8 @@ class FollowerLoop:
             case lane_pb2.Step():
                 self._progress.step(item.number)
                 self._runner.begin(step_from_wire(item))
-                while self._runner.unfinished:
+                # The device has this step already, and goes on with it while the one before is looked at.
+                while self._runner.unfinished > 1:
                     self._runner.finish()
             case Wake() | lane_pb2.CancelRequest():
                 pass
@@ -156,7 +161,8 @@ class HeadLoop:
         outlets: where messages go.
         pings: to be answered at every turn.
         epoch: requests for another one are refused.
-        is_tail: the plan has one stage.
+        is_tail: this stage samples.
+        has_others: other stages run the same steps; None: where this one is not the tail.
         vocabulary_tokens: token ids must be below it; 0 where it is not known.
         progress: where this thread shows what it does.
         clock: monotonic seconds.
@@ -171,6 +177,7 @@ class HeadLoop:
         *,
         epoch: types_pb2.Epoch,
         is_tail: bool,
+        has_others: bool | None = None,
         vocabulary_tokens: int = 0,
         progress: ProgressWriter | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -181,7 +188,7 @@ class HeadLoop:
         self._outlets = outlets
         self._pings = pings
         self._epoch = epoch
-        self._is_tail = is_tail
+        self._has_others = not is_tail if has_others is None else has_others
         self._vocabulary_tokens = vocabulary_tokens
         self._clock = clock
         self._untold: list[lane_pb2.WorkerEvent] = []
@@ -218,7 +225,7 @@ class HeadLoop:
 
     def _begin(self, step: Step, inbox: "queue.SimpleQueue[Item]") -> bool:
         """Runs a step; False where something came that should be looked at before the next one."""
-        if not self._is_tail:
+        if self._has_others:
             self._outlets.step(step_to_wire(step))
         if step.kind == "prefill":
             # It keeps this thread for long: what is known before it is told before it.

@@ -14,7 +14,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from macmesh.v1 import lane_pb2, peer_pb2
-from macmesh_daemon.worker.checks import JACCL, check_start
+from macmesh_daemon.worker.checks import JACCL, check_start, is_tensor_parallel
 from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError, WorkerError
 from macmesh_daemon.worker.inference import InferenceThread, Milestones
@@ -29,6 +29,7 @@ from macmesh_rdma.messages.progress_page import ProgressWriter
 from macmesh_rdma.sync.mode import VARIABLE as SYNC_VARIABLE
 
 if TYPE_CHECKING:
+    from macmesh_daemon.worker.collectives import Collectives, StockCollectives
     from macmesh_daemon.worker.transfers import Transfers
     from macmesh_daemon.worker.warm_up import WarmUp
     from macmesh_rdma.lane import TensorLane
@@ -80,7 +81,7 @@ class WorkerShell:
         self._listener: Listener | None = None
         self._jaccl_init = jaccl_init
         self._exchange: RingExchange | None = None
-        self._jaccl: StockLane | None = None
+        self._jaccl: StockLane | StockCollectives | None = None
         self._transport_failure = ""
         self._links: list[peer_pb2.LinkStatus] = []
         self._phases: list[peer_pb2.StartPhase] = []
@@ -182,7 +183,19 @@ class WorkerShell:
         endpoints = [
             Endpoint.decode(peer.tensor_address) for peer in sorted(peers.peers, key=lambda p: p.stage_index)
         ]
-        self._inference.open_lane(lambda: self._open_lane(endpoints, peers.epoch_key))
+        opener = self._open_group if is_tensor_parallel(self._start.deployment) else self._open_lane
+        self._inference.open_lane(lambda: opener(endpoints, peers.epoch_key))
+
+    def _open_group(self, endpoints: list[Endpoint], key: bytes) -> "Collectives":
+        """Runs on the inference thread."""
+        from macmesh_daemon.worker.tensor_group import open_tensor_group  # noqa: PLC0415  imports mlx
+
+        if self._listener is None:
+            raise LocalStartError("nothing listens for the other ranks")
+        opened, self._links = open_tensor_group(
+            self._start, self._listener, endpoints, key, JOIN_DEADLINE_SECONDS
+        )
+        return opened
 
     def _open_lane(self, endpoints: list[Endpoint], key: bytes) -> "Transfers":
         """Runs on the inference thread."""
@@ -198,24 +211,31 @@ class WorkerShell:
         self._links = link_statuses(lane)
         return host_transfers(self._start, lane)
 
-    def _open_jaccl(self, exchange: RingExchange) -> "Transfers":
+    def _open_jaccl(self, exchange: RingExchange) -> "Transfers | Collectives":
         """Runs on the inference thread."""
         from macmesh_daemon.worker.jaccl_lane import jaccl_statuses, open_stages_jaccl  # noqa: PLC0415  imports mlx
 
+        on_stall = self._soon(self._fail_transport)
+        way: Transfers | Collectives
         try:
-            self._jaccl = open_stages_jaccl(
-                self._start,
-                exchange,
-                on_stall=self._soon(self._fail_transport),
-                init=self._jaccl_init,
-            )
+            if is_tensor_parallel(self._start.deployment):
+                from macmesh_daemon.worker.tensor_group import open_tensor_jaccl  # noqa: PLC0415  imports mlx
+
+                way = self._jaccl = open_tensor_jaccl(
+                    self._start, exchange, on_stall=on_stall, init=self._jaccl_init
+                )
+            else:
+                lane = self._jaccl = open_stages_jaccl(
+                    self._start, exchange, on_stall=on_stall, init=self._jaccl_init
+                )
+                way = self._over(lane)
         except TransportError as error:
             # A stage that is lost breaks the control lane first: then nothing is known about the transport.
             if not self._end.done():
                 self._transport_failure = str(error)
             raise
         self._links = jaccl_statuses(self._start)
-        return self._over(self._jaccl)
+        return way
 
     def _over(self, lane: "TensorLane") -> "Transfers":
         from macmesh_daemon.worker.transfers import LaneTransfers  # noqa: PLC0415  imports mlx

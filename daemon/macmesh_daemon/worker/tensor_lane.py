@@ -19,6 +19,7 @@ from macmesh_daemon.worker.transfers import HostTransfers  # noqa: E402  after t
 from macmesh_rdma.group import open_group  # noqa: E402  same
 from macmesh_rdma.group_host_lane import GroupHostLane  # noqa: E402  same
 from macmesh_rdma.group_lane import GroupLane  # noqa: E402  same
+from macmesh_rdma.native_links import LinkReport  # noqa: E402  same
 
 
 def open_tensor_lane(
@@ -96,6 +97,11 @@ def link_options(deployment: types_pb2.Deployment) -> LinkOptions:
 
 def link_statuses(lane: GroupLane) -> list[peer_pb2.LinkStatus]:
     """The lane's links as the worker reports them."""
+    return statuses_of(lane.group.links)
+
+
+def statuses_of(links: Sequence[LinkReport]) -> list[peer_pb2.LinkStatus]:
+    """A group's links as the worker reports them."""
     return [
         peer_pb2.LinkStatus(
             peer_stage=link.peer,
@@ -105,5 +111,5 @@ def link_statuses(lane: GroupLane) -> list[peer_pb2.LinkStatus]:
             gb_per_s=link.gb_per_s or 0.0,
             pool_bytes=link.pool_bytes,
         )
-        for link in lane.group.links
+        for link in links
     ]

@@ -385,6 +385,7 @@ class LoadModelRequest(_message.Message):
     OBJECTIVE_FIELD_NUMBER: _builtins.int
     STAGE_COUNT_FIELD_NUMBER: _builtins.int
     KV_BITS_FIELD_NUMBER: _builtins.int
+    ALLOW_TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """A folder or a name below a model folder."""
     context_tokens: _builtins.int
@@ -397,6 +398,8 @@ class LoadModelRequest(_message.Message):
     """Stages to use; 0 lets the planner choose."""
     kv_bits: _builtins.int
     """Bits of a quantised cache, 4 or 8; 0 keeps the model's own type."""
+    allow_tensor_parallel: _builtins.bool
+    """Splitting every layer over equal nodes is a candidate next to the pipeline."""
     def __init__(
         self,
         *,
@@ -406,10 +409,11 @@ class LoadModelRequest(_message.Message):
         objective: _builtins.str = ...,
         stage_count: _builtins.int = ...,
         kv_bits: _builtins.int = ...,
+        allow_tensor_parallel: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model_id", b"model_id", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_tensor_parallel", b"allow_tensor_parallel", "context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model_id", b"model_id", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -144,7 +144,7 @@ Global___Ledger: _TypeAlias = Ledger  # noqa: Y015
 
 @_typing.final
 class Stage(_message.Message):
-    """Stage is one contiguous range of layers on one node."""
+    """Stage is one contiguous range of layers on one node; in tensor parallel a node's part of all layers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -156,7 +156,7 @@ class Stage(_message.Message):
     CACHE_COST_JSON_FIELD_NUMBER: _builtins.int
     CACHE_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Position in the pipeline, from 0 (head)."""
+    """Position in the pipeline, from 0 (head); in tensor parallel the rank."""
     node_id: _builtins.str
     """The node that runs it."""
     first_layer: _builtins.int
@@ -257,6 +257,8 @@ class Deployment(_message.Message):
     DEVICE_MATRIX_FIELD_NUMBER: _builtins.int
     TRANSPORT_REASON_FIELD_NUMBER: _builtins.int
     KV_BITS_FIELD_NUMBER: _builtins.int
+    PARALLELISM_FIELD_NUMBER: _builtins.int
+    PARALLELISM_REASON_FIELD_NUMBER: _builtins.int
     layer_count: _builtins.int
     """Number of layers of the whole model."""
     context_tokens: _builtins.int
@@ -277,6 +279,12 @@ class Deployment(_message.Message):
     """Why this transport, and not jaccl where that was not taken; for people."""
     kv_bits: _builtins.int
     """Bits of an element of the caches that grow with the context, 4 or 8; 0: the model's own type."""
+    parallelism: _builtins.str
+    """"pipeline", also where empty: the stages follow each other. "tensor": every stage has its part of every layer, and
+    all run every step together; the first schedules and samples.
+    """
+    parallelism_reason: _builtins.str
+    """Why the layers are not split over the nodes though that was allowed; for people. Empty: they are, or it was not."""
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """The model."""
@@ -309,10 +317,12 @@ class Deployment(_message.Message):
         device_matrix: Global___DeviceMatrix | None = ...,
         transport_reason: _builtins.str = ...,
         kv_bits: _builtins.int = ...,
+        parallelism: _builtins.str = ...,
+        parallelism_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device_matrix", b"device_matrix", "link_buffers", b"link_buffers", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "kv_bits", b"kv_bits", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "kv_bits", b"kv_bits", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "parallelism", b"parallelism", "parallelism_reason", b"parallelism_reason", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -586,6 +596,7 @@ class WantedModel(_message.Message):
     OBJECTIVE_FIELD_NUMBER: _builtins.int
     STAGE_COUNT_FIELD_NUMBER: _builtins.int
     KV_BITS_FIELD_NUMBER: _builtins.int
+    ALLOW_TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
     context_tokens: _builtins.int
     """Tokens of context; the whole position limit where 0 was asked."""
     slots: _builtins.int
@@ -596,6 +607,8 @@ class WantedModel(_message.Message):
     """Stages to use; 0 lets the planner choose."""
     kv_bits: _builtins.int
     """Bits of a quantised cache, 4 or 8; 0 keeps the model's own type."""
+    allow_tensor_parallel: _builtins.bool
+    """Splitting every layer over equal nodes is a candidate next to the pipeline."""
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """The model."""
@@ -609,10 +622,11 @@ class WantedModel(_message.Message):
         objective: _builtins.str = ...,
         stage_count: _builtins.int = ...,
         kv_bits: _builtins.int = ...,
+        allow_tensor_parallel: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model", b"model", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_tensor_parallel", b"allow_tensor_parallel", "context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model", b"model", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

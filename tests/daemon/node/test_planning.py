@@ -28,7 +28,7 @@ from macmesh_daemon.cluster.view import ClusterView
 from macmesh_daemon.config import Config
 from macmesh_daemon.node.call_errors import CallError
 from macmesh_daemon.node.planning import Planning
-from macmesh_placement import ModelProfile, Placement, Refusal
+from macmesh_placement import ModelProfile, Placement, Refusal, TensorShard
 
 from ..cli.conftest import big_profile  # noqa: TID252  the one large profile of the tests
 
@@ -206,6 +206,67 @@ async def test_caches_that_cannot_be_quantised_are_refused_with_the_reason(
     refused = await computed(planning, wanted)
     assert isinstance(refused, ev.PlanRefused)
     assert "it reads them itself" in refused.refusal_json
+
+
+def with_parts() -> ModelProfile:
+    """The large profile with what two nodes hold of every layer."""
+    profile = with_heads()
+    [piece] = profile.layers[0].caches
+    half = replace(piece, bytes_per_token=piece.bytes_per_token // 2)
+    layers = tuple(
+        replace(
+            layer,
+            weight_bytes=layer.weight_bytes // 2,
+            active_weight_bytes=layer.active_weight_bytes // 2,
+            caches=(half,),
+        )
+        for layer in profile.layers
+    )
+    shard = TensorShard(
+        ways=2,
+        layers=layers,
+        embedding_bytes=profile.embedding_bytes,
+        norm_bytes=profile.norm_bytes,
+        head_bytes=profile.head_bytes,
+        shared_bytes=profile.shared_bytes,
+        reductions_per_step=2,
+        reduced_bytes_per_token=2 * profile.hidden_size,
+    )
+    return replace(profile, tensor_shards=(shard,))
+
+
+async def test_a_load_may_split_every_layer_over_equal_nodes(
+    planning: Planning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def profile(model_id: str, _members: tuple[str, ...]) -> tuple[ModelRef, ModelProfile]:
+        return ModelRef(model_id=model_id), with_parts()
+
+    monkeypatch.setattr(planning, "profile", profile)
+    wanted = await planning.wanted(load(allow_tensor_parallel=True, objective="latency"), view())
+    event = await computed(planning, wanted)
+    assert isinstance(event, ev.PlanComputed)
+    split = event.deployment
+    assert split is not None
+    assert (split.parallelism, split.parallelism_reason) == ("tensor", "")
+    assert [(s.index, s.first_layer, s.end_layer) for s in split.stages] == [
+        (rank, 0, split.layer_count) for rank in range(2)
+    ]
+    event = await computed(planning, replace(wanted, allow_tensor_parallel=False))
+    assert isinstance(event, ev.PlanComputed)
+    pipeline = event.deployment
+    assert pipeline is not None
+    assert (pipeline.parallelism, pipeline.parallelism_reason) == ("pipeline", "")
+    # Of the caches each has its part, whole nodes what their layers need.
+    slack = with_parts().layers[0].caches[0].array_count * split.layer_count * 16_384
+    whole = sum(stage.cache_budget_bytes for stage in pipeline.stages)
+    assert 2 * split.stages[0].cache_budget_bytes == whole + slack
+    assert split.stages[0].cache_cost_json == split.stages[1].cache_cost_json
+
+    event = await computed(planning, replace(wanted, stage_count=3))
+    assert isinstance(event, ev.PlanComputed)
+    assert event.deployment is not None
+    assert event.deployment.parallelism == "pipeline"
+    assert event.deployment.parallelism_reason == "2 ways: 3 stage(s) were asked for"
 
 
 async def test_a_node_prepares_no_caches_that_it_does_not_have(

@@ -310,3 +310,34 @@ def test_times_add_up() -> None:
     wire = times.to_wire()
     assert (wire.describe.count, wire.wait.count, wire.send.count) == (2, 1, 0)
     assert wire.describe.seconds == times.describe.seconds > 0
+
+
+def test_a_rank_has_one_step_ahead_on_its_device_and_ends_all_before_it_waits() -> None:
+    log: list[str] = []
+    runner, told = FakeRunner(log=log), Told(log)
+    follower = FollowerLoop(runner, told.outlets, Pings(lambda _: None, lambda: None))
+    inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    for number in (1, 2, 3):
+        inbox.put(step_to_wire(Step(number, "operations")))
+
+    class Last(queue.SimpleQueue[Item]):
+        def empty(self) -> bool:
+            return inbox.empty()
+
+        def get(self, block: bool = True, timeout: float | None = None) -> Item:
+            del block, timeout
+            if inbox.empty():
+                raise Idle
+            return inbox.get_nowait()
+
+    with pytest.raises(Idle):
+        follower.run(Last())
+    assert log == [
+        "begin operations 1",
+        "begin operations 2",
+        "finish 1",
+        "begin operations 3",
+        "finish 2",
+        "finish 3",
+    ]
+    assert runner.unfinished == 0

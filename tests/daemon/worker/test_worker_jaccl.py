@@ -5,7 +5,10 @@ import os
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
+from mlx_lm.generate import generate_step
+from mlx_lm.utils import load_model
 
 from macmesh.v1 import lane_pb2, peer_pb2, types_pb2
 from macmesh_daemon.supervisor.local_plan import local_plan, peers_of
@@ -120,6 +123,29 @@ async def test_stages_over_jaccl_give_the_tokens_of_one_process_and_tell_their_l
         alone = await run_pipeline(plan(folder, 1), PROMPT, 12)
     assert tuple(tokens) == alone.token_ids
     assert len(tokens) == 12
+
+
+@pytest.mark.process
+async def test_ranks_that_share_every_layer_sum_over_jaccl(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path, "llama", dtype=mx.float32)
+    model, _ = load_model(folder)
+    steps = generate_step(mx.array(PROMPT), model, max_tokens=12, prefill_step_size=8)
+    alone = [int(token) for token, _ in steps]
+    starts = plan(folder, 2)
+    for start in starts:
+        start.deployment.parallelism = "tensor"
+        for stage in start.deployment.stages:
+            stage.first_layer, stage.end_layer = 0, 4
+    workers = [worker() for _ in starts]
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            for report in await joined(starts, workers):
+                assert report.state == peer_pb2.WORKER_STATE_READY, report.error
+                assert [link.provider for link in report.links] == ["jaccl"]
+            assert await generated(starts, workers[0], 12) == alone
+    finally:
+        for each in workers:
+            await each.stop(5)
 
 
 @pytest.mark.process

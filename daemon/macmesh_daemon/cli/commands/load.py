@@ -9,7 +9,14 @@ from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import connect
 from macmesh_daemon.cli.load_view import LiveBlock, PlainLines
 from macmesh_daemon.cli.output import encodable, print_data, print_json, talk, terminal_width, wants_color
-from macmesh_daemon.cli.parsers import add_command, add_demand, add_kv_bits, amount, model_argument
+from macmesh_daemon.cli.parsers import (
+    add_command,
+    add_demand,
+    add_kv_bits,
+    add_tensor_parallel,
+    amount,
+    model_argument,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -21,6 +28,7 @@ _EXAMPLES = """
 daemonctl load ~/models/Qwen3-4B --context 32768     serve it, at a context that is guaranteed to fit
 daemonctl load Qwen3-4B --slots 4                    a name below a models folder, four requests at once
 daemonctl load Qwen3-4B --kv-bits 8                  caches of half the bytes; its requests decode one by one
+daemonctl load Qwen3-4B --tensor-parallel            every layer split over equal nodes, where that is faster
 """
 
 
@@ -29,6 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "load", summary="serve a model", examples=_EXAMPLES, run=run)
     add_demand(parser)
     add_kv_bits(parser)
+    add_tensor_parallel(parser)
     parser.add_argument(
         "--timeout",
         type=amount,
@@ -49,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
             objective=args.objective,
             stage_count=args.stages,
             kv_bits=args.kv_bits,
+            allow_tensor_parallel=args.tensor_parallel,
             on_progress=progress.tell,
             timeout_seconds=args.timeout,
         )
@@ -68,11 +78,15 @@ def run(args: argparse.Namespace) -> int:
                 "epoch": last.epoch,
                 "context_tokens": context,
                 "kv_bits": plan.kv_bits if plan else args.kv_bits,
+                "parallelism": (plan.parallelism if plan else "") or "pipeline",
+                "parallelism_reason": plan.parallelism_reason if plan else "",
                 "stages": stages,
             },
         )
     else:
         print_data(f"ready: {model}, epoch {last.epoch}")
+        if plan and plan.parallelism_reason:
+            talk(f"not split layer by layer: {plan.parallelism_reason}")
         talk("`daemonctl status` shows it, `daemonctl generate TEXT` uses it")
     return exit_codes.OK
 

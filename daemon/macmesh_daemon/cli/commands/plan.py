@@ -10,7 +10,15 @@ from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import connect
 from macmesh_daemon.cli.failures import CommandError
 from macmesh_daemon.cli.output import encodable, print_data, print_json, talk, terminal_width, wants_color
-from macmesh_daemon.cli.parsers import add_command, add_demand, add_kv_bits, below_one, natural, positive
+from macmesh_daemon.cli.parsers import (
+    add_command,
+    add_demand,
+    add_kv_bits,
+    add_tensor_parallel,
+    below_one,
+    natural,
+    positive,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -99,11 +107,7 @@ def _add_wishes(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most prompt tokens of one prefill step (default: the node's setting; offline 1024)",
     )
-    parser.add_argument(
-        "--tensor-parallel",
-        action="store_true",
-        help="splitting every layer over equal nodes is a candidate too",
-    )
+    add_tensor_parallel(parser)
 
 
 def run(args: argparse.Namespace) -> int:
