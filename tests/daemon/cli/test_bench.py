@@ -90,7 +90,7 @@ def test_the_tables(run: Run) -> None:
     stage = next(line for line in lines if " 36-53 " in line)
     assert "0.200" in stage
     assert "0.600" in stage
-    assert stage.split()[-4:] == ["32.0", "GB", "43.0", "GB"]
+    assert stage.split()[-5:] == ["32.0", "GB", "43.0", "GB", "within"]
     assert "warming up" in done.err
 
 
