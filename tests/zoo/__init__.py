@@ -55,7 +55,10 @@ def build_model(name: str, *, seed: int = 0, dtype: str = "float32", **overrides
     model_class, args_class = _get_classes(fields)
     model: Any = model_class(args_class.from_dict(fields))
     flat: Any = tree_flatten(model.parameters())
-    weights = {path: _randomised(path, value, getattr(mx, dtype)) for path, value in flat}
+    constant = _constants(dict(flat))
+    weights = {
+        path: _randomised(path, value, getattr(mx, dtype), constant=path in constant) for path, value in flat
+    }
     if hasattr(model, "sanitize"):  # what is loaded again must come out the same
         weights = model.sanitize(weights)
     model.load_weights(list(weights.items()), strict=True)
@@ -102,7 +105,18 @@ def write_weights(folder: Path, weights: dict[str, mx.array], shards: int) -> No
     (folder / "model.safetensors.index.json").write_text(text)
 
 
-def _randomised(path: str, value: mx.array, dtype: mx.Dtype) -> mx.array:
+def _constants(parameters: dict[str, mx.array]) -> set[str]:
+    """Paths of the parameters that a model makes all of one number; found out for all at once."""
+    same = {
+        path: mx.all(value == value.reshape(-1)[0])
+        for path, value in parameters.items()
+        if value.size and mx.issubdtype(value.dtype, mx.floating)
+    }
+    mx.eval(list(same.values()))
+    return {path for path, answer in same.items() if answer.item()}
+
+
+def _randomised(path: str, value: mx.array, dtype: mx.Dtype, *, constant: bool) -> mx.array:
     """Random weights under which every tensor matters and activations stay sane.
 
     What a model initialises to a constant (norms, biases, sinks, routers) gets noise around it. Projections
@@ -121,7 +135,7 @@ def _randomised(path: str, value: mx.array, dtype: mx.Dtype) -> mx.array:
         value = mx.random.uniform(0.02, 0.06, value.shape)
     elif leaf == "biases":
         value = mx.random.normal(value.shape) * 0.01 - 0.06
-    elif value.size and mx.all(value == value.reshape(-1)[0]).item():
+    elif constant:
         spread = 0.1 if value.ndim <= 1 else value.shape[-1] ** -0.5
         value = value + spread * mx.random.normal(value.shape)
     elif value.ndim > 1 and leaf == "weight":

@@ -215,7 +215,5 @@ def _modules_outside(model: Module, layers: list[Module]) -> dict[str, Module]:
     below = tuple(f"{path}." for path, module in every.items() if id(module) in of_layers)
     inside = of_layers | {id(module) for path, module in every.items() if path.startswith(below)}
     return {
-        path: module
-        for path, module in every.items()
-        if id(module) not in inside and own_parameters(module)
+        path: module for path, module in every.items() if id(module) not in inside and own_parameters(module)
     }
