@@ -7,7 +7,9 @@ cache. `write_config` writes the config alone, `write_model` a whole folder with
 
 import copy
 import json
+import shutil
 import sys
+import tempfile
 import types
 import zlib
 from pathlib import Path
@@ -84,6 +86,25 @@ def write_model(
     flat: Any = tree_flatten(model.parameters())
     write_weights(folder, dict(flat), shards)
     return folder
+
+
+def shared_model(folder: Path, name: str, *, seed: int) -> Path:
+    """A model in float32 that several tests read: the first of them writes it, whichever process that is in.
+
+    Args:
+        folder: of all shared models.
+        name: of `CONFIGS`.
+        seed: of the weights.
+    """
+    shared = folder / f"{name}-{seed}"
+    if not shared.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        written = write_model(Path(tempfile.mkdtemp(dir=folder)), name, seed=seed)
+        try:
+            written.rename(shared)
+        except OSError:  # another process was faster
+            shutil.rmtree(written)
+    return shared
 
 
 def write_weights(folder: Path, weights: dict[str, mx.array], shards: int) -> None:

@@ -41,7 +41,6 @@ class Row:
     """One architecture, split in one way."""
 
     name: str
-    dtype: str
     cuts: tuple[int, ...]
     equal: bool
     """Tokens and log probabilities of a request alone."""
@@ -56,7 +55,7 @@ class Row:
         """The row as a line."""
         cuts = ",".join(map(str, self.cuts)) or "-"
         verdict = "equal" if self.equal else "no"
-        split_up = f"{self.name:20} {self.dtype:8} {len(self.cuts) + 1} {cuts:4}"
+        split_up = f"{self.name:22} {len(self.cuts) + 1} {cuts:4}"
         return f"{split_up} {verdict:6} {self.batches:6} {self.reason}".rstrip()
 
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 from mlx_lm.utils import load_model
 
 from macmesh_daemon.engine.anatomy import examine
-from zoo import CONFIGS, write_model
+from zoo import CONFIGS, shared_model
 from zoo.batchtable import Course, Requests, compare, difference
 from zoo.splits import NOT_RUN, SEED, Generated, Job, Row, chosen_cuts, reference, uncompiled
 
@@ -110,29 +110,28 @@ def _tell(process: "subprocess.Popen[str]", words: object) -> None:
     process.stdin.flush()
 
 
-def split(workers: Workers, name: str, folder: Path, dtype: str = "float32") -> list[Row]:
+def split(workers: Workers, name: str, models: Path) -> list[Row]:
     """Splits an architecture into two and into three stages; where that cannot be, only its batches are compared.
 
     Args:
         workers: the stages.
         name: of `zoo.CONFIGS`.
-        folder: where the model is written.
-        dtype: of its weights.
+        models: where models lie; see `zoo.shared_model`.
 
     Raises:
         StagesError: a stage failed; the workers are of no use any more.
     """
     if name in NOT_RUN:
-        return [Row(name, dtype, (), equal=False, batches="no", reason=NOT_RUN[name])]
+        return [Row(name, (), equal=False, batches="no", reason=NOT_RUN[name])]
     with uncompiled():
-        write_model(folder, name, seed=SEED, dtype=dtype, shards=1)
+        folder = shared_model(models, name, seed=SEED)
         model: Any = load_model(folder)[0]  # reading may change some bits of what was written
         requests = Requests(model, examine(model))
         anatomy = requests.anatomy
         if not anatomy.cut_points:
             whole = compare(name, requests)
             reason = f"refused: {anatomy.cut_reason}"
-            return [Row(name, dtype, (), equal=False, batches=whole.verdict, reason=reason)]
+            return [Row(name, (), equal=False, batches=whole.verdict, reason=reason)]
         rows: list[Row] = []
         expected: Generated | None = None
         unbatchable = requests.unbatchable
@@ -152,7 +151,7 @@ def split(workers: Workers, name: str, folder: Path, dtype: str = "float32") -> 
                 anatomy.cut_reason,
             ]
             reason = "; ".join(filter(None, reasons))
-            rows.append(Row(name, dtype, cuts, equal=found == expected, batches=verdict, reason=reason))
+            rows.append(Row(name, cuts, equal=found == expected, batches=verdict, reason=reason))
     return rows
 
 
@@ -167,7 +166,7 @@ def _difference(found: Generated, expected: Generated) -> str:
 def main(names: Sequence[str]) -> None:
     """Prints the table."""
     with tempfile.TemporaryDirectory() as folder, Workers() as workers:
-        rows = [row for name in names or CONFIGS for row in split(workers, name, Path(folder) / name)]
+        rows = [row for name in names or CONFIGS for row in split(workers, name, Path(folder))]
     for row in rows:
         sys.stdout.write(row.text + "\n")
     sys.stdout.write(summary(rows) + "\n")

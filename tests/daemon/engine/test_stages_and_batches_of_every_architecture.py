@@ -45,10 +45,10 @@ def workers() -> Workers:
 @pytest.mark.process
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stages_and_batches_generate_what_one_process_does(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest
+    name: str, shared_models: Path, request: pytest.FixtureRequest
 ) -> None:
     try:
-        rows = split(workers(), name, tmp_path / "m")
+        rows = split(workers(), name, shared_models)
     except StagesError:
         LONG_LIVED.pop().close()
         raise
