@@ -1,8 +1,13 @@
 """Configs of very small models, one for each kind of cache, and folders made from them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from macmesh_daemon.engine.profile import profile_folder
+from macmesh_daemon.models.folder import read_folder
+from macmesh_placement import ModelProfile
 
 _DENSE: dict[str, Any] = {
     "hidden_size": 32,
@@ -114,3 +119,14 @@ def write_config(folder: Path, name: str, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**CONFIGS[name], **changes}))
     return folder
+
+
+_PROFILES: dict[str, str] = {}
+
+
+def profiled(folder: Path) -> ModelProfile:
+    """The folder's profile as it comes back from JSON; one of the same content is made once."""
+    opened = read_folder(folder, require_weights=False)
+    if opened.digest not in _PROFILES:
+        _PROFILES[opened.digest] = profile_folder(opened).to_json_text()
+    return replace(ModelProfile.from_json_text(_PROFILES[opened.digest]), model_id=opened.model_id)

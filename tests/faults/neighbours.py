@@ -8,13 +8,13 @@ import os
 import signal
 import sys
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from faults.cluster import Cluster, eventually, now
 from faults.links import HEAL_SECONDS, pause, terms_led
 from faults.network import sh
 from faults.world import Group
+from support.avahi import BUS_ADDRESS, write_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,26 +26,6 @@ if TYPE_CHECKING:
 VISIBLE_SECONDS = 3.0
 FLOOD_NAMES = 4000
 FLOOD_SECONDS = 8.0
-
-DBUS_CONF = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <listen>unix:path=/run/test-bus</listen>
-  <policy context="default">
-    <allow user="*"/><allow own="*"/><allow send_type="*"/><allow receive_type="*"/>
-    <allow send_destination="*"/>
-  </policy>
-</busconfig>
-"""
-AVAHI_CONF = """[server]
-host-name=neighbour
-allow-interfaces=e0
-use-ipv6=no
-[publish]
-publish-hinfo=no
-publish-workstation=no
-[rlimits]
-"""
 
 
 async def set_up(world: World) -> None:
@@ -102,12 +82,10 @@ async def foreign_cluster(world: World) -> None:
 @asynccontextmanager
 async def avahi(machine: str) -> AsyncIterator[None]:
     """Another implementation of mDNS on a machine, with a message bus of its own."""
-    for name, entry in (("passwd", "avahi:x:0:0::/:/bin/false"), ("group", "avahi:x:0:")):
-        Path(f"/run/{name}").write_text(f"root{entry.removeprefix('avahi')}\n{entry}\n", "utf-8")
-        await sh(f"mount --bind /run/{name} /etc/{name}")
-    Path("/run/dbus.conf").write_text(DBUS_CONF, "utf-8")
-    Path("/run/avahi.conf").write_text(AVAHI_CONF, "utf-8")
-    os.environ["DBUS_SYSTEM_BUS_ADDRESS"] = "unix:path=/run/test-bus"
+    mounts = write_files()
+    for file, over in mounts:
+        await sh(f"mount --bind {file} {over}")
+    os.environ["DBUS_SYSTEM_BUS_ADDRESS"] = BUS_ADDRESS
     prefix = ("ip", "netns", "exec", machine)
     bus = await asyncio.create_subprocess_exec(
         *prefix, "dbus-daemon", "--config-file=/run/dbus.conf", "--nofork", "--print-address=1",
@@ -127,8 +105,8 @@ async def avahi(machine: str) -> AsyncIterator[None]:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-        for name in ("passwd", "group"):
-            await sh(f"umount /etc/{name}")
+        for _, over in mounts:
+            await sh(f"umount {over}")
 
 
 async def member(world: World) -> tuple[Node, Node]:

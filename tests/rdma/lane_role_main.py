@@ -19,7 +19,7 @@ def tell(words: object) -> None:
     sys.stdout.flush()
 
 
-def ring(index: int, stall_seconds: float) -> tuple[str, Callable[[list[str]], TensorLane]]:
+def ring(index: int, join_seconds: float) -> tuple[str, Callable[[list[str]], TensorLane]]:
     from macmesh_rdma.ring.lane import open_ring  # noqa: PLC0415  imports mlx
 
     reserved = ReservedPort("127.0.0.1")
@@ -29,7 +29,7 @@ def ring(index: int, stall_seconds: float) -> tuple[str, Callable[[list[str]], T
         os._exit(7)
 
     return reserved.address, lambda addresses: open_ring(
-        addresses, index, reserved, on_stall=stalled, timeout_seconds=stall_seconds
+        addresses, index, reserved, on_stall=stalled, timeout_seconds=join_seconds
     )
 
 
@@ -65,7 +65,7 @@ def jaccl(index: int) -> tuple[str, Callable[[list[str]], TensorLane]]:
 
 
 def group(
-    index: int, provider: Literal["shm", "tcp"], stall_seconds: float
+    index: int, provider: Literal["shm", "tcp"], join_seconds: float
 ) -> tuple[str, Callable[[list[str]], TensorLane]]:
     from macmesh_rdma.group import open_group  # noqa: PLC0415  imports mlx
     from macmesh_rdma.group_lane import GroupLane  # noqa: PLC0415  same
@@ -81,7 +81,7 @@ def group(
             epoch=(1, 2, 3),
             topology="pipeline",
             provider=provider,
-            connect_seconds=stall_seconds,
+            connect_seconds=join_seconds,
         )
         listener.close()
         return GroupLane(opened)
@@ -90,13 +90,14 @@ def group(
 
 
 def main() -> None:
-    index, role, stall_seconds, transport = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4]
+    index, role, transport = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    join_seconds, wait_seconds = map(float, sys.argv[4:])
     if transport == "ring":
-        address, join = ring(index, stall_seconds)
+        address, join = ring(index, join_seconds)
     elif transport == "jaccl":
         address, join = jaccl(index)
     else:
-        address, join = group(index, "shm" if transport == "shm" else "tcp", stall_seconds)
+        address, join = group(index, "shm" if transport == "shm" else "tcp", join_seconds)
     tell(address)
     lane = join(json.loads(sys.stdin.readline()))
     if role == "hang":
@@ -104,7 +105,7 @@ def main() -> None:
     elif role == "wait":
         import mlx.core as mx  # noqa: PLC0415  only this role needs it
 
-        lane.receive((1,), mx.float32, stall_seconds)
+        lane.receive((1,), mx.float32, wait_seconds)
     else:
         tell(ROLES[role](lane))
         if role not in ("leave", "be_left"):

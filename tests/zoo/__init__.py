@@ -7,7 +7,9 @@ cache. `write_config` writes the config alone, `write_model` a whole folder with
 
 import copy
 import json
+import shutil
 import sys
+import tempfile
 import types
 import zlib
 from pathlib import Path
@@ -55,7 +57,10 @@ def build_model(name: str, *, seed: int = 0, dtype: str = "float32", **overrides
     model_class, args_class = _get_classes(fields)
     model: Any = model_class(args_class.from_dict(fields))
     flat: Any = tree_flatten(model.parameters())
-    weights = {path: _randomised(path, value, getattr(mx, dtype)) for path, value in flat}
+    constant = _constants(dict(flat))
+    weights = {
+        path: _randomised(path, value, getattr(mx, dtype), constant=path in constant) for path, value in flat
+    }
     if hasattr(model, "sanitize"):  # what is loaded again must come out the same
         weights = model.sanitize(weights)
     model.load_weights(list(weights.items()), strict=True)
@@ -83,6 +88,25 @@ def write_model(
     return folder
 
 
+def shared_model(folder: Path, name: str, *, seed: int) -> Path:
+    """A model in float32 that several tests read: the first of them writes it, whichever process that is in.
+
+    Args:
+        folder: of all shared models.
+        name: of `CONFIGS`.
+        seed: of the weights.
+    """
+    shared = folder / f"{name}-{seed}"
+    if not shared.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        written = write_model(Path(tempfile.mkdtemp(dir=folder)), name, seed=seed)
+        try:
+            written.rename(shared)
+        except OSError:  # another process was faster
+            shutil.rmtree(written)
+    return shared
+
+
 def write_weights(folder: Path, weights: dict[str, mx.array], shards: int) -> None:
     """Writes safetensors files, and an index where there is more than one."""
     metadata = {"format": "mlx"}
@@ -102,7 +126,18 @@ def write_weights(folder: Path, weights: dict[str, mx.array], shards: int) -> No
     (folder / "model.safetensors.index.json").write_text(text)
 
 
-def _randomised(path: str, value: mx.array, dtype: mx.Dtype) -> mx.array:
+def _constants(parameters: dict[str, mx.array]) -> set[str]:
+    """Paths of the parameters that a model makes all of one number; found out for all at once."""
+    same = {
+        path: mx.all(value == value.reshape(-1)[0])
+        for path, value in parameters.items()
+        if value.size and mx.issubdtype(value.dtype, mx.floating)
+    }
+    mx.eval(list(same.values()))
+    return {path for path, answer in same.items() if answer.item()}
+
+
+def _randomised(path: str, value: mx.array, dtype: mx.Dtype, *, constant: bool) -> mx.array:
     """Random weights under which every tensor matters and activations stay sane.
 
     What a model initialises to a constant (norms, biases, sinks, routers) gets noise around it. Projections
@@ -121,7 +156,7 @@ def _randomised(path: str, value: mx.array, dtype: mx.Dtype) -> mx.array:
         value = mx.random.uniform(0.02, 0.06, value.shape)
     elif leaf == "biases":
         value = mx.random.normal(value.shape) * 0.01 - 0.06
-    elif value.size and mx.all(value == value.reshape(-1)[0]).item():
+    elif constant:
         spread = 0.1 if value.ndim <= 1 else value.shape[-1] ** -0.5
         value = value + spread * mx.random.normal(value.shape)
     elif value.ndim > 1 and leaf == "weight":

@@ -5,6 +5,7 @@ Tokens and the bits of all log probabilities have to be those of ``generate_step
 """
 
 import hashlib
+import itertools
 import random
 import zlib
 from collections.abc import Iterator
@@ -40,43 +41,39 @@ class Row:
     """One architecture, split in one way."""
 
     name: str
-    dtype: str
     cuts: tuple[int, ...]
     equal: bool
+    """Tokens and log probabilities of a request alone."""
+    batches: str
+    """``equal``: requests in batches are as they are alone; ``alone``: there are no batches; ``-``: not run in this
+    split; else ``no``."""
     reason: str = ""
-    """Why it was not split, or not everywhere; or what differed."""
+    """Why it was not split, or not everywhere, or is not batched; or what differed."""
 
     @property
     def text(self) -> str:
         """The row as a line."""
         cuts = ",".join(map(str, self.cuts)) or "-"
         verdict = "equal" if self.equal else "no"
-        return (
-            f"{self.name:20} {self.dtype:9} {len(self.cuts) + 1} {cuts:6} {verdict:6} {self.reason}".rstrip()
-        )
+        split_up = f"{self.name:22} {len(self.cuts) + 1} {cuts:4}"
+        return f"{split_up} {verdict:6} {self.batches:6} {self.reason}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What the stages of one split do."""
 
+    name: str
     folder: str
     bounds: tuple[int, ...]
     """First layers of the stages, and the number of layers."""
-    prompt: tuple[int, ...] = PROMPT
-    chunk_tokens: int = CHUNK_TOKENS
-    new_tokens: int = NEW_TOKENS
+    course: str = ""
+    """``batches`` or ``alone``: after a request by itself, three in batches or one that caches are taken up of."""
 
     @property
     def stages(self) -> int:
         """How many."""
         return len(self.bounds) - 1
-
-    @property
-    def chunks(self) -> list[tuple[int, ...]]:
-        """The prompt but for its last token."""
-        body, size = self.prompt[:-1], self.chunk_tokens
-        return [body[begin : begin + size] for begin in range(0, len(body), size)]
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -119,9 +116,9 @@ def digest(logprobs: mx.array) -> str:
     return hashlib.sha256(bytes(mx.view(logprobs.reshape(-1), mx.uint8))).hexdigest()
 
 
-def require_foretold(stage: StageModel, payload: list[mx.array], tokens: int) -> None:
+def require_foretold(stage: StageModel, payload: list[mx.array], rows: int, tokens: int) -> None:
     """Lets pass what is as the stage foretold it, where it did."""
-    expected = stage.payload_facts(1, tokens)
+    expected = stage.payload_facts(rows, tokens)
     real = [(array.shape, dtype_name(array.dtype)) for array in payload]
     if expected is not None and real != [(fact.shape, fact.dtype) for fact in expected]:
         raise AssertionError(f"layer {stage.layers.start}: {real} came in, {expected} was foretold")
@@ -146,12 +143,26 @@ def anatomy_of(folder: Path) -> Anatomy:
 def chosen_cuts(name: str, anatomy: Anatomy) -> list[tuple[int, ...]]:
     """One split into two stages and one into three; both have the same first stage.
 
-    The cuts are drawn; where a model may not be cut everywhere, they are the last allowed ones, as just behind
-    them something is lost.
+    The cuts are drawn from those that make stages of different sizes; where a model may not be cut everywhere,
+    they are the last allowed ones, as just behind them something is lost.
     """
     allowed = anatomy.cut_points
-    count = min(2, len(allowed))
-    seeded = random.Random(zlib.crc32(name.encode()) + SEED)  # noqa: S311  draws cuts, keeps no secret
-    drawn = seeded.sample(allowed, count)
-    both = allowed[-count:] if anatomy.cut_reason else tuple(sorted(drawn))
-    return [both[:cuts] for cuts in (1, 2) if count >= cuts]
+    if len(allowed) < 2:  # three stages have two cuts
+        return [allowed]
+    if anatomy.cut_reason:
+        both = allowed[-2:]
+    else:
+        uneven = [
+            pair
+            for pair in itertools.combinations(allowed, 2)
+            if all(is_uneven(anatomy.layer_count, pair[:count]) for count in (1, 2))
+        ]
+        seeded = random.Random(zlib.crc32(name.encode()) + SEED)  # noqa: S311  draws cuts, keeps no secret
+        both = seeded.choice(uneven)
+    return [both[:1], both]
+
+
+def is_uneven(layer_count: int, cuts: tuple[int, ...]) -> bool:
+    """Whether the stages differ in size."""
+    bounds = (0, *cuts, layer_count)
+    return len({end - first for first, end in itertools.pairwise(bounds)}) > 1

@@ -10,15 +10,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from mlx_lm.utils import load_model
 
-from macmesh_daemon.engine.anatomy import Anatomy, examine
-from zoo import CONFIGS, write_model
+from macmesh_daemon.engine.anatomy import examine
+from zoo import CONFIGS, shared_model
+from zoo.batchtable import Course, Requests, compare, difference
 from zoo.splits import NOT_RUN, SEED, Generated, Job, Row, chosen_cuts, reference, uncompiled
 
 RANKS = 3
@@ -55,8 +55,8 @@ class Workers:
         for process in self._processes[: job.stages]:
             _tell(process, job.to_json())
 
-    def end(self, job: Job) -> Generated:
-        """What came of it.
+    def end(self, job: Job) -> tuple[Generated, Course | None]:
+        """What came of it: a request alone, and three in batches where the job has them.
 
         Raises:
             StagesError: a stage failed. The others still wait for it: close.
@@ -67,7 +67,8 @@ class Workers:
         ]
         if errors:
             raise StagesError("; ".join(errors))
-        return Generated(**answers[-1])
+        together = answers[-1]["together"]
+        return Generated(**answers[-1]["alone"]), together and Course(**together)
 
     def close(self) -> None:
         """Ends the processes."""
@@ -109,66 +110,74 @@ def _tell(process: "subprocess.Popen[str]", words: object) -> None:
     process.stdin.flush()
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
-    """One architecture in stages, and whole."""
-
-    rows: list[Row]
-    model: Any = None
-    anatomy: Anatomy | None = None
-    expected: Generated | None = None
-    """What mlx-lm alone generates."""
-
-
-def split(workers: Workers, name: str, folder: Path, dtype: str = "float32") -> Split:
-    """Splits an architecture into two and into three stages.
+def split(workers: Workers, name: str, models: Path) -> list[Row]:
+    """Splits an architecture into two and into three stages; where that cannot be, only its batches are compared.
 
     Args:
         workers: the stages.
         name: of `zoo.CONFIGS`.
-        folder: where the model is written.
-        dtype: of its weights.
+        models: where models lie; see `zoo.shared_model`.
 
     Raises:
         StagesError: a stage failed; the workers are of no use any more.
     """
     if name in NOT_RUN:
-        return Split([Row(name, dtype, (), equal=False, reason=NOT_RUN[name])])
+        return [Row(name, (), equal=False, batches="no", reason=NOT_RUN[name])]
     with uncompiled():
-        write_model(folder, name, seed=SEED, dtype=dtype, shards=1)
+        folder = shared_model(models, name, seed=SEED)
         model: Any = load_model(folder)[0]  # reading may change some bits of what was written
-        anatomy = examine(model)
+        requests = Requests(model, examine(model))
+        anatomy = requests.anatomy
         if not anatomy.cut_points:
-            refused = Row(name, dtype, (), equal=False, reason=f"refused: {anatomy.cut_reason}")
-            return Split([refused], model, anatomy)
+            whole = compare(name, requests)
+            reason = f"refused: {anatomy.cut_reason}"
+            return [Row(name, (), equal=False, batches=whole.verdict, reason=reason)]
         rows: list[Row] = []
         expected: Generated | None = None
-        for cuts in chosen_cuts(name, anatomy):
-            job = Job(str(folder), (0, *cuts, anatomy.layer_count))
+        unbatchable = requests.unbatchable
+        for cuts in (splits := chosen_cuts(name, anatomy)):
+            # The batches go through as many stages as there are: a middle one among them.
+            course = "" if cuts != splits[-1] else "alone" if unbatchable else "batches"
+            job = Job(name, str(folder), (0, *cuts, anatomy.layer_count), course)
             workers.begin(job)
             expected = expected or reference(model)  # while the stages run
-            rows.append(_row(name, dtype, cuts, anatomy.cut_reason, workers.end(job), expected))
-    return Split(rows, model, anatomy, expected)
+            found, together = workers.end(job)
+            differs = difference(requests, name, together, expected.tokens) if together else ""
+            verdict = "-" if together is None else "no" if differs else "alone" if unbatchable else "equal"
+            reasons = [
+                _difference(found, expected),
+                differs,
+                unbatchable if together else "",
+                anatomy.cut_reason,
+            ]
+            reason = "; ".join(filter(None, reasons))
+            rows.append(Row(name, cuts, equal=found == expected, batches=verdict, reason=reason))
+    return rows
 
 
-def _row(
-    name: str, dtype: str, cuts: tuple[int, ...], reason: str, found: Generated, expected: Generated
-) -> Row:
+def _difference(found: Generated, expected: Generated) -> str:
     if found == expected:
-        return Row(name, dtype, cuts, equal=True, reason=reason)
+        return ""
     if found.tokens == expected.tokens:
-        return Row(name, dtype, cuts, equal=False, reason="log probabilities differ in some bits")
-    return Row(name, dtype, cuts, equal=False, reason=f"{found.tokens} instead of {expected.tokens}")
+        return "log probabilities differ in some bits"
+    return f"{found.tokens} instead of {expected.tokens}"
 
 
 def main(names: Sequence[str]) -> None:
     """Prints the table."""
     with tempfile.TemporaryDirectory() as folder, Workers() as workers:
-        rows = [row for name in names or CONFIGS for row in split(workers, name, Path(folder) / name).rows]
+        rows = [row for name in names or CONFIGS for row in split(workers, name, Path(folder))]
     for row in rows:
         sys.stdout.write(row.text + "\n")
-    exact = {row.name for row in rows} - {row.name for row in rows if not row.equal}
-    sys.stdout.write(f"{len(exact)} of {len({row.name for row in rows})} architectures are equal\n")
+    sys.stdout.write(summary(rows) + "\n")
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many architectures are equal."""
+    every = {row.name for row in rows}
+    stages = every - {row.name for row in rows if not row.equal}
+    batches = {row.name for row in rows if row.batches == "equal"}
+    return f"{len(every)} architectures: {len(stages)} equal in stages, {len(batches)} in batches"
 
 
 if __name__ == "__main__":

@@ -210,9 +210,10 @@ def swap_methods(module: Module, methods: dict[str, Callable[..., Any]]) -> None
 
 def _modules_outside(model: Module, layers: list[Module]) -> dict[str, Module]:
     """Modules with parameters of their own that are in no layer, by path."""
-    inside = {id(module) for layer in layers for module in modules_by_path(layer).values()}
+    every = modules_by_path(model)
+    of_layers = {id(layer) for layer in layers}
+    below = tuple(f"{path}." for path, module in every.items() if id(module) in of_layers)
+    inside = of_layers | {id(module) for path, module in every.items() if path.startswith(below)}
     return {
-        path: module
-        for path, module in modules_by_path(model).items()
-        if id(module) not in inside and own_parameters(module)
+        path: module for path, module in every.items() if id(module) not in inside and own_parameters(module)
     }

@@ -4,7 +4,8 @@
 of prompts, ``max_tokens`` goes with each of ``runs``, ``prefill_step_size`` with all. It prints, for each run, the
 tokens and the time of each since the run began, and what MLX held at most. With ``--ring`` it is one rank of the group
 that the environment describes (MLX_RANK, MLX_HOSTFILE); every rank reads the same job and answers. A model without
-mlx-lm's ``pipeline()`` answers with ``refusal``. It uses nothing of this project.
+mlx-lm's ``pipeline()`` answers with ``refusal``. It uses nothing of this project but the placeholders of packages that
+are not needed here, so that no tokenizers are imported.
 """
 
 import argparse
@@ -14,9 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-from mlx_lm.generate import generate_step, generation_stream
-from mlx_lm.utils import load_model
+from macmesh_daemon.engine.lean_imports import import_without_tokenizers
+
+import_without_tokenizers()
+
+import mlx.core as mx  # noqa: E402  after the placeholders
+from mlx_lm.generate import generate_step, generation_stream  # noqa: E402  same
+from mlx_lm.utils import load_model  # noqa: E402  same
 
 
 def main() -> None:

@@ -15,26 +15,27 @@ from macmesh_daemon.engine.anatomy import Anatomy, swapped
 from macmesh_daemon.engine.errors import LocalStageError
 from macmesh_daemon.engine.handover import ArrayFacts, dtype_name
 
-_SIZES = ((1, 1), (1, 2), (2, 1), (2, 2))
-"""Rows and tokens of the traced steps that make the formula."""
-_CHECK_SIZE, _PAST_TOKENS = (2, 3), 5
-"""A step that checks it, and the tokens before it: shapes must not follow from the past."""
+_SMALL, _LARGE, _LATER = (1, 2), (2, 3), (2, 4)
+"""Rows and tokens of the traced steps: two that make the formula, whose ratios tell rows, tokens and their product
+apart; and one behind the second that checks it, as shapes must not follow from the past."""
+
+_MEASURED_TOKENS = 3
+"""Of the step of which the bytes are counted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Dimension:
-    """``constant + rows x by_rows + tokens x by_tokens + rows x tokens x by_both``."""
+    """``times``, multiplied by the rows, the tokens, both or neither."""
 
-    constant: int
-    by_rows: int
-    by_tokens: int
-    by_both: int
+    times: int
+    by_rows: bool
+    by_tokens: bool
 
     def at(self, rows: int, tokens: int) -> int:
-        return self.constant + rows * self.by_rows + tokens * self.by_tokens + rows * tokens * self.by_both
+        return self.times * (rows if self.by_rows else 1) * (tokens if self.by_tokens else 1)
 
 
-ROWS, TOKENS = _Dimension(0, 1, 0, 0), _Dimension(0, 0, 1, 0)
+ROWS, TOKENS = _Dimension(1, by_rows=True, by_tokens=False), _Dimension(1, by_rows=False, by_tokens=True)
 
 Described = list[tuple[tuple[int, ...], str]]
 
@@ -76,48 +77,44 @@ def payload_of(model: Module, anatomy: Anatomy, cut: int) -> Payload:
     Raises:
         LocalStageError: the hidden state does not grow with rows and tokens, so that no step can be told by it.
     """
-    traced = {size: crossing(model, anatomy, (cut,), *size)[cut] for size in _SIZES}
-    first = _fitted({size: arrays[0] for size, arrays in traced.items()})
+    small = traced_steps(model, anatomy, (cut,), _SMALL[0], [_SMALL[1]])[0][cut]
+    large, later = (
+        step[cut] for step in traced_steps(model, anatomy, (cut,), _LARGE[0], [_LARGE[1], _LATER[1]])
+    )
+    first = _fitted(small[0], large[0])
     if first is None or ROWS not in first.dimensions or TOKENS not in first.dimensions:
         raise LocalStageError(f"{anatomy.architecture}: what crosses layer {cut} has no axis of tokens")
-    counts = {len(arrays) for arrays in traced.values()}
-    arrays: list[_Array | None] = [None]
-    if len(counts) == 1 and not adapter_of(model).extras.depends_on_history(cut):
-        arrays = [
-            _fitted({size: found[index] for size, found in traced.items()}) for index in range(counts.pop())
-        ]
-    fitted = tuple(array for array in arrays if array is not None)
+    fitted: list[_Array | None] = [None]
+    if len(small) == len(large) and not adapter_of(model).extras.depends_on_history(cut):
+        fitted = [_fitted(*pair) for pair in zip(small, large, strict=True)]
+    arrays = tuple(array for array in fitted if array is not None)
     payload = Payload(
-        count=len(traced[1, 1]),
+        count=len(small),
         handed_on=anatomy.outlines[cut - 1].count,
         row_axis=first.dimensions.index(ROWS),
         token_axis=first.dimensions.index(TOKENS),
-        arrays=fitted if len(fitted) == len(arrays) else None,
+        arrays=arrays if len(arrays) == len(fitted) else None,
     )
-    later = crossing(model, anatomy, (cut,), *_CHECK_SIZE, past_tokens=_PAST_TOKENS)[cut]
-    expected = payload.facts(*_CHECK_SIZE)
+    expected = payload.facts(*_LATER)
     if expected is not None and [(fact.shape, fact.dtype) for fact in expected] != later:
         return dataclasses.replace(payload, arrays=None)
     return payload
 
 
-def crossing(
-    model: Module, anatomy: Anatomy, cuts: Sequence[int], rows: int, tokens: int, past_tokens: int = 0
-) -> dict[int, Described]:
-    """Shapes and dtypes of what crosses some cuts in one lazy step.
+def traced_steps(
+    model: Module, anatomy: Anatomy, cuts: Sequence[int], rows: int, steps: Sequence[int]
+) -> list[dict[int, Described]]:
+    """Shapes and dtypes of what crosses some cuts in each of some lazy steps, from empty caches on.
 
     Args:
         model: whole and lazy.
         anatomy: of the model.
         cuts: layers before which it is cut.
-        rows: requests in the step.
-        tokens: of each.
-        past_tokens: in the caches already.
+        rows: requests in each step.
+        steps: tokens of each request in each step.
     """
     extras = adapter_of(model).extras
     caches = make_prompt_cache(model)
-    if past_tokens:
-        model(mx.zeros((rows, past_tokens), mx.int32), cache=caches)
     enough = max(cuts) if type(extras) is Nothing else anatomy.layer_count
     notes: dict[int, Any] = {}
     handed_on: dict[int, list[mx.array]] = {}
@@ -134,20 +131,20 @@ def crossing(
 
         return call
 
-    with contextlib.suppress(_EnoughSeen), contextlib.ExitStack() as stack:
+    def crossed(cut: int) -> list[mx.array]:
+        return [*handed_on[cut], *extras.pack(cut, [notes[index] for index in range(cut, len(notes))])]
+
+    found = []
+    with contextlib.ExitStack() as stack:
         for index, layer in enumerate(model.layers[:enough]):
             stack.enter_context(swapped(layer, {"__call__": watching(index)}))
-        model(mx.zeros((rows, tokens), mx.int32), cache=caches)
-    return {
-        cut: [
-            (array.shape, dtype_name(array.dtype))
-            for array in (
-                *handed_on[cut],
-                *extras.pack(cut, [notes[index] for index in range(cut, len(notes))]),
+        for tokens in steps:
+            with contextlib.suppress(_EnoughSeen):
+                model(mx.zeros((rows, tokens), mx.int32), cache=caches)
+            found.append(
+                {cut: [(array.shape, dtype_name(array.dtype)) for array in crossed(cut)] for cut in cuts}
             )
-        ]
-        for cut in cuts
-    }
+    return found
 
 
 class _EnoughSeen(Exception):  # noqa: N818  no error: it ends a step that has shown all there is to see
@@ -162,11 +159,11 @@ def bytes_per_token(model: Module, anatomy: Anatomy) -> int:
     if not anatomy.cut_points:
         return 0
     extras = adapter_of(model).extras
-    found = crossing(model, anatomy, anatomy.cut_points, 1, _CHECK_SIZE[1])
+    (found,) = traced_steps(model, anatomy, anatomy.cut_points, 1, [_MEASURED_TOKENS])
     most = 0
     for cut, arrays in found.items():
         traced = sum(_nbytes(shape, dtype) for shape, dtype in arrays)
-        most = max(most, extras.bytes_per_token(cut, -(-traced // _CHECK_SIZE[1])))
+        most = max(most, extras.bytes_per_token(cut, -(-traced // _MEASURED_TOKENS)))
     return most
 
 
@@ -177,16 +174,20 @@ def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
     return size
 
 
-def _fitted(found: dict[tuple[int, int], tuple[tuple[int, ...], str]]) -> _Array | None:
-    shapes = {size: shape for size, (shape, _) in found.items()}
-    dtypes = {dtype for _, dtype in found.values()}
-    if len({len(shape) for shape in shapes.values()}) != 1 or len(dtypes) != 1:
+def _fitted(small: tuple[tuple[int, ...], str], large: tuple[tuple[int, ...], str]) -> _Array | None:
+    """The formula of an array, from what it was in two steps; None where it is none of those that are known."""
+    (small_shape, small_dtype), (large_shape, large_dtype) = small, large
+    if len(small_shape) != len(large_shape) or small_dtype != large_dtype:
         return None
-    dimensions = []
-    for axis in range(len(shapes[1, 1])):
-        one, tokens, rows, both = (shapes[size][axis] for size in _SIZES)
-        by_both = both - tokens - rows + one
-        by_tokens, by_rows = tokens - one - by_both, rows - one - by_both
-        dimension = _Dimension(one - by_rows - by_tokens - by_both, by_rows, by_tokens, by_both)
-        dimensions.append(dimension)
-    return _Array(tuple(dimensions), dtypes.pop())
+    dimensions = [_dimension(*sizes) for sizes in zip(small_shape, large_shape, strict=True)]
+    known = tuple(dimension for dimension in dimensions if dimension is not None)
+    return _Array(known, small_dtype) if len(known) == len(dimensions) else None
+
+
+def _dimension(small: int, large: int) -> _Dimension | None:
+    for by_rows, by_tokens in ((False, False), (True, False), (False, True), (True, True)):
+        times, rest = divmod(small, _Dimension(1, by_rows, by_tokens).at(*_SMALL))
+        dimension = _Dimension(times, by_rows, by_tokens)
+        if not rest and dimension.at(*_LARGE) == large:
+            return dimension
+    return None

@@ -2,7 +2,7 @@
 
 ``python -m macmesh_daemon.engine.reference MODEL`` reads a job as JSON from stdin (``prompt``,
 ``max_tokens``, ``prefill_step_size``, ``kv_bits``) and prints the tokens and times as JSON. It uses nothing of this
-project.
+project but the placeholders of packages that are not needed here, so that no tokenizers are imported.
 """
 
 import argparse
@@ -12,10 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-from mlx_lm.generate import generate_step
-from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
-from mlx_lm.utils import load_model
+from macmesh_daemon.engine.lean_imports import import_without_tokenizers
+
+import_without_tokenizers()
+
+import mlx.core as mx  # noqa: E402  after the placeholders
+from mlx_lm.generate import generate_step  # noqa: E402  same
+from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache  # noqa: E402  same
+from mlx_lm.utils import load_model  # noqa: E402  same
 
 
 def _caches(model: Any, kv_bits: int) -> list[Any]:

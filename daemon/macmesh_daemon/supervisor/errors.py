@@ -8,8 +8,7 @@
     │   └── LocalWorkerStateError        the worker is not in a state for this call
     ├── LocalVerifyError                 a comparison could not be carried out
     └── RemoteWorkerError                the worker did something wrong
-        ├── RemoteWorkerEndedError       its process has ended
-        └── RemoteFrameError             what it sent is no message
+        └── RemoteWorkerEndedError       its process has ended
 """
 
 
@@ -39,7 +38,3 @@ class RemoteWorkerError(SupervisorError):
 
 class RemoteWorkerEndedError(RemoteWorkerError):
     """The worker's process has ended."""
-
-
-class RemoteFrameError(RemoteWorkerError):
-    """What came over the connection is no message."""

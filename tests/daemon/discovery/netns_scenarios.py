@@ -14,28 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from support.avahi import BUS_ADDRESS, write_files
+
 NODE = Path(__file__).with_name("discovery_node.py")
 A, B = "a" * 26, "b" * 26
-
-DBUS_CONF = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <listen>unix:path=/run/test-bus</listen>
-  <policy context="default">
-    <allow user="*"/><allow own="*"/><allow send_type="*"/><allow receive_type="*"/>
-    <allow send_destination="*"/>
-  </policy>
-</busconfig>
-"""
-AVAHI_CONF = """[server]
-host-name=neighbour
-allow-interfaces=e0
-use-ipv6=no
-[publish]
-publish-hinfo=no
-publish-workstation=no
-[rlimits]
-"""
 
 
 def sh(command: str) -> None:
@@ -94,13 +76,9 @@ def avahi() -> dict[str, Any]:
     for command in ("ip addr add 10.77.0.1/24 dev e0", "ip link set e0 up", "ip link set e1 up"):
         sh(command)
     sh("ip route add 224.0.0.0/4 dev e0")
-    # Where only root is mapped, avahi could not give its folder to its own user: here that user is root.
-    for name, entry in (("passwd", "avahi:x:0:0::/:/bin/false"), ("group", "avahi:x:0:")):
-        Path(f"/run/{name}").write_text(f"root{entry.removeprefix('avahi')}\n{entry}\n")
-        sh(f"mount --bind /run/{name} /etc/{name}")
-    Path("/run/dbus.conf").write_text(DBUS_CONF)
-    Path("/run/avahi.conf").write_text(AVAHI_CONF)
-    os.environ["DBUS_SYSTEM_BUS_ADDRESS"] = "unix:path=/run/test-bus"
+    for file, over in write_files():
+        sh(f"mount --bind {file} {over}")
+    os.environ["DBUS_SYSTEM_BUS_ADDRESS"] = BUS_ADDRESS
     bus = Process(["dbus-daemon", "--config-file=/run/dbus.conf", "--nofork", "--print-address=1"])
     if bus.wait_for(lambda line: "/run/test-bus" in line, 20) is None:
         raise RuntimeError("dbus-daemon did not start")

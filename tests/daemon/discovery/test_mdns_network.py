@@ -115,7 +115,8 @@ class Scenarios:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
+                env=os.environ
+                | {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "PYTHONPATH": str(HERE.parents[1])},
             )
             for name in ("avahi", "late-joiner", "families")
             if name != "avahi" or not missing_for_avahi()

@@ -7,8 +7,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models import cache as mlx_lm_cache
 
-from daemon.tiny_models import write_config
-from macmesh_daemon.engine.profile import profile_folder
+from daemon.tiny_models import profiled, write_config
 from macmesh_daemon.engine.profile_build import build
 from macmesh_daemon.models.folder import read_folder
 from macmesh_placement import LocalProfileError, ModelProfile
@@ -16,11 +15,6 @@ from macmesh_placement import LocalProfileError, ModelProfile
 # mlx-lm is not typed.
 CACHES: Any = mlx_lm_cache
 WIDE_LATENT = {"kv_lora_rank": 64, "qk_rope_head_dim": 32}
-
-
-def profiled(folder: Path) -> ModelProfile:
-    profile = profile_folder(read_folder(folder, require_weights=False))
-    return ModelProfile.from_json_text(profile.to_json_text())
 
 
 def with_kv_bits(profile: ModelProfile, bits: int, group_size: int) -> ModelProfile:

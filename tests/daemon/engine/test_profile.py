@@ -11,22 +11,16 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 
 import zoo
-from daemon.tiny_models import CONFIGS, write_config
+from daemon.tiny_models import CONFIGS, profiled, write_config
 from macmesh_daemon.engine.anatomy import examine
 from macmesh_daemon.engine.cache_members import members
 from macmesh_daemon.engine.payload import bytes_per_token
-from macmesh_daemon.engine.profile import profile_folder
 from macmesh_daemon.engine.profile_build import build
 from macmesh_daemon.models.errors import LocalArchitectureError, LocalModelFolderError
 from macmesh_daemon.models.folder import read_folder
-from macmesh_placement import CachePiece, ModelProfile, Reserves, StageDemand, stage_ledger
+from macmesh_placement import CachePiece, Reserves, StageDemand, stage_ledger
 
 QUANTISED = {"group_size": 32, "bits": 4}
-
-
-def profiled(folder: Path) -> ModelProfile:
-    profile = profile_folder(read_folder(folder, require_weights=False))
-    return ModelProfile.from_json_text(profile.to_json_text())
 
 
 def save_weights(folder: Path, *, shards: int = 1, without: tuple[str, ...] = ()) -> Any:

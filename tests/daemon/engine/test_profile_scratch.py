@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from daemon.tiny_models import profiled
 from macmesh_daemon.engine.profile import profile_folder
 from macmesh_daemon.engine.profile_build import build
 from macmesh_daemon.engine.profile_scratch import scratch_of_layers
@@ -13,13 +14,8 @@ from macmesh_daemon.engine.stage import load_stage
 from macmesh_daemon.engine.step_graph import capture
 from macmesh_daemon.engine.step_memory import moments
 from macmesh_daemon.models.folder import read_folder
-from macmesh_placement import ModelProfile, ScratchTerm
+from macmesh_placement import ScratchTerm
 from zoo import write_config, write_model
-
-
-def profiled(folder: Path) -> ModelProfile:
-    profile = profile_folder(read_folder(folder, require_weights=False))
-    return ModelProfile.from_json_text(profile.to_json_text())
 
 
 def fused(_query_dim: int, _value_dim: int) -> bool:

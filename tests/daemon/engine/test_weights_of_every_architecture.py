@@ -18,7 +18,8 @@ from macmesh_daemon.engine.profile_weights import layer_weights
 from macmesh_daemon.engine.stage import load_stage
 from macmesh_daemon.models.folder import read_folder
 from macmesh_placement import ModelProfile, Reserves, StageDemand, stage_ledger
-from zoo import BROKEN, CONFIGS, METAL_ONLY, write_model
+from zoo import BROKEN, CONFIGS, METAL_ONLY, shared_model, write_model
+from zoo.splits import SEED
 
 #: Their forward pass cannot be described on a CPU, so that only bytes per layer and in all are compared.
 NO_STEP = {*METAL_ONLY, *BROKEN}
@@ -52,9 +53,9 @@ def config_alone(folder: Path, to: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_predicted_bytes_equal_the_loaded_ones(name: str, tmp_path: Path) -> None:
+def test_predicted_bytes_equal_the_loaded_ones(name: str, tmp_path: Path, shared_models: Path) -> None:
     """By layer and in all, from headers and from the config alone, and for the stages of a cut model."""
-    folder = write_model(tmp_path / "m", name)
+    folder = shared_model(shared_models, name, seed=SEED)
     loaded: Any = load_model(folder)[0]
     in_layers = [own_bytes(layer) for layer in loaded.layers]
     from_headers, from_config = built(folder), built(config_alone(folder, tmp_path / "config"))

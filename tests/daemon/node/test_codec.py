@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import types
 import typing
 
@@ -18,7 +19,7 @@ from macmesh_daemon.node.errors import LocalValueNotEncodable
 def strategy_for(hint: typing.Any, signed: bool) -> st.SearchStrategy[typing.Any]:
     origin = typing.get_origin(hint)
     if origin is tuple:
-        return st.lists(strategy_for(typing.get_args(hint)[0], signed), max_size=3).map(tuple)
+        return st.lists(strategy_for(typing.get_args(hint)[0], signed), max_size=2).map(tuple)
     if origin is types.UnionType:
         (inner,) = (arg for arg in typing.get_args(hint) if arg is not types.NoneType)
         return st.none() | strategy_for(inner, signed)
@@ -37,6 +38,7 @@ def strategy_for(hint: typing.Any, signed: bool) -> st.SearchStrategy[typing.Any
     return plain[hint]
 
 
+@functools.cache
 def values_of(value_class: type) -> st.SearchStrategy[typing.Any]:
     hints = typing.get_type_hints(value_class)
     return st.builds(

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(60)
 DEADLINE_SECONDS = 10.0
+SOON_AGAIN = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 100))
+"""A channel whose other side is not there yet tries again ten times a second."""
 
 
 async def drained(updates: Any) -> None:
@@ -74,8 +76,8 @@ async def issue_client(node: MeshNode, role: str) -> tuple[str, Credentials]:
 
 
 @asynccontextmanager
-async def waiting_node(mesh: Mesh, folder: Path) -> AsyncIterator[MeshNode]:
-    """A daemon that was started on a machine that belongs to no cluster."""
+async def waiting_node(mesh: Mesh, folder: Path) -> AsyncIterator[tuple[MeshNode, asyncio.Event]]:
+    """A daemon that was started on a machine that belongs to no cluster, and what is set once it has joined one."""
     config = replace(
         mesh.nodes[0].config,
         data_dir=folder,
@@ -84,13 +86,17 @@ async def waiting_node(mesh: Mesh, folder: Path) -> AsyncIterator[MeshNode]:
         seeds=(),
     )
     node = MeshNode(config=config, node_id="")
-    stop = asyncio.Event()
-    task = asyncio.create_task(run_node(config, stop=stop, worker_factory=node.new_worker))
+    stop, joined = asyncio.Event(), asyncio.Event()
+    running = run_node(config, stop=stop, worker_factory=node.new_worker, on_ready=joined.set)
+    task = asyncio.create_task(running)
     try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while not (folder / "s").exists():  # noqa: ASYNC110  the daemon tells nobody that it waits
-                await asyncio.sleep(0.02)
-        yield node
+        # It waits behind a door of its own, which opens some time after the start.
+        async with (
+            asyncio.timeout(DEADLINE_SECONDS),
+            grpc.aio.insecure_channel(f"unix:{folder / 's'}", options=SOON_AGAIN) as channel,
+        ):
+            await channel.channel_ready()
+        yield node, joined
     finally:
         stop.set()
         async with asyncio.timeout(DEADLINE_SECONDS):
@@ -101,7 +107,7 @@ async def test_a_waiting_daemon_joins_without_a_restart_and_is_evicted_for_good(
     async with Mesh(tmp_path, 1, join_quiet_seconds=0.1) as mesh:
         await mesh.formed()
         founder = mesh.nodes[0]
-        async with waiting_node(mesh, tmp_path / "new") as node:
+        async with waiting_node(mesh, tmp_path / "new") as (node, at_home):
             told = await node.status()
             assert told.serving_state == "unjoined"
             assert "cluster join" in told.health[0]
@@ -117,8 +123,8 @@ async def test_a_waiting_daemon_joins_without_a_restart_and_is_evicted_for_good(
             new_id = joined.credentials.node_id
             await mesh.until(founder, lambda s: {n.member.node_id for n in s.nodes} >= {new_id}, "joined")
             async with asyncio.timeout(DEADLINE_SECONDS):
-                while (await node.status()).serving_state == "unjoined":  # noqa: ASYNC110  its door changes
-                    await asyncio.sleep(0.05)
+                await at_home.wait()
+            assert (await node.status()).serving_state != "unjoined"
 
             # It may not play the coordinator, nor take what only the owner gives.
             address = f"{LOOPBACK}:{founder.config.listen_port}"
