@@ -38,6 +38,8 @@ class FakeRunner:
     def __init__(self, *, alone: bool = True, log: list[str] | None = None) -> None:
         self.times = StepTimes()
         self.steps = 0
+        self.prompt_ahead: Callable[[], int | None] = lambda: None
+        self.failed: Callable[[Exception], None] = lambda _error: None
         self.began: list[Step] = []
         self.taken: list[StepDone] = []
         self.prepared = 0
