@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import mlx.core as mx
 import pytest
@@ -23,7 +24,7 @@ class GatedTransfers(Transfers):
         self.gate = threading.Semaphore(0)
         self.begun = threading.Semaphore(0)
         self.done: list[tuple[str, int, str]] = []
-        self.sent: list[list[object]] = []
+        self.sent: list[list[float]] = []
         self.error: Exception | None = None
 
     def _pass(self, what: str, number: int) -> None:
@@ -42,7 +43,7 @@ class GatedTransfers(Transfers):
 
     def send(self, number: int, arrays: Sequence[mx.array]) -> None:
         self._pass("send", number)
-        self.sent.append([array.tolist()[0] for array in arrays])
+        self.sent.append([cast("list[float]", array.tolist())[0] for array in arrays])
 
     def send_result(self, done: lane_pb2.StepDone) -> None:
         raise NotImplementedError
