@@ -10,7 +10,8 @@ Every stage's ledger has the same lines, in this order; a line that charges noth
                        allocation step)
 ``cache_prefill``      slots x what windowed caches hold beyond that while prompts are taken
 ``prefill_scratch``    what one prefill step keeps alive in the layer that needs most, by the graph of the step,
-                       and the hidden state that comes and goes
+                       and the hidden states that come and go: with several stages also those that cross
+                       meanwhile
 ``attention_scratch``  scores of one prefill step, where the backend materialises what others fuse
 ``sampling``           last stage: logits of every slot, of 8 at least, and the copies that sampling makes of them
 ``transport_pool``     send and receive buffers, where there is more than one stage
@@ -30,6 +31,8 @@ from macmesh_placement.profile import ModelProfile
 PAGE_BYTES = 16 * 1024
 #: Hidden states of a prefill step beside those of the layer that runs: the stage's input and its output.
 HIDDEN_STATES = 2
+#: The same where there are several stages: the step before is still sent, and the next one is taken in already.
+PIPED_HIDDEN_STATES = 4
 #: Float32 arrays of the vocabulary's size that sampling holds at once: logits, log-probabilities, their
 #: sorted order (values and indices), the cumulated sum and the masked result.
 SAMPLING_COPIES = 6
@@ -210,6 +213,7 @@ def _lines(
     arrays = sum(layer.parameter_count for layer in layers) + profile.outer_parameter_count
     arrays += slots * sum(piece.array_count for piece in pieces)
     hidden = chunk * profile.handover_row_bytes
+    hidden_states = HIDDEN_STATES if is_head and is_tail else PIPED_HIDDEN_STATES
     scratch = max(layer.prefill_scratch_bytes(context, chunk) for layer in layers)
     scores = max(
         (
@@ -241,8 +245,8 @@ def _lines(
         ),
         (
             "prefill_scratch",
-            scratch + HIDDEN_STATES * hidden,
-            f"a step of {chunk} tokens in its largest layer, and {HIDDEN_STATES} hidden states",
+            scratch + hidden_states * hidden,
+            f"a step of {chunk} tokens in its largest layer, and {hidden_states} hidden states",
         ),
         ("attention_scratch", scores, f"scores of {chunk} x {context} where no kernel is fused"),
         (

@@ -77,6 +77,7 @@ def _require_computable(request: PlanRequest) -> None:
             fused_attention=False,
         ).total_bytes
         + request.reserves.transport_pool_bytes
+        + 2 * request.prefill_chunk_tokens * profile.handover_row_bytes
     )
     if total > MOST:
         raise LocalPlanRequestError(

@@ -12,7 +12,13 @@ import numpy.typing as npt
 
 from macmesh_placement.capacity import NodeCapacity
 from macmesh_placement.layers import LayerProfile
-from macmesh_placement.ledger import HIDDEN_STATES, PAGE_BYTES, SAMPLING_COPIES, StageDemand
+from macmesh_placement.ledger import (
+    HIDDEN_STATES,
+    PAGE_BYTES,
+    PIPED_HIDDEN_STATES,
+    SAMPLING_COPIES,
+    StageDemand,
+)
 from macmesh_placement.profile import ModelProfile
 
 Floats = npt.NDArray[np.float64]
@@ -55,7 +61,7 @@ def stage_totals(profile: ModelProfile, demand: StageDemand, *, fused_attention:
     held = _prefix(columns[:, 0])[at]
     hidden = chunk * profile.handover_row_bytes
     totals = held[None, :] - held[:, None]
-    totals += _range_max(columns[:, 1], at) + HIDDEN_STATES * hidden + _range_max(columns[:, 2], at)
+    totals += _range_max(columns[:, 1], at) + PIPED_HIDDEN_STATES * hidden + _range_max(columns[:, 2], at)
     totals += profile.shared_bytes + reserves.transport_pool_bytes + reserves.runtime_reserve_bytes
     totals += reserves.buffer_cache_bytes + profile.outer_parameter_count * PAGE_BYTES
     head_pieces = profile.head_caches
@@ -80,7 +86,9 @@ def totals_by_attention(
 
 def whole_model_bytes(profile: ModelProfile, demand: StageDemand, totals: Integers) -> int:
     """Bytes of a single stage that holds everything: no transport, and a tied head shares the embedding."""
-    return int(totals[0, -1]) - demand.reserves.transport_pool_bytes - profile.tied_copy_bytes
+    hidden = min(demand.prefill_chunk_tokens, demand.context_tokens) * profile.handover_row_bytes
+    piped = demand.reserves.transport_pool_bytes + (PIPED_HIDDEN_STATES - HIDDEN_STATES) * hidden
+    return int(totals[0, -1]) - piped - profile.tied_copy_bytes
 
 
 def _prefix(values: Integers) -> Integers:

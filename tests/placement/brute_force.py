@@ -87,8 +87,8 @@ def needed_bytes(request: PlanRequest, node: NodeCapacity, first: int, end: int)
             need += head_copy(profile)
     if not (head and tail):
         need += reserves.transport_pool_bytes
-    hidden = chunk * handed_on(profile)
-    return need + arrays * 16384 + widest + 2 * hidden + scores
+    hidden = chunk * handed_on(profile) * (2 if head and tail else 4)
+    return need + arrays * 16384 + widest + hidden + scores
 
 
 def _speed_and_compute(request: PlanRequest, node: NodeCapacity) -> tuple[float, float]:

@@ -119,12 +119,7 @@ class Plan:
     def _follow(self, index: int) -> None:
         try:
             pings = self.pings(index)
-            loop = FollowerLoop(self.runner(index, pings), self.outlets(index), pings)
-            while True:
-                item = self.inboxes[index].get()
-                if isinstance(item, RuntimeError):
-                    return
-                loop.take(item)
+            FollowerLoop(self.runner(index, pings), self.outlets(index), pings).run(self.inboxes[index])
         except BaseException as error:  # noqa: BLE001  shown by the test
             if not self.ended.is_set():
                 self.failures.append(error)

@@ -146,7 +146,7 @@ class CacheHouse:
                 )
             del self._entries[number]
             entry.trim_to(tokens)
-            caches = entry.resized(opened.reserve_tokens)
+            caches = _with_room(entry, opened.reserve_tokens)
         self._slots[opened.slot] = _Slot(opened.request_id, caches)
 
     def _close(self, closed: Close) -> None:
@@ -165,7 +165,8 @@ class CacheHouse:
             batch.leaving.append(_Leaving(closed.slot, closed.keep_as, closed.keep_tokens))
         elif closed.keep_as is not None and slot.caches is not None:
             slot.caches.trim_to(closed.keep_tokens)
-            self._entries[closed.keep_as] = slot.caches.resized(closed.keep_tokens)
+            reserve_tokens = max(closed.keep_reserve_tokens, closed.keep_tokens)
+            self._entries[closed.keep_as] = _with_room(slot.caches, reserve_tokens)
 
     def _kept(self) -> set[int]:
         promised = {row.keep_as for batch in self._batches.values() for row in batch.leaving}
@@ -217,6 +218,11 @@ class CacheHouse:
         if slot.request_id != request_id:
             raise RemoteScheduleError(f"slot {number} is held by request {slot.request_id}, not {request_id}")
         return slot
+
+
+def _with_room(caches: StageCaches, reserve_tokens: int) -> StageCaches:
+    """Caches for so many tokens; those that are, as they are: where there is no room to convert them they stay so."""
+    return caches if caches.reserve_tokens == reserve_tokens else caches.resized(reserve_tokens)
 
 
 def _of(found: dict[int, _T], number: int, kind: str) -> _T:

@@ -50,6 +50,10 @@ class Limits:
     """How much longer a running request may wait for its next token because of others' prompts."""
     prefill_least_tokens: int = 64
     """Least prompt tokens in one step, however slow they are."""
+    prefill_overhead_tokens: int = 64
+    """What a prefill step costs besides its tokens, in tokens, before it was measured."""
+    prefill_even_least_tokens: int = 256
+    """Least tokens of chunks that are made smaller so that the stages behind can begin earlier."""
     bypasses: int = 8
     """So many later requests may be taken before one that does not fit yet."""
     bypass_seconds: float = 30.0

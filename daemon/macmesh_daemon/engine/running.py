@@ -20,6 +20,8 @@ class Running:
     fed: int
     """Tokens given out to steps, and those that it took up: the length of its caches after all steps."""
     began: float
+    chunk_tokens: int = 0
+    """Most prompt tokens of its steps while nothing else decodes; 0 before the first."""
     samples: int = 0
     """Decode steps given out."""
     outstanding: int = 0

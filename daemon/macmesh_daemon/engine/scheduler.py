@@ -88,6 +88,7 @@ class Scheduler:
         self._room_changed = False
         self._now = 0.0
         self._last_done = 0.0
+        self._last_done_is_chunk = False
         self._request_seconds: float | None = None
         self._steps = self._groups = self._taken = 0
         self._prompt_tokens = self._hits = self._reused_tokens = self._generated_tokens = 0
@@ -193,6 +194,9 @@ class Scheduler:
             # The stage's own time, where results are taken late, and more where another stage was slower.
             seconds = max(result.seconds, now - began)
             self._sizer.took(len(step.tokens), seconds, others_decode=oldest.others_decode)
+            if self._last_done_is_chunk and oldest.began < self._last_done:
+                self._sizer.cost.took(len(step.tokens), step.rows[0].offset, now - self._last_done)
+        self._last_done_is_chunk = step.kind == "prefill"
         self._now = self._last_done = now
         effects: list[Effect] = []
         for running, sampled in zip(oldest.rows, result.sampled, strict=False):
@@ -369,7 +373,9 @@ class Scheduler:
 
     def _prefill(self, running: Running, now: float) -> Step:
         decoding = any(group.decodes for group in self._holdings.groups)
-        count = min(self._sizer.tokens(others_decode=decoding), running.body_left)
+        running.chunk_tokens = running.chunk_tokens or self._sizer.even_tokens(running.body_left)
+        wanted = self._sizer.slice_tokens() if decoding else running.chunk_tokens
+        count = min(wanted, running.body_left)
         row = Row(running.slot, running.request.request_id, running.fed)
         tokens = running.request.prompt[running.fed : running.fed + count]
         step = self._give_out("prefill", (row,), now, tokens=tokens)

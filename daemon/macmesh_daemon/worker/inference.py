@@ -140,7 +140,7 @@ class InferenceThread:
         import_without_tokenizers()
         # Imported here and not above: the first command decides about mlx's environment.
         from macmesh_daemon.worker.memory_limits import set_memory_limits  # noqa: PLC0415
-        from macmesh_daemon.worker.warm_up import has_gpu, warm_up  # noqa: PLC0415  imports mlx
+        from macmesh_daemon.worker.warm_up import has_gpu, most_batch_rows, warm_up  # noqa: PLC0415  mlx
 
         start, deployment = self._start, self._start.deployment
         if len(deployment.stages) > 1:
@@ -165,6 +165,8 @@ class InferenceThread:
             chunk_tokens=deployment.prefill_chunk_tokens,
             kv_bits=deployment.kv_bits,
             compiles=has_gpu(),
+            batch_rows=most_batch_rows(deployment),
+            batch_done=self._progress.warm_up,
         )
         self._phase("warm_up")
         self._milestones.warmed_up(facts)

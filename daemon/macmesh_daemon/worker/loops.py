@@ -1,5 +1,6 @@
 """What the inference thread does while the plan runs: the head's loop and that of all other stages."""
 
+import collections
 import dataclasses
 import queue
 import time
@@ -38,6 +39,8 @@ class Runner(Protocol):
 
     times: StepTimes
     steps: int
+    prompt_ahead: Callable[[], int | None]
+    failed: Callable[[Exception], None]
 
     @property
     def unfinished(self) -> int:
@@ -109,10 +112,14 @@ class FollowerLoop:
         self._runner = runner
         self._outlets = outlets
         self._pings = pings
+        # What was looked at before its turn.
+        self._ahead: collections.deque[Item] = collections.deque()
 
     def run(self, inbox: "queue.SimpleQueue[Item]") -> None:
         """Runs until an error ends it."""
         times = self._runner.times
+        self._runner.failed = inbox.put
+        self._runner.prompt_ahead = lambda: self._prompt_ahead(inbox)
         while True:
             times.lap(times.schedule)
             if self._runner.unfinished and inbox.empty():
@@ -120,7 +127,7 @@ class FollowerLoop:
                 self._runner.finish()
                 continue
             self._progress.idle()
-            item = inbox.get()
+            item = self._ahead.popleft() if self._ahead else inbox.get()
             self._progress.turn()
             times.lap(times.idle)
             self.take(item)
@@ -148,6 +155,17 @@ class FollowerLoop:
             case Exception():
                 raise item
         self._pings.answer_all()
+
+    def _prompt_ahead(self, inbox: "queue.SimpleQueue[Item]") -> int | None:
+        while True:
+            try:
+                self._ahead.append(inbox.get_nowait())
+            except queue.Empty:
+                break
+        for item in self._ahead:
+            if isinstance(item, lane_pb2.Step) and item.kind != lane_pb2.STEP_KIND_OPERATIONS:
+                return item.number if item.kind == lane_pb2.STEP_KIND_PREFILL else None
+        return None
 
 
 class HeadLoop:
@@ -195,6 +213,7 @@ class HeadLoop:
 
     def run(self, inbox: "queue.SimpleQueue[Item]") -> None:
         """Runs until an error ends it."""
+        self._runner.failed = inbox.put
         while True:
             self.turn(inbox)
 

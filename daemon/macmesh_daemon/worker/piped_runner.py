@@ -3,17 +3,21 @@
 A decode step is described while the stage before still computes it, on an array whose memory is filled when it comes:
 describing costs the host milliseconds, and nothing is known of a step beforehand but its shape. The head describes the
 step that will probably be next, and takes that back where the schedule decides otherwise.
+
+A part of a prompt goes to the next stage while the part behind it is computed, and is taken in there while the part
+before it is.
 """
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 
 from macmesh_daemon.engine.errors import RemoteScheduleError
 from macmesh_daemon.engine.steps import Close, Compose, Operation, Row, Sampled, Step, StepDone
+from macmesh_daemon.worker.beside import Receiver, Sender, Waiting
 from macmesh_daemon.worker.convert_steps import done_to_wire
 from macmesh_daemon.worker.runner import (
     Facts,
@@ -27,8 +31,6 @@ from macmesh_daemon.worker.runner import (
 )
 from macmesh_daemon.worker.transfers import Transfers, dtype_of
 
-Waiting = Callable[[], contextlib.AbstractContextManager[None]]
-"""Is entered while this stage waits for another one, with a deadline."""
 Key = tuple[str, int]
 
 
@@ -60,6 +62,10 @@ class FollowerRunner(StageRunner):
         super().__init__(stage, house)
         self._transfers = transfers
         self._waiting = waiting
+        self._sender = Sender(transfers, waiting, self.tell_failure)
+        self._receiver = Receiver(transfers, waiting)
+        self._tell_layer = stage.layer_done
+        stage.layer_done = self._layer_done
         # Two for each group of rows, in turn: what a step has not computed yet may still read its input.
         self._placeholders: dict[Key, list[list[mx.array]]] = {}
         # Of the step described last.
@@ -79,10 +85,11 @@ class FollowerRunner(StageRunner):
         else:
             began = time.perf_counter()
         if not self.stage.is_tail:
-            if step.kind != "operations":
-                with self._waiting():
-                    self._transfers.send(step.number, outputs)
-                times.lap(times.send)
+            if step.kind == "prefill":
+                self._sender.send_beside(step.number, outputs)
+            elif step.kind == "decode":
+                self._sender.send(step.number, outputs)
+            times.lap(times.send)
         else:
             busy = time.perf_counter() - began
             sampled: tuple[Sampled, ...] = ()
@@ -94,9 +101,16 @@ class FollowerRunner(StageRunner):
             times.lap(times.send)
         self._clear(step)
 
+    def _layer_done(self, index: int) -> None:
+        """Between two layers of a prompt: the host has the time to see what comes next."""
+        self._tell_layer(index)
+        if not self._receiver.ahead:
+            number = self.prompt_ahead()
+            if number is not None:
+                self._receiver.receive_ahead(number)
+
     def _prefill(self, step: Step) -> tuple[list[mx.array], float]:
-        with self._waiting():
-            inputs = self._transfers.receive(step.number)
+        inputs = self._receiver.receive(step.number)
         began = self.times.lap(self.times.receive)
         self._require_fit(step, inputs)
         caches = self.house.caches_for(step)
@@ -197,8 +211,7 @@ class HeadRunner(StageRunner):
         self, stage: Stage, house: House, transfers: Transfers, *, waiting: Waiting = contextlib.nullcontext
     ) -> None:
         super().__init__(stage, house)
-        self._transfers = transfers
-        self._waiting = waiting
+        self._sender = Sender(transfers, waiting, self.tell_failure)
         self._tokens: dict[int, int] = {}
         # Rows of decode steps whose results have not come.
         self._outstanding: dict[int, tuple[Row, ...]] = {}
@@ -206,7 +219,7 @@ class HeadRunner(StageRunner):
         self._ahead: dict[Key, _Ahead] = {}
 
     def begin(self, step: Step) -> None:
-        """See `StageRunner.begin`; its output has been handed on when this returns."""
+        """See `StageRunner.begin`; a part of a prompt may still be on its way to the next stage when this returns."""
         times = self.times
         times.lap(times.schedule)
         if step.operations:
@@ -214,9 +227,10 @@ class HeadRunner(StageRunner):
         self._enter(step)
         if step.kind == "operations":
             return
-        outputs = self._prefill(step) if step.kind == "prefill" else self._decode(step)
-        with self._waiting():
-            self._transfers.send(step.number, outputs)
+        if step.kind == "prefill":
+            self._sender.send_beside(step.number, self._prefill(step))
+        else:
+            self._sender.send(step.number, self._decode(step))
         times.lap(times.send)
         self._clear(step)
 

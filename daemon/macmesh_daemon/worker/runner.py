@@ -107,6 +107,10 @@ class StageRunner(abc.ABC):
         """What the time went into."""
         self.steps = 0
         """Steps begun so far."""
+        self.prompt_ahead: Callable[[], int | None] = lambda: None
+        """Gives the number of the step whose input comes next, where it is known and a part of a prompt."""
+        self.failed: Callable[[Exception], None] = lambda _error: None
+        """Is told what fails beside the inference thread, which may wait for work just then. From any thread."""
         self._samplings: dict[int, Sampling] = {}
         # The last tokens of requests whose logit processors look at them; on the device, at the tail.
         self._histories: dict[int, mx.array] = {}
@@ -144,6 +148,10 @@ class StageRunner(abc.ABC):
     def prepare(self) -> bool:
         """Uses idle time for one piece of work that may save time later; False where there is none."""
         return False
+
+    def tell_failure(self, error: Exception) -> None:
+        """Something failed beside the inference thread. From any thread."""
+        self.failed(error)
 
     @staticmethod
     def memory_bytes() -> tuple[int, int]:

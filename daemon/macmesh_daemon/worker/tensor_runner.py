@@ -16,7 +16,7 @@ from macmesh_daemon.engine.caches import Caches
 from macmesh_daemon.engine.steps import Operation, Step
 from macmesh_daemon.worker.collectives import Collectives
 from macmesh_daemon.worker.local_runner import LocalRunner
-from macmesh_daemon.worker.piped_runner import Waiting
+from macmesh_daemon.worker.beside import Waiting
 from macmesh_daemon.worker.runner import House, Stage
 
 

@@ -192,6 +192,22 @@ def test_a_batch_has_room_for_its_capacity_only(llama: Requests) -> None:
         caches.advance(1)
 
 
+def test_caches_that_keep_their_room_are_not_converted() -> None:
+    requests = requests_of("llama")
+    with exact_memory():
+        house = house_with(requests, 270)
+        held = house.nbytes
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        house.apply(Close(0, "r0", keep_as=1, keep_tokens=200, keep_reserve_tokens=300))
+        assert house.nbytes == held
+        house.apply(opened(2, reuse=Reuse(1, 100)))
+        assert house.nbytes == held
+        assert mx.get_peak_memory() <= before
+        house.apply(Close(2, "r2", keep_as=1, keep_tokens=100, keep_reserve_tokens=100))
+        assert house.nbytes == held // 2
+
+
 def test_decoding_a_batch_allocates_nothing_and_composing_one_cache_at_a_time() -> None:
     requests = requests_of("llama")
     with exact_memory():

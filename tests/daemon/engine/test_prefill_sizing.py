@@ -59,15 +59,14 @@ def test_a_slow_stage_anywhere_makes_chunks_small(shares: tuple[float, ...]) -> 
 
 def test_chunks_that_follow_each_other_tell_the_slowest_stage_alone() -> None:
     sizer = ChunkSizer(limits(4))
-    assert sizer.tokens(others_decode=True) == 256
+    assert sizer.slice_tokens() == 256
     sizer.took(1000, 0.25, others_decode=False)
     # 0.25 ms a token on one of four stages, all of which a decode step may meet.
-    assert sizer.tokens(others_decode=True) == 192
-    assert sizer.tokens(others_decode=False) == 1024
+    assert sizer.slice_tokens() == 192
     sizer.took(200, 0.05, others_decode=True)
     # That one was the whole delay; the newest counts for half.
-    assert sizer.tokens(others_decode=True) == int(0.2 / ((0.001 + 0.00025) / 2)) // 32 * 32
-    before = sizer.tokens(others_decode=True)
+    assert sizer.slice_tokens() == int(0.2 / ((0.001 + 0.00025) / 2)) // 32 * 32
+    before = sizer.slice_tokens()
     sizer.took(0, 1.0, others_decode=True)
     sizer.took(10, 0.0, others_decode=True)
-    assert sizer.tokens(others_decode=True) == before
+    assert sizer.slice_tokens() == before

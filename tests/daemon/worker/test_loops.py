@@ -9,7 +9,7 @@ import pytest
 
 from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2, types_pb2
 from macmesh_daemon.engine.errors import RemoteScheduleError
-from macmesh_daemon.engine.steps import Close, Open, Sampled, Step, StepDone
+from macmesh_daemon.engine.steps import Close, Open, Row, Sampled, Step, StepDone
 from macmesh_daemon.worker.convert_steps import done_to_wire, step_to_wire
 from macmesh_daemon.worker.errors import RemoteNeighbourError
 from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, Wake, pong
@@ -38,6 +38,8 @@ class FakeRunner:
     def __init__(self, *, alone: bool = True, log: list[str] | None = None) -> None:
         self.times = StepTimes()
         self.steps = 0
+        self.prompt_ahead: Callable[[], int | None] = lambda: None
+        self.failed: Callable[[Exception], None] = lambda _error: None
         self.began: list[Step] = []
         self.taken: list[StepDone] = []
         self.prepared = 0
@@ -274,6 +276,36 @@ def test_followers_do_what_comes() -> None:
         follower.take(done_to_wire(StepDone(1)))
     with pytest.raises(RemotePeerLostError):
         follower.take(RemotePeerLostError("gone"))
+
+
+def test_followers_see_a_part_of_a_prompt_ahead_and_keep_the_order() -> None:
+    row = (Row(0, "a", 0),)
+    prompt = (1, 2)
+    steps = [
+        Step(1, "prefill", (), row, prompt),
+        Step(2, "operations", (Close(1, "b"),)),
+        Step(3, "prefill", (), row, prompt),
+        Step(4, "decode", (), row),
+        Step(5, "prefill", (), row, prompt),
+    ]
+    inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    seen: list[int | None] = []
+
+    class Runner(FakeRunner):
+        def begin(self, step: Step) -> None:
+            super().begin(step)
+            seen.append(self.prompt_ahead())
+            if step.number == 5:
+                self.failed(RemotePeerLostError("a send beside failed"))  # while the loop waits for work
+
+    runner = Runner(alone=False)
+    for step in steps:
+        inbox.put(step_to_wire(step))
+        inbox.put(Wake())
+    with pytest.raises(RemotePeerLostError, match="beside"):
+        FollowerLoop(runner, Told().outlets, Pings(lambda _: None, lambda: None)).run(inbox)
+    assert runner.began == steps
+    assert seen == [3, 3, None, 5, None]  # operations carry nothing; after step 3 a decode step comes
 
 
 def test_a_stage_that_waits_for_another_one_answers_pings() -> None:

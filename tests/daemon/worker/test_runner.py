@@ -1,6 +1,7 @@
 """Stages of a tiny model at work: alone, and as threads of one process."""
 
 import functools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,6 +91,64 @@ def test_every_plan_gives_the_tokens_of_mlx_lm(folder: Path, kind: str, cuts: li
             assert runner.times.receive.count > 20
     else:
         assert times.encode.count >= 21
+
+
+def test_parts_of_a_prompt_cross_while_others_are_computed(folder: Path) -> None:
+    plan = Plan(folder, [1, 2])
+    log: list[tuple[str, int, str]] = []
+    for rank, host in enumerate(plan.hosts):
+        for name in ("send", "receive", "receive_into"):
+            note(log, rank, name, host)
+    prompt = PROMPT * 3
+    with plan.followers():
+        loop, inbox = plan.head_loop(FifoScheduler(chunk_tokens=CHUNK, lookahead=0))
+        inbox.put(submit("a", prompt, 3))
+        turn_until(loop, inbox, lambda: len(ends_of(plan)) == 1)
+    assert plan.failures == []
+    assert tokens_of(plan, "a") == expected(folder, tuple(prompt), 3)
+    chunks = -(-(len(prompt) - 1) // CHUNK)
+    for rank in (0, 1):
+        sends = [thread for name, at, thread in log if (name, at) == ("send", rank)]
+        assert sends[:chunks] == ["sender"] * chunks
+        assert "sender" not in sends[chunks:]
+    for rank in (1, 2):
+        threads = [thread for name, at, thread in log if (name, at) == ("receive", rank)]
+        assert threads[0] != "receiver"  # nothing ran before it
+        assert len(threads) == chunks
+        assert "receive_into" in {name for name, at, _ in log if at == rank}
+
+
+def note(log: list[tuple[str, int, str]], rank: int, name: str, host: object) -> None:
+    """Lets a lane's calls be written down, with the thread that makes them."""
+    original = getattr(host, name)
+
+    def call(*given: object) -> object:
+        log.append((name, rank, threading.current_thread().name))
+        return original(*given)
+
+    setattr(host, name, call)
+
+
+def test_the_next_part_is_taken_in_while_one_is_computed(folder: Path) -> None:
+    plan = Plan(folder, [2])
+    log: list[tuple[str, int, str]] = []
+    note(log, 1, "receive", plan.hosts[1])
+    head, tail = plan.runner(0), plan.runner(1)
+    ahead = iter([2, None, None])
+    tail.prompt_ahead = lambda: next(ahead)
+    opened = (Open(0, "a", 20, Sampling()),)
+    steps = [
+        Step(1, "prefill", opened, (Row(0, "a", 0),), tuple(PROMPT[:4])),
+        Step(2, "prefill", (), (Row(0, "a", 4),), tuple(PROMPT[4:7])),
+        Step(3, "decode", (), (Row(0, "a", 7, PROMPT[7]),)),
+    ]
+    for step in steps:
+        head.begin(step)
+    for step in steps:
+        tail.begin(step)
+    assert [thread == "receiver" for _, _, thread in log] == [False, True]
+    done = [lane_pb2.StepDone.FromString(plan.hosts[0].receive_message(1, 5)) for _ in steps]
+    assert done[-1].sampled[0].token == expected(folder, tuple(PROMPT[:8]), 1)[0]
 
 
 def test_samples_are_the_same_on_every_plan(folder: Path) -> None:

@@ -6,8 +6,12 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from macmesh.v1 import types_pb2
+from macmesh_daemon.engine.batch_caches import BatchCaches
+from macmesh_daemon.engine.cache_traits import CacheTraits
 from macmesh_daemon.engine.stage import StageModel, load_stage
-from macmesh_daemon.worker.warm_up import PROBE_TOKENS, warm_up
+from macmesh_daemon.worker import warm_up as module
+from macmesh_daemon.worker.warm_up import MOST_SECONDS, PROBE_TOKENS, most_batch_rows, warm_up
 from macmesh_rdma.messages.progress_page import ProgressWriter
 from tinymodels import write_tiny_model
 
@@ -27,6 +31,7 @@ class Watched:
         self._stage = stage
         self.reserved: list[int] = []
         self.ran: list[int] = []
+        self.batches: list[int] = []
         self.kv_bits: set[int] = set()
         self.evaluated: list[list[tuple[int, ...]]] = []
 
@@ -39,7 +44,10 @@ class Watched:
         return self._stage.make_caches(reserve_tokens, kv_bits=kv_bits)
 
     def step(self, inputs: list[mx.array], caches: Any) -> list[mx.array]:
-        self.ran.append(caches.reserve_tokens)
+        if isinstance(caches, BatchCaches):
+            self.batches.append(len(caches.lengths))
+        else:
+            self.ran.append(caches.reserve_tokens)
         return self._stage.step(inputs, caches)
 
     def evaluate(self, results: list[mx.array], caches: Any) -> None:
@@ -132,3 +140,57 @@ def test_where_nothing_is_compiled_one_token_is_all(folder: Path) -> None:
     facts = warm_up(stage, context_tokens=4096, chunk_tokens=200, compiles=False, clock=Clock(0.25))
     assert (stage.ran, facts.chunk_tokens) == ([1], 0)
     assert facts.decode_seconds > 0
+
+
+@pytest.mark.parametrize(("first", "end"), PARTS)
+def test_every_number_of_rows_is_run_where_kernels_are_compiled(folder: Path, first: int, end: int) -> None:
+    stage = Watched(load_stage(folder, first, end, LAYERS))
+    mx.clear_cache()
+    before, told = mx.get_active_memory(), []
+    facts = warm_up(
+        stage,
+        context_tokens=100,
+        chunk_tokens=1,
+        batch_rows=4,
+        batch_done=lambda: told.append(len(stage.batches)),
+    )
+    assert stage.batches == [2, 3, 4]
+    assert told == [1, 2, 3]
+    assert (facts.batch_rows, facts.batches_seconds > 0) == (4, True)
+    if end == LAYERS:
+        assert stage.evaluated[-1] == [(4,), (4,)]
+    assert mx.get_active_memory() <= before
+
+
+@pytest.mark.parametrize(
+    ("changes", "batches"),
+    [
+        ({"compiles": False}, []),
+        ({"context_tokens": 1}, []),
+        ({"batch_rows": 1}, []),
+        # The fourth look is before the first batch, and the next one after it.
+        ({"clock": Clock(MOST_SECONDS / 5)}, [2, 3]),
+        ({"clock": Clock(MOST_SECONDS / 2)}, []),
+    ],
+)
+def test_batches_are_left_out(folder: Path, changes: dict[str, Any], batches: list[int]) -> None:
+    stage = Watched(load_stage(folder, 0, LAYERS, LAYERS))
+    warm_up(stage, **{"context_tokens": 100, "chunk_tokens": 1, "batch_rows": 4, **changes})
+    assert stage.batches == batches
+
+
+def test_caches_that_cannot_be_batched_are_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Watched(load_stage(folder, 0, LAYERS, LAYERS))
+    monkeypatch.setattr(module, "cache_traits", lambda _entries, _name: CacheTraits("mlx-lm has none", None))
+    assert warm_up(stage, context_tokens=100, chunk_tokens=1, batch_rows=4).batch_rows == 0
+    assert stage.batches == []
+
+
+@pytest.mark.parametrize(
+    ("slots", "context", "rows"), [(1, 256, 1), (1, 512, 1), (1, 1024, 3), (8, 256, 7), (2, 32768, 8)]
+)
+def test_batches_are_as_large_as_the_plan_has_room_for(slots: int, context: int, rows: int) -> None:
+    # Rows of 256 tokens, and while they are made one of 32 caches of each more.
+    deployment = types_pb2.Deployment(slots=slots, context_tokens=context)
+    deployment.stages.add()
+    assert most_batch_rows(deployment) == rows
