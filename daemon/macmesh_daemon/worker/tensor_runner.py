@@ -14,9 +14,9 @@ import mlx.core as mx
 
 from macmesh_daemon.engine.caches import Caches
 from macmesh_daemon.engine.steps import Operation, Step
+from macmesh_daemon.worker.beside import Waiting
 from macmesh_daemon.worker.collectives import Collectives
 from macmesh_daemon.worker.local_runner import LocalRunner
-from macmesh_daemon.worker.beside import Waiting
 from macmesh_daemon.worker.runner import House, Stage
 
 
