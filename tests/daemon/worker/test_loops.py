@@ -41,6 +41,7 @@ class FakeRunner:
         self.began: list[Step] = []
         self.taken: list[StepDone] = []
         self.prepared = 0
+        self.held: set[int] = set()
         self.log = log if log is not None else []
         self._alone = alone
         self._queued: collections.deque[Step] = collections.deque()
@@ -61,8 +62,12 @@ class FakeRunner:
         self.log.append(f"finish {step.number}")
         return result_of(step)
 
-    def take_result(self, done: StepDone) -> None:
+    def take_result(self, done: StepDone) -> bool:
         self.taken.append(done)
+        return False
+
+    def holds_back(self, step: Step) -> bool:
+        return step.number in self.held
 
     def prepare(self) -> bool:
         self.prepared += 1
