@@ -43,7 +43,8 @@ class Plan:
     Args:
         folder: of the model.
         cuts: first layers of all stages but the head.
-        kind: how arrays travel: "host" or "lane", "graph" in memory, "group" in graphs over real groups.
+        kind: how arrays travel: "host" or "lane", "graph" in memory, "group" in graphs over real groups; there the
+            stages must not run ahead at once, because MLX bounds what all threads of a process have queued together.
         slots: of each stage.
     """
 

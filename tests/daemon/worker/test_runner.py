@@ -24,7 +24,7 @@ from tinymodels import write_tiny_model
 PROMPT = [(7 * i * i + 3) % 300 + 4 for i in range(20)]
 CHUNK = 8
 PLANS = [("host", []), ("host", [2]), ("host", [1, 3]), ("lane", [2]), ("lane", [1, 2])]
-GRAPHS = [("graph", [2]), ("group", [2]), ("group", [1, 3])]
+GRAPHS = [("graph", [2]), ("graph", [1, 3])]
 
 
 @pytest.fixture(scope="module")
