@@ -224,11 +224,20 @@ def plan_request(
 
 
 def load_request(
-    model: str, context_tokens: int, slots: int, objective: str, stage_count: int, *, kv_bits: int = 0
+    model: str,
+    context_tokens: int,
+    slots: int,
+    objective: str,
+    stage_count: int,
+    *,
+    kv_bits: int = 0,
+    transfers: str = "",
 ) -> cluster_pb2.LoadModelRequest:
     """Build the request; raises LocalArgumentError."""
     return cluster_pb2.LoadModelRequest(
-        **_demand(model, context_tokens, slots, objective, stage_count), kv_bits=_count("kv_bits", kv_bits)
+        **_demand(model, context_tokens, slots, objective, stage_count),
+        kv_bits=_count("kv_bits", kv_bits),
+        transfers=transfers,
     )
 
 

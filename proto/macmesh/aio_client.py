@@ -134,6 +134,7 @@ class AsyncClient:
         objective: str = "",
         stage_count: int = 0,
         kv_bits: int = 0,
+        transfers: str = "",
         timeout_seconds: float | None = None,
     ) -> AsyncStream[LoadProgress]:
         """Serve a model in place of the one served now; yields the progress, last the phase "ready".
@@ -141,7 +142,7 @@ class AsyncClient:
         Closing the stream stops watching, not the load. Arguments as for `macmesh.Client.iter_load`.
         """
         request = _messages.load_request(
-            model, context_tokens, slots, objective, stage_count, kv_bits=kv_bits
+            model, context_tokens, slots, objective, stage_count, kv_bits=kv_bits, transfers=transfers
         )
         return AsyncStream[LoadProgress](
             **self._start(
@@ -164,6 +165,7 @@ class AsyncClient:
         objective: str = "",
         stage_count: int = 0,
         kv_bits: int = 0,
+        transfers: str = "",
         on_progress: Callable[[LoadProgress], None] | None = None,
         timeout_seconds: float | None = None,
     ) -> LoadProgress:
@@ -179,6 +181,7 @@ class AsyncClient:
             objective=objective,
             stage_count=stage_count,
             kv_bits=kv_bits,
+            transfers=transfers,
             timeout_seconds=timeout_seconds,
         ) as steps:
             async for progress in steps:

@@ -166,6 +166,7 @@ class Client:
         objective: str = "",
         stage_count: int = 0,
         kv_bits: int = 0,
+        transfers: str = "",
         timeout_seconds: float | None = None,
     ) -> Stream[LoadProgress]:
         """Serve a model in place of the one served now; yields the progress, last the phase "ready".
@@ -173,7 +174,7 @@ class Client:
         Closing the stream stops watching, not the load. Arguments as for `load`; deadline `Timeouts.load`.
         """
         request = _messages.load_request(
-            model, context_tokens, slots, objective, stage_count, kv_bits=kv_bits
+            model, context_tokens, slots, objective, stage_count, kv_bits=kv_bits, transfers=transfers
         )
         return Stream[LoadProgress](
             **self._start(
@@ -196,6 +197,7 @@ class Client:
         objective: str = "",
         stage_count: int = 0,
         kv_bits: int = 0,
+        transfers: str = "",
         on_progress: Callable[[LoadProgress], None] | None = None,
         timeout_seconds: float | None = None,
     ) -> LoadProgress:
@@ -208,6 +210,7 @@ class Client:
             objective: "latency", "throughput" or "balanced"; empty takes "balanced".
             stage_count: Stages to use; 0 lets the planner choose.
             kv_bits: Bits of a quantised cache, 4 or 8; 0 keeps the model's own type.
+            transfers: How decode steps go from stage to stage: "auto" (or empty), "host" or "graph".
             on_progress: Called with every step.
             timeout_seconds: Deadline; None takes `Timeouts.load`.
         """
@@ -219,6 +222,7 @@ class Client:
             objective=objective,
             stage_count=stage_count,
             kv_bits=kv_bits,
+            transfers=transfers,
             timeout_seconds=timeout_seconds,
         ) as steps:
             for progress in steps:

@@ -137,6 +137,7 @@ class Deployment:
     device_matrix: DeviceMatrix | None = None
     transport_reason: str = ""
     kv_bits: int = 0
+    transfers: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,7 @@ class WantedModel:
     objective: str = ""
     stage_count: int = 0
     kv_bits: int = 0
+    transfers: str = ""
 
 
 @dataclass(frozen=True)  # no slots: it remembers what is asked at every step
@@ -297,6 +299,8 @@ class WorkerReport:
     links: tuple[LinkStatus, ...] = ()
     transport_failure: str = ""
     start_phases: tuple[StartPhase, ...] = ()
+    transfers: str = ""
+    transfers_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,7 @@ class Planning:
         model_id = _checked_model_id(request.model_id)
         objective = _checked_objective(request.objective)
         kv_bits = _checked_kv_bits(request.kv_bits)
+        transfers = _checked_transfers(request.transfers)
         model, profile = await self.profile(model_id, _member_ids(view))
         _quantised(profile, kv_bits)
         return WantedModel(
@@ -153,6 +154,7 @@ class Planning:
             objective=objective,
             stage_count=request.stage_count,
             kv_bits=kv_bits,
+            transfers=transfers,
         )
 
     async def dry_run(self, request: cluster_pb2.PlanModelRequest, view: ClusterView) -> tuple[bool, str]:
@@ -217,7 +219,13 @@ class Planning:
         if transport.reason:
             _log.info("transport chosen", transport=transport.transport, reason=transport.reason)
         deployment = deployment_of(
-            placement, profile, model, self._links, transport, sync_mode=self._config.sync_mode
+            placement,
+            profile,
+            model,
+            self._links,
+            transport,
+            sync_mode=self._config.sync_mode,
+            transfers=wanted.transfers,
         )
         self._notify(ev.PlanComputed(request_id=effect.request_id, deployment=deployment))
 
@@ -362,6 +370,16 @@ def _checked_kv_bits(kv_bits: int) -> int:
             Reason.INVALID_ARGUMENT, f"kv_bits must be 4 or 8, not {kv_bits}", {"field": "kv_bits"}
         )
     return kv_bits
+
+
+def _checked_transfers(transfers: str) -> str:
+    if transfers not in ("", "auto", "host", "graph"):
+        raise CallError(
+            Reason.INVALID_ARGUMENT,
+            f"transfers must be auto, host or graph, not {transfers!r}",
+            {"field": "transfers"},
+        )
+    return "" if transfers == "auto" else transfers
 
 
 def _quantised(profile: ModelProfile, kv_bits: int) -> ModelProfile:

@@ -65,6 +65,7 @@ def deployment_of(
     transport: TransportChoice,
     *,
     sync_mode: str = "safe",
+    transfers: str = "",
 ) -> Deployment:
     """The placement as the cluster's document carries it, with the synchronisation that is asked for.
 
@@ -75,6 +76,7 @@ def deployment_of(
         links: How links are used.
         transport: What carries the activations.
         sync_mode: As configured.
+        transfers: As asked for; empty: the stages choose.
     """
     return Deployment(
         model=model,
@@ -91,6 +93,7 @@ def deployment_of(
         transport_reason=transport.reason,
         device_matrix=transport.matrix,
         sync_mode=sync_mode,
+        transfers=transfers,
         predicted_decode_seconds=placement.predicted_decode_seconds,
         link_buffers=LinkBuffers(
             num_buffers=links.num_buffers,

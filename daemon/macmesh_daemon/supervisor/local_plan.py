@@ -57,6 +57,7 @@ def local_plan(
     slots: int = 1,
     prefill_chunk_tokens: int = 1024,
     kv_bits: int = 0,
+    transfers: str = "",
     step_deadline_seconds: float = 60.0,
 ) -> list[lane_pb2.StartStage]:
     """The start command of every worker of a plan whose stages all run on this machine.
@@ -71,6 +72,7 @@ def local_plan(
         slots: requests served at once.
         prefill_chunk_tokens: most prompt tokens in one step.
         kv_bits: bits of a quantised cache; 0 keeps the model's own type.
+        transfers: how decode steps go from stage to stage; empty: what the stages choose.
         step_deadline_seconds: longest wait for another stage.
     """
     bounds = [0, *cuts, layer_count]
@@ -95,6 +97,7 @@ def local_plan(
         ],
         transport="auto",
         sync_mode="safe",
+        transfers=transfers,
     )
     return [
         lane_pb2.StartStage(

@@ -375,6 +375,7 @@ class LoadModelRequest(_message.Message):
     OBJECTIVE_FIELD_NUMBER: _builtins.int
     STAGE_COUNT_FIELD_NUMBER: _builtins.int
     KV_BITS_FIELD_NUMBER: _builtins.int
+    TRANSFERS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """A folder or a name below a model folder."""
     context_tokens: _builtins.int
@@ -387,6 +388,8 @@ class LoadModelRequest(_message.Message):
     """Stages to use; 0 lets the planner choose."""
     kv_bits: _builtins.int
     """Bits of a quantised cache, 4 or 8; 0 keeps the model's own type."""
+    transfers: _builtins.str
+    """How decode steps go from stage to stage: "auto" or empty, "host" or "graph"."""
     def __init__(
         self,
         *,
@@ -396,10 +399,11 @@ class LoadModelRequest(_message.Message):
         objective: _builtins.str = ...,
         stage_count: _builtins.int = ...,
         kv_bits: _builtins.int = ...,
+        transfers: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model_id", b"model_id", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model_id", b"model_id", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

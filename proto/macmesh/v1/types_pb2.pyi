@@ -257,6 +257,7 @@ class Deployment(_message.Message):
     DEVICE_MATRIX_FIELD_NUMBER: _builtins.int
     TRANSPORT_REASON_FIELD_NUMBER: _builtins.int
     KV_BITS_FIELD_NUMBER: _builtins.int
+    TRANSFERS_FIELD_NUMBER: _builtins.int
     layer_count: _builtins.int
     """Number of layers of the whole model."""
     context_tokens: _builtins.int
@@ -277,6 +278,8 @@ class Deployment(_message.Message):
     """Why this transport, and not jaccl where that was not taken; for people."""
     kv_bits: _builtins.int
     """Bits of an element of the caches that grow with the context, 4 or 8; 0: the model's own type."""
+    transfers: _builtins.str
+    """How decode steps go from stage to stage, as asked for: "auto" or empty, "host" or "graph"; the stages agree on it."""
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """The model."""
@@ -309,10 +312,11 @@ class Deployment(_message.Message):
         device_matrix: Global___DeviceMatrix | None = ...,
         transport_reason: _builtins.str = ...,
         kv_bits: _builtins.int = ...,
+        transfers: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device_matrix", b"device_matrix", "link_buffers", b"link_buffers", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "kv_bits", b"kv_bits", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "kv_bits", b"kv_bits", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transfers", b"transfers", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -586,6 +590,7 @@ class WantedModel(_message.Message):
     OBJECTIVE_FIELD_NUMBER: _builtins.int
     STAGE_COUNT_FIELD_NUMBER: _builtins.int
     KV_BITS_FIELD_NUMBER: _builtins.int
+    TRANSFERS_FIELD_NUMBER: _builtins.int
     context_tokens: _builtins.int
     """Tokens of context; the whole position limit where 0 was asked."""
     slots: _builtins.int
@@ -596,6 +601,8 @@ class WantedModel(_message.Message):
     """Stages to use; 0 lets the planner choose."""
     kv_bits: _builtins.int
     """Bits of a quantised cache, 4 or 8; 0 keeps the model's own type."""
+    transfers: _builtins.str
+    """See Deployment."""
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """The model."""
@@ -609,10 +616,11 @@ class WantedModel(_message.Message):
         objective: _builtins.str = ...,
         stage_count: _builtins.int = ...,
         kv_bits: _builtins.int = ...,
+        transfers: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model", b"model", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model", b"model", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

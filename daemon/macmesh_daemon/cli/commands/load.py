@@ -9,7 +9,14 @@ from macmesh_daemon.cli import exit_codes
 from macmesh_daemon.cli.connect import connect
 from macmesh_daemon.cli.load_view import LiveBlock, PlainLines
 from macmesh_daemon.cli.output import encodable, print_data, print_json, talk, terminal_width, wants_color
-from macmesh_daemon.cli.parsers import add_command, add_demand, add_kv_bits, amount, model_argument
+from macmesh_daemon.cli.parsers import (
+    add_command,
+    add_demand,
+    add_kv_bits,
+    add_transfers,
+    amount,
+    model_argument,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -29,6 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "load", summary="serve a model", examples=_EXAMPLES, run=run)
     add_demand(parser)
     add_kv_bits(parser)
+    add_transfers(parser)
     parser.add_argument(
         "--timeout",
         type=amount,
@@ -49,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
             objective=args.objective,
             stage_count=args.stages,
             kv_bits=args.kv_bits,
+            transfers=args.transfers,
             on_progress=progress.tell,
             timeout_seconds=args.timeout,
         )
