@@ -40,9 +40,7 @@ class GroupGraphLane(GraphLane):
         self._require(peer, len(facts))
         arrays = []
         for shape, dtype in facts:
-            made = mx.distributed.recv(
-                shape, dtype, peer, group=self.group.mlx, stream=self._receive_stream
-            )
+            made = mx.distributed.recv(shape, dtype, peer, group=self.group.mlx, stream=self._receive_stream)
             before = self._received.get(peer)
             if before is not None:
                 # The one before comes first because only what is returned here is ever used of this one.

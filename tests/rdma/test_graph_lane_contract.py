@@ -10,7 +10,16 @@ from bringing_up import EPOCH, KEY, SMALL, endpoints_of, in_threads, listeners
 from macmesh_rdma.graph_lane import GraphLane
 from macmesh_rdma.group import Group, open_group
 from macmesh_rdma.group_graph_lane import GroupGraphLane
-from macmesh_rdma.testing.graph_contract import CHECKS, PATIENCE_SECONDS, RECEIVE_SECONDS
+from macmesh_rdma.cuda_set_up import open_cuda_graph_lane
+from macmesh_rdma.group_host_lane import GroupHostLane
+from macmesh_rdma.testing.graph_contract import (
+    BUFFERS,
+    CHECKS,
+    MOST_PAYLOAD_BYTES,
+    PATIENCE_SECONDS,
+    RECEIVE_SECONDS,
+)
+from macmesh_rdma.testing.host_kernels import HostKernels
 from macmesh_rdma.testing.host_graph_lane import memory_graph_lanes
 
 MakeLane = Callable[[int], GraphLane]
@@ -40,9 +49,17 @@ def open_groups(provider: Literal["shm", "tcp"]) -> list[Group]:
     return outcomes
 
 
+@pytest.fixture(scope="module")
+def kernels() -> HostKernels:
+    """Compiled once for all."""
+    return HostKernels()
+
+
 @pytest.mark.parametrize("name", CHECKS)
-@pytest.mark.parametrize("kind", ["memory", "shm", "tcp"])
-def test_the_contract_of_graph_lanes(kind: Literal["memory", "shm", "tcp"], name: str) -> None:
+@pytest.mark.parametrize("kind", ["memory", "shm", "tcp", "kernels"])
+def test_the_contract_of_graph_lanes(
+    kind: Literal["memory", "shm", "tcp", "kernels"], name: str, kernels: HostKernels
+) -> None:
     seconds = RECEIVE_SECONDS if name == "waits_no_longer_than_its_deadline" else PATIENCE_SECONDS
     closes: list[Callable[[], None]] = []
     make: MakeLane
@@ -50,10 +67,22 @@ def test_the_contract_of_graph_lanes(kind: Literal["memory", "shm", "tcp"], name
         lanes = memory_graph_lanes(2, seconds)
         make = lanes.__getitem__
     else:
-        groups = open_groups(kind)
+        groups = open_groups("shm" if kind == "kernels" else kind)
         closes = [group.close for group in groups]
 
         def make(rank: int) -> GraphLane:
+            if kind == "kernels":
+                return open_cuda_graph_lane(
+                    GroupHostLane(groups[rank]),
+                    rank,
+                    2,
+                    payload_bytes=MOST_PAYLOAD_BYTES,
+                    buffers=BUFFERS,
+                    receive_seconds=seconds,
+                    set_up_seconds=PATIENCE_SECONDS,
+                    failure=lambda: groups[rank].failure,
+                    kernels=kernels,
+                )
             return GroupGraphLane(groups[rank], receive_seconds=seconds)
 
     outcomes = in_threads(

@@ -288,7 +288,9 @@ class GraphFollowerRunner(FollowerRunner):
                 f"what step {step.number} hands on is not known beforehand, so no graph can begin with it"
             )
         graph = self._way.graph
-        inputs = graph.receive(self._way.previous, [(tuple(fact.shape), dtype_of(fact.dtype)) for fact in facts])
+        inputs = graph.receive(
+            self._way.previous, [(tuple(fact.shape), dtype_of(fact.dtype)) for fact in facts]
+        )
         caches = self.house.caches_for(step)
         outputs = self.stage.step(inputs, caches)
         self.stage.openings.clear()

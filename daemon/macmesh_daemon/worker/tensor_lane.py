@@ -109,7 +109,9 @@ def stage_transfers(
     if choice.kind == "cuda":
         graph = open_cuda_lane(start, group, host, offers, timeout_seconds)
     else:
-        graph = GroupGraphLane(group, receive_seconds=receive_seconds(start.step_deadline_seconds, own.backend))
+        graph = GroupGraphLane(
+            group, receive_seconds=receive_seconds(start.step_deadline_seconds, own.backend)
+        )
     transfers = GraphTransfers(
         host,
         graph,

@@ -43,7 +43,9 @@ class Offer:
             told = json.loads(data)
             offer = cls(**told)
         except (ValueError, TypeError) as error:
-            raise RemoteNeighbourError(f"another stage told nothing sensible of its transfers: {error}") from error
+            raise RemoteNeighbourError(
+                f"another stage told nothing sensible of its transfers: {error}"
+            ) from error
         for field in dataclasses.fields(cls):
             if type(getattr(offer, field.name)) is not (int if field.name in _COUNTS else str):
                 raise RemoteNeighbourError(f"another stage told a wrong {field.name} of its transfers")
@@ -79,7 +81,9 @@ def choose_transfers(offers: Sequence[Offer]) -> TransferChoice:
     asked = {offer.asked or "auto" for offer in offers}
     if len(asked) > 1:
         told = ", ".join(f"stage {offer.stage}: {offer.asked or 'auto'}" for offer in offers)
-        raise LocalStartError(f"the stages were started with different transfers ({told}); all must have the same")
+        raise LocalStartError(
+            f"the stages were started with different transfers ({told}); all must have the same"
+        )
     (wanted,) = asked
     if wanted not in TRANSFERS:
         raise LocalStartError(f"transfers is {wanted!r}; this version has {', '.join(TRANSFERS)}")
@@ -88,7 +92,9 @@ def choose_transfers(offers: Sequence[Offer]) -> TransferChoice:
     kind, problem = _graph_kind(offers)
     if wanted == "graph":
         if problem:
-            raise LocalStartError(f"transfers in the graph cannot be: {problem}; load with transfers auto or host")
+            raise LocalStartError(
+                f"transfers in the graph cannot be: {problem}; load with transfers auto or host"
+            )
         return TransferChoice(kind, "asked for")
     if problem:
         return TransferChoice("host", f"not in the graph: {problem}")
