@@ -140,6 +140,7 @@ class CudaGraphLane(GraphLane):
     """
 
     name = "cuda"
+    reads_apart = True
 
     def __init__(
         self,

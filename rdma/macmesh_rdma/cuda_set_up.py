@@ -80,7 +80,9 @@ def _opened(message: bytes, peer: int) -> tuple[mmap.mmap, GraphMemory]:
         told = json.loads(message)
         name, payload_bytes, buffers = told["name"], told["payload_bytes"], told["buffers"]
     except (ValueError, KeyError, TypeError) as error:
-        raise RemoteMismatchError(f"rank {peer} told nothing sensible of its memory: {error}", peer=peer) from error
+        raise RemoteMismatchError(
+            f"rank {peer} told nothing sensible of its memory: {error}", peer=peer
+        ) from error
     if (
         not isinstance(name, str)
         or type(payload_bytes) is not int

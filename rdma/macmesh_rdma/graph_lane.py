@@ -20,6 +20,8 @@ class GraphLane(abc.ABC):
 
     * Payloads from one rank to another arrive whole and in the order in which they were described, on both sides, no
       matter how and how many together they are evaluated. Each must be evaluated, on both sides.
+    * A send and a receive that are evaluated together, and of which neither depends on the other, may be done in any
+      order: evaluate first what the peer waits for. A send may wait for the receiver once a lane's buffers are full.
     * Whoever receives says shapes and dtypes; they must be those that were sent.
     * Evaluations, of whatever depends on the lane, happen inside `guarded`, which raises the lane's errors. Values are
       valid only once it was left without one.
@@ -38,6 +40,10 @@ class GraphLane(abc.ABC):
 
     name: str
     """What carries it, for people."""
+
+    reads_apart: bool
+    """Whether the host can read a payload as soon as it is here only where that was evaluated by itself, before what
+    depends on it."""
 
     @abc.abstractmethod
     def receive(self, peer: int, facts: Sequence[Facts]) -> "list[mx.array]":

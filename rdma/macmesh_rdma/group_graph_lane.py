@@ -23,6 +23,7 @@ class GroupGraphLane(GraphLane):
     """
 
     name = "group"
+    reads_apart = False
 
     def __init__(self, group: Group, *, receive_seconds: float | None = None) -> None:
         self.group = group
@@ -72,6 +73,10 @@ class GroupGraphLane(GraphLane):
             if self.group.failure is None and not self._closed:
                 raise
             self.group.raise_failure(error)
+        # MLX tells of an error once: whoever waits for the same array again gets what it holds by chance.
+        failure = self.group.failure
+        if failure is not None:
+            raise failure
 
     def flush(self, peer: int) -> None:
         """See `GraphLane.flush`."""

@@ -1,5 +1,6 @@
 """Shared memory with a name, for a peer on this machine to which no descriptor can be passed."""
 
+import contextlib
 import mmap
 import os
 import re
@@ -65,7 +66,9 @@ def open_named_memory(name: str, size_bytes: int) -> mmap.mmap:
             )
         return mmap.mmap(descriptor, size_bytes)
     except OSError as error:
-        raise LocalSharedMemoryError(f"the peer's shared memory cannot be opened: {error.strerror}") from error
+        raise LocalSharedMemoryError(
+            f"the peer's shared memory cannot be opened: {error.strerror}"
+        ) from error
     finally:
         if descriptor >= 0:
             os.close(descriptor)
@@ -75,7 +78,5 @@ def remove_name(name: str) -> None:
     """Removes the name; the memory stays while somebody has it. Harmless when repeated."""
     if _posixshmem is None:
         return
-    try:
+    with contextlib.suppress(OSError):
         _posixshmem.shm_unlink(name)
-    except OSError:
-        pass

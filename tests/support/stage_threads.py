@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bringing_up import KEY, SMALL, endpoints_of, in_threads, listeners
 from macmesh.v1 import lane_pb2, types_pb2
@@ -22,14 +22,17 @@ from macmesh_daemon.worker.pings import Pings
 from macmesh_daemon.worker.piped_runner import FollowerRunner, HeadRunner
 from macmesh_daemon.worker.runner import StageRunner
 from macmesh_daemon.worker.transfers import HostTransfers, LaneTransfers, Transfers
-from macmesh_rdma.graph_lane import GraphLane
 from macmesh_rdma.group import Group, open_group
 from macmesh_rdma.group_graph_lane import GroupGraphLane
 from macmesh_rdma.group_host_lane import GroupHostLane
-from macmesh_rdma.host_lane import HostLane
 from macmesh_rdma.testing.host_graph_lane import HostGraphLane
 from macmesh_rdma.testing.memory_host_lane import memory_host_lanes
 from macmesh_rdma.testing.memory_lane import memory_lanes
+from support.mlx_errors import forget_errors
+
+if TYPE_CHECKING:
+    from macmesh_rdma.graph_lane import GraphLane
+    from macmesh_rdma.host_lane import HostLane
 
 EPOCH = types_pb2.Epoch(generation=1, term=1, seq=1)
 DEADLINE_SECONDS = 20.0
@@ -153,6 +156,8 @@ class Plan:
                 host.close()
             for thread in threads:
                 thread.join(DEADLINE_SECONDS)
+            if self.groups:
+                forget_errors()
 
     @property
     def steps_ahead(self) -> int:

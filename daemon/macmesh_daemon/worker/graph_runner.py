@@ -15,14 +15,16 @@ other decode steps, which are short:
 import collections
 import contextlib
 import dataclasses
+import struct
+from typing import cast
 
 import mlx.core as mx
 
 from macmesh_daemon.engine.errors import RemoteScheduleError
-from macmesh_daemon.engine.steps import Close, Operation, Row, Step, StepDone
+from macmesh_daemon.engine.steps import Close, Operation, Row, Sampled, Step, StepDone
 from macmesh_daemon.worker.graph_transfers import GraphTransfers
 from macmesh_daemon.worker.piped_runner import FollowerRunner, HeadRunner, Waiting, contiguous
-from macmesh_daemon.worker.runner import House, Stage, sampled_of
+from macmesh_daemon.worker.runner import House, Stage
 from macmesh_daemon.worker.transfers import dtype_of
 from macmesh_rdma.graph_lane import Facts
 
@@ -36,9 +38,11 @@ def pack(ids: mx.array, logprobs: mx.array) -> mx.array:
     return mx.stack([ids.astype(SAMPLED_DTYPE), bits])
 
 
-def unpack(packed: mx.array) -> tuple[mx.array, mx.array]:
-    """Ids and logarithms."""
-    return packed[0], mx.view(packed[1], mx.float32)
+def sampled_in(packed: mx.array) -> tuple[Sampled, ...]:
+    """What was packed, as plain data, without any work for the device; waits for it."""
+    ids, bits = cast("list[list[int]]", packed.tolist())
+    logprobs = struct.unpack(f"={len(bits)}f", struct.pack(f"={len(bits)}I", *bits))
+    return tuple(map(Sampled, ids, logprobs))
 
 
 def sampled_facts(rows: int) -> Facts:
@@ -84,6 +88,8 @@ class GraphHeadRunner(HeadRunner):
         self._begun: collections.deque[_Begun] = collections.deque()
         # For each slot the decode step that sampled its last token, and its row there.
         self._source: dict[int, tuple[_Begun, int]] = {}
+        # What was described of the tail's and has not been given to the device.
+        self._fresh: list[mx.array] = []
 
     @property
     def unfinished(self) -> int:
@@ -129,11 +135,11 @@ class GraphHeadRunner(HeadRunner):
         times.lap(times.schedule)
         packed = self._packed(begun)
         with self._waiting(), self._way.graph.guarded():
-            ids, logprobs = unpack(packed)
-            mx.eval(ids, logprobs)
+            mx.eval(packed)
+        self._fresh.clear()
         times.lap(times.wait)
         self._begun.popleft()
-        done = StepDone(begun.step.number, sampled_of(ids, logprobs))
+        done = StepDone(begun.step.number, sampled_in(packed))
         times.lap(times.sample)
         return done
 
@@ -171,6 +177,9 @@ class GraphHeadRunner(HeadRunner):
         times.lap(times.describe)
         # The host cannot encode far ahead of what the device has done.
         with self._waiting():
+            if self._way.graph.reads_apart:
+                mx.async_eval(*self._fresh)  # type: ignore[no-untyped-call]  # the stub gives no types
+            self._fresh.clear()
             mx.async_eval(sent, caches.counters())  # type: ignore[no-untyped-call]  # the stub gives no types
         times.lap(times.encode)
         self._begun.append(begun)
@@ -189,6 +198,7 @@ class GraphHeadRunner(HeadRunner):
                     (begun.packed,) = self._way.graph.receive(
                         self._way.previous, [sampled_facts(len(begun.step.rows))]
                     )
+                    self._fresh.append(begun.packed)
                 if begun is wanted:
                     break
         if wanted.packed is None:

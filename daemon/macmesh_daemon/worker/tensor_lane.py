@@ -14,6 +14,7 @@ from macmesh_rdma.options import LinkOptions
 if TYPE_CHECKING:
     from macmesh_daemon.worker.checks import Transport
     from macmesh_daemon.worker.runner import Stage
+    from macmesh_rdma.graph_lane import GraphLane
 
 load_group()  # refuses an MLX that it was not built for, before anything else touches it
 
@@ -30,6 +31,9 @@ from macmesh_daemon.worker.transfer_choice import (  # noqa: E402  same
     exchange_offers,
 )
 from macmesh_daemon.worker.transfers import HostTransfers, dtype_of  # noqa: E402  same
+from macmesh_rdma.cuda_runtime import runtime_problem  # noqa: E402  same
+from macmesh_rdma.cuda_set_up import open_cuda_graph_lane  # noqa: E402  same
+from macmesh_rdma.graph_memory import layout_of  # noqa: E402  same
 from macmesh_rdma.group import Group, open_group  # noqa: E402  same
 from macmesh_rdma.group_graph_lane import GroupGraphLane  # noqa: E402  same
 from macmesh_rdma.group_host_lane import GroupHostLane  # noqa: E402  same
@@ -107,7 +111,16 @@ def stage_transfers(
     if choice.kind == "host":
         return HostTransfers(host, index, stages, start.step_deadline_seconds), choice
     if choice.kind == "cuda":
-        graph = open_cuda_lane(start, group, host, offers, timeout_seconds)
+        graph: GraphLane = open_cuda_graph_lane(
+            host,
+            index,
+            stages,
+            payload_bytes=own.payload_bytes,
+            buffers=most_steps_queued(stages),
+            receive_seconds=start.step_deadline_seconds,
+            set_up_seconds=timeout_seconds,
+            failure=lambda: group.failure,
+        )
     else:
         graph = GroupGraphLane(
             group, receive_seconds=receive_seconds(start.step_deadline_seconds, own.backend)
@@ -123,6 +136,11 @@ def stage_transfers(
     return transfers, choice
 
 
+def most_steps_queued(stages: int) -> int:
+    """Decode steps that may be on their way, and one more; the schedule gives out no more of them."""
+    return 2 * stages + 2
+
+
 def backend() -> Backend:
     """What MLX computes on here."""
     if mx.metal.is_available() and mx.default_device() == mx.Device(mx.gpu):
@@ -132,28 +150,24 @@ def backend() -> Backend:
 
 def offer_of(start: lane_pb2.StartStage, stage: "Stage", computes_on: Backend) -> Offer:
     """What our stage can do."""
-    payload_bytes = 0
-    if stage.is_head:
-        payload_bytes = nbytes_of(*sampled_facts(BATCH_ROWS))
-    elif (facts := stage.payload_facts(BATCH_ROWS, 1)) is not None:
-        payload_bytes = sum(nbytes_of(tuple(fact.shape), dtype_of(fact.dtype)) for fact in facts)
+    incoming = [sampled_facts(BATCH_ROWS)]
+    if not stage.is_head:
+        facts = stage.payload_facts(BATCH_ROWS, 1)
+        incoming = [(tuple(fact.shape), dtype_of(fact.dtype)) for fact in facts or ()]
+    sizes = [math.prod(shape) * dtype.size for shape, dtype in incoming]
     return Offer(
         stage=start.stage_index,
         asked=start.deployment.transfers or "auto",
         backend=computes_on,
         host_id=start.host_id,
-        payload_bytes=payload_bytes,
+        payload_bytes=layout_of(sizes).size_bytes,
+        refusal=runtime_problem() if computes_on == "cuda" else "",
     )
 
 
 def receive_seconds(step_deadline_seconds: float, computes_on: Backend) -> float:
     """Deadline of a receive that the device may wait for."""
     return min(step_deadline_seconds, METAL_WAIT_SECONDS) if computes_on == "metal" else step_deadline_seconds
-
-
-def nbytes_of(shape: tuple[int, ...], dtype: mx.Dtype) -> int:
-    """Bytes of an array."""
-    return math.prod(shape) * dtype.size
 
 
 def link_options(deployment: types_pb2.Deployment) -> LinkOptions:

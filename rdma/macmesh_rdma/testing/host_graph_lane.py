@@ -20,6 +20,7 @@ class HostGraphLane(GraphLane):
     """
 
     name = "host"
+    reads_apart = False
 
     def __init__(self, host: HostLane, timeout_seconds: float) -> None:
         self._host = host
