@@ -35,7 +35,6 @@ from macmesh_rdma.testing.graph_contract import (
     BUFFERS,
     CHECKS,
     MOST_PAYLOAD_BYTES,
-    PATIENCE_SECONDS,
     RECEIVE_SECONDS,
 )
 from macmesh_rdma.testing.host_kernels import HostKernels
@@ -98,7 +97,7 @@ class Rank:
 
     def check(self, name: str) -> str:
         """Runs one check; what went wrong, or nothing."""
-        seconds = RECEIVE_SECONDS if name == "waits_no_longer_than_its_deadline" else PATIENCE_SECONDS
+        seconds = RECEIVE_SECONDS if name == "waits_no_longer_than_its_deadline" else SECONDS
         with self.group(name) as group:
             lane = self.lane(group, seconds, MOST_PAYLOAD_BYTES)
             try:

@@ -177,7 +177,7 @@ class GraphHeadRunner(HeadRunner):
         times.lap(times.describe)
         # The host cannot encode far ahead of what the device has done.
         with self._waiting():
-            if self._way.graph.reads_apart:
+            if self._fresh and self._way.graph.reads_apart:
                 mx.async_eval(*self._fresh)  # type: ignore[no-untyped-call]  # the stub gives no types
             self._fresh.clear()
             mx.async_eval(sent, caches.counters())  # type: ignore[no-untyped-call]  # the stub gives no types

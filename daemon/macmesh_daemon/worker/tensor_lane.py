@@ -165,7 +165,7 @@ def offer_of(start: lane_pb2.StartStage, stage: "Stage", computes_on: Backend) -
     )
 
 
-def receive_seconds(step_deadline_seconds: float, computes_on: Backend) -> float:
+def receive_seconds(step_deadline_seconds: float, computes_on: str) -> float:
     """Deadline of a receive that the device may wait for."""
     return min(step_deadline_seconds, METAL_WAIT_SECONDS) if computes_on == "metal" else step_deadline_seconds
 

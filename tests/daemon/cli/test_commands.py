@@ -163,7 +163,10 @@ def test_load_tells_its_phases(run: Run, daemon: ThreadedFakeDaemon, tmp_path: P
     folder = tmp_path / "model"
     folder.mkdir()
     outcome = run(
-        "load", str(folder), "--context", "4,096", "--slots", "2", "--stages", "3", "--kv-bits", "8"
+        "load",
+        str(folder),
+        *("--context", "4,096", "--slots", "2", "--stages", "3"),
+        *("--kv-bits", "8", "--transfers", "graph"),
     )
     assert outcome.code == 0
     assert outcome.out == "ready: MiniMax-M2.5-5bit, epoch 1.3.2\n"
@@ -181,7 +184,7 @@ def test_load_tells_its_phases(run: Run, daemon: ThreadedFakeDaemon, tmp_path: P
     assert isinstance(request, cluster_pb2.LoadModelRequest)
     assert (request.model_id, request.context_tokens) == (str(folder), 4096)
     assert (request.slots, request.stage_count, request.objective) == (2, 3, "balanced")
-    assert request.kv_bits == 8
+    assert (request.kv_bits, request.transfers) == (8, "graph")
     value = run("load", "by-name", "--json").json
     assert value["format"] == "daemonctl-load/1"
     assert [s["end_layer"] for s in value["stages"]] == [36, 54, 62]

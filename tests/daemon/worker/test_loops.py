@@ -12,7 +12,7 @@ from macmesh_daemon.engine.errors import RemoteScheduleError
 from macmesh_daemon.engine.steps import Close, Open, Sampled, Step, StepDone
 from macmesh_daemon.worker.convert_steps import done_to_wire, step_to_wire
 from macmesh_daemon.worker.errors import RemoteNeighbourError
-from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, Wake, pong
+from macmesh_daemon.worker.loops import STEPS_QUEUED, FollowerLoop, HeadLoop, Item, Outlets, Wake, pong
 from macmesh_daemon.worker.pings import Pings
 from macmesh_daemon.worker.step_times import StepTimes
 from macmesh_rdma.errors import RemotePeerLostError
@@ -315,3 +315,47 @@ def test_times_add_up() -> None:
     wire = times.to_wire()
     assert (wire.describe.count, wire.wait.count, wire.send.count) == (2, 1, 0)
     assert wire.describe.seconds == times.describe.seconds > 0
+
+
+def test_a_step_that_is_held_back_is_told_to_nobody_until_another_has_ended() -> None:
+    head = Head(alone=False, lookahead=1)
+    head.submit("a", [1, 2], max_tokens=3)
+    head.runner.held = {2}
+    released: list[int] = []
+
+    def release() -> bool:
+        released.append(len(head.told.steps))
+        head.runner.held.clear()
+        head.inbox.put(done_to_wire(StepDone(1)))
+        return True
+
+    head.runner.prepare = release  # type: ignore[method-assign]
+    head.loop.turn(head.inbox)  # takes the request
+    head.loop.turn(head.inbox)
+    assert released == [1], "the first step had been told, the one that was held back had not"
+    assert [step.number for step in head.told.steps] == [1, 2]
+    assert [done.number for done in head.runner.taken] == [1]
+
+
+def test_a_follower_has_few_steps_on_its_device_and_sees_them_through_when_idle() -> None:
+    runner = FakeRunner()
+    told = Told()
+    inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    loop = FollowerLoop(runner, told.outlets, Pings(lambda _: None, lambda: None))
+    for number in range(1, 6):
+        loop.take(step_to_wire(Step(number, "operations")))
+        assert runner.unfinished == min(number, STEPS_QUEUED)
+    assert [line for line in runner.log if "finish" in line] == ["finish 1", "finish 2", "finish 3"]
+
+    class Over(Exception):  # noqa: N818  no error
+        pass
+
+    def finish() -> StepDone:
+        if runner.unfinished == 1:
+            inbox.put(Over())
+        return FakeRunner.finish(runner)
+
+    runner.finish = finish  # type: ignore[method-assign]
+    with pytest.raises(Over):
+        loop.run(inbox)
+    assert runner.unfinished == 0

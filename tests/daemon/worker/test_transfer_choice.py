@@ -2,13 +2,18 @@
 
 import functools
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bringing_up import in_threads
+from macmesh_daemon.engine.handover import ArrayFacts
+from macmesh_daemon.supervisor.local_plan import local_plan
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError
+from macmesh_daemon.worker.tensor_lane import METAL_WAIT_SECONDS, offer_of, receive_seconds
 from macmesh_daemon.worker.transfer_choice import (
     Offer,
     TransferChoice,
@@ -112,3 +117,35 @@ def test_an_offer_out_of_turn_is_refused() -> None:
     lanes[1].send_message(0, Offer(0, "auto", "cpu", "x").encode(), 5)
     with pytest.raises(RemoteNeighbourError, match="out of turn"):
         exchange_offers(lanes[0], Offer(0, "auto", "cpu", "x"), 2, 5)
+
+
+class FakeStage:
+    """Knows what comes in, or does not."""
+
+    def __init__(self, facts: list[ArrayFacts] | None, *, is_head: bool = False) -> None:
+        self.is_head = is_head
+        self._facts = facts
+
+    def payload_facts(self, rows: int, tokens: int) -> list[ArrayFacts] | None:
+        assert (rows, tokens) == (8, 1)
+        return self._facts
+
+
+@pytest.mark.parametrize(
+    ("stage", "payload_bytes"),
+    [
+        (FakeStage([ArrayFacts((8, 1), "int32")], is_head=True), 64),
+        (FakeStage([ArrayFacts((8, 1, 5), "bfloat16"), ArrayFacts((8, 3), "float32")]), 80 + 96),
+        (FakeStage(None), 0),
+    ],
+)
+def test_an_offer_says_how_large_the_largest_payload_is(stage: Any, payload_bytes: int) -> None:
+    [start] = local_plan([Path("model")], [], layer_count=2, context_tokens=10, transfers="graph")
+    offer = offer_of(start, stage, "metal")
+    assert offer == Offer(0, "graph", "metal", "this machine", payload_bytes)
+
+
+def test_a_gpu_of_metal_waits_less_than_macos_allows() -> None:
+    assert receive_seconds(30.0, "metal") == METAL_WAIT_SECONDS < 5
+    assert receive_seconds(2.0, "metal") == 2.0
+    assert receive_seconds(30.0, "cpu") == receive_seconds(30.0, "cuda") == 30.0
