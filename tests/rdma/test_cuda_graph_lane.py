@@ -101,7 +101,7 @@ def test_a_sender_waits_for_a_free_buffer_and_no_longer_than_its_deadline(kernel
     with sender.guarded():
         mx.eval(sender.send(1, [mx.ones((2,))]))
     began = time.monotonic()
-    with pytest.raises(RemoteTimeoutError, match="took nothing for") as raised, sender.guarded():
+    with pytest.raises(RemoteTimeoutError, match="it took nothing, for") as raised, sender.guarded():
         mx.eval(sender.send(1, [mx.ones((2,))]))
     assert raised.value.peer == 1
     assert time.monotonic() - began > 0.2

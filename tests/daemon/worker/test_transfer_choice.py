@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bringing_up import in_threads
 from macmesh_daemon.engine.handover import ArrayFacts
 from macmesh_daemon.supervisor.local_plan import local_plan
+from macmesh_daemon.worker.checks import check_start
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError
 from macmesh_daemon.worker.tensor_lane import METAL_WAIT_SECONDS, offer_of, receive_seconds
 from macmesh_daemon.worker.transfer_choice import (
@@ -149,3 +150,14 @@ def test_a_gpu_of_metal_waits_less_than_macos_allows() -> None:
     assert receive_seconds(30.0, "metal") == METAL_WAIT_SECONDS < 5
     assert receive_seconds(2.0, "metal") == 2.0
     assert receive_seconds(30.0, "cpu") == receive_seconds(30.0, "cuda") == 30.0
+
+
+@pytest.mark.parametrize(
+    ("transfers", "transport", "problem"),
+    [("quick", "auto", "transfers is 'quick'"), ("graph", "jaccl", "need links of our own, not jaccl")],
+)
+def test_a_start_that_cannot_be_is_refused(transfers: str, transport: str, problem: str) -> None:
+    start, _ = local_plan([Path("a"), Path("b")], [1], layer_count=2, context_tokens=10, transfers=transfers)
+    start.deployment.transport = transport
+    with pytest.raises(LocalStartError, match=problem):
+        check_start(start)
