@@ -4,7 +4,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ BUFFERS = 3
 
 
 @pytest.fixture(scope="module")
-def kernels() -> HostKernels:
-    return HostKernels()
+def kernels() -> Iterator[HostKernels]:
+    made = HostKernels()
+    yield made
+    made.close()
 
 
 def open_lane(

@@ -27,6 +27,10 @@ class HostKernels:
         self._made: dict[str, ctypes.CDLL] = {}
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Removes what was compiled. Harmless when repeated."""
+        self._folder.cleanup()
+
     def pin(self, address: int, size_bytes: int) -> int:  # noqa: ARG002  all of it can be reached
         """See `Kernels.pin`."""
         return address

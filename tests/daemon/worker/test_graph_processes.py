@@ -14,7 +14,6 @@ from mlx_lm.generate import generate_step
 from mlx_lm.utils import load_model
 
 from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
-from macmesh_daemon.supervisor.errors import LocalVerifyError
 from macmesh_daemon.supervisor.interface import Worker
 from macmesh_daemon.supervisor.local_plan import local_plan
 from macmesh_daemon.supervisor.verify import running_plan
@@ -33,7 +32,7 @@ def expected(folder: Path, prompt: tuple[int, ...], count: int) -> list[int]:
     return [int(token) for token, _ in steps]
 
 
-def plan(folder: Path, cuts: list[int], transfers: str = "graph", **more: float) -> list[lane_pb2.StartStage]:
+def plan(folder: Path, cuts: list[int]) -> list[lane_pb2.StartStage]:
     return local_plan(
         [folder] * (len(cuts) + 1),
         cuts,
@@ -41,8 +40,8 @@ def plan(folder: Path, cuts: list[int], transfers: str = "graph", **more: float)
         context_tokens=600,
         slots=3,
         prefill_chunk_tokens=CHUNK,
-        transfers=transfers,
-        step_deadline_seconds=more.get("deadline_seconds", 20.0),
+        transfers="graph",
+        step_deadline_seconds=20.0,
     )
 
 
@@ -76,70 +75,64 @@ async def told(head: Worker) -> AsyncIterator[tuple[str, int | None, bool]]:
 
 
 async def generate(
-    starts: list[lane_pb2.StartStage], asked: dict[str, tuple[list[int], int, int | None]], first: int
+    head: Worker,
+    starts: list[lane_pb2.StartStage],
+    asked: dict[str, tuple[list[int], int, int | None]],
+    first: int,
 ) -> dict[str, list[int]]:
     """All requests' tokens; so many at once, the others once the first have tokens."""
     tokens: dict[str, list[int]] = {name: [] for name in asked}
     waiting = list(asked)
-    async with asyncio.timeout(SECONDS), running_plan(starts) as workers:
 
-        async def submit(count: int) -> None:
-            for name in waiting[:count]:
-                prompt, most, seed = asked[name]
-                await workers[0].submit(request(starts, name, prompt, most, seed))
-            del waiting[:count]
+    async def submit(count: int) -> None:
+        for name in waiting[:count]:
+            prompt, most, seed = asked[name]
+            await head.submit(request(starts, name, prompt, most, seed))
+        del waiting[:count]
 
-        await submit(first)
-        ended = 0
-        async for name, token, last in told(workers[0]):
-            if token is not None:
-                tokens[name].append(token)
-            if waiting and len(tokens[name]) == 4:
-                await submit(len(waiting))
-            ended += last
-            if ended == len(asked):
-                break
+    await submit(first)
+    ended = 0
+    async for name, token, last in told(head):
+        if token is not None:
+            tokens[name].append(token)
+        if waiting and len(tokens[name]) == 4:
+            await submit(len(waiting))
+        ended += last
+        if ended == len(asked):
+            break
     return tokens
 
 
+ASKED: dict[str, tuple[list[int], int, int | None]] = {
+    "long": (PROMPT[:23], 14, None),
+    "short": (PROMPT[5:10], 20, None),
+    "sampled": (PROMPT[:9], 8, 4),
+    "joins": (PROMPT[1:30], 7, None),
+    "joins too": (PROMPT[2:5], 6, None),
+}
+
+
 @pytest.mark.parametrize(("model", "cuts"), [("llama", [2]), ("rwkv7", [1, 3])])
-async def test_tokens_are_those_of_mlx_lm_alone(tmp_path: Path, model: str, cuts: list[int]) -> None:
+async def test_tokens_are_those_of_mlx_lm_alone_and_a_killed_stage_ends_the_others(
+    tmp_path: Path, model: str, cuts: list[int]
+) -> None:
     folder = write_tiny_model(tmp_path, model)
-    asked: dict[str, tuple[list[int], int, int | None]] = {
-        "long": (PROMPT[:23], 14, None),
-        "short": (PROMPT[5:10], 20, None),
-        "sampled": (PROMPT[:9], 8, 4),
-        "joins": (PROMPT[1:30], 7, None),
-        "joins too": (PROMPT[2:5], 6, None),
-    }
-    came = await generate(plan(folder, cuts), asked, 3)
-    for name, (prompt, count, seed) in asked.items():
-        assert len(came[name]) == count
-        if seed is None:
-            assert came[name] == expected(folder, tuple(prompt), count), name
-
-
-async def test_a_killed_stage_ends_the_others_at_once(tmp_path: Path) -> None:
-    starts = plan(write_tiny_model(tmp_path, "llama"), [2])
+    starts = plan(folder, cuts)
     async with asyncio.timeout(SECONDS), running_plan(starts) as workers:
+        came = await generate(workers[0], starts, ASKED, 3)
+        for name, (prompt, count, seed) in ASKED.items():
+            assert len(came[name]) == count
+            if seed is None:
+                assert came[name] == expected(folder, tuple(prompt), count), name
         await workers[0].submit(request(starts, "endless", PROMPT[:9], 500))
         count, killed = 0, 0.0
         async for event in workers[0].events():
             count += event.progress.response.has_token
             if count == 5 and not killed:
-                assert workers[1].pid is not None
-                os.kill(workers[1].pid, signal.SIGKILL)
+                assert workers[-1].pid is not None
+                os.kill(workers[-1].pid, signal.SIGKILL)
                 killed = time.monotonic()
             if event.report.state == peer_pb2.WORKER_STATE_FAILED:
                 assert event.report.peer_lost
                 break
         assert time.monotonic() - killed < 5
-
-
-async def test_stages_that_were_asked_for_different_transfers_refuse_to_start(tmp_path: Path) -> None:
-    folder = write_tiny_model(tmp_path, "llama")
-    starts = plan(folder, [2])
-    starts[1].deployment.transfers = "host"
-    with pytest.raises(LocalVerifyError, match="different transfers"):
-        async with asyncio.timeout(SECONDS), running_plan(starts):
-            pass

@@ -96,16 +96,15 @@ def test_an_architecture_that_carries_more_than_the_hidden_state(folders: dict[s
     assert len(middle.stage.payload_facts(1, 1) or ()) > 1
 
 
-@pytest.mark.parametrize("stages", [2, 3])
 def test_prompts_and_groups_in_flight_with_rows_that_join_and_leave(
-    folders: dict[str, Path], stages: int
+    folders: dict[str, Path],
 ) -> None:
     folder = folders["llama"]
-    plan = Plan(folder, [2] if stages == 2 else [1, 2], kind="graph", slots=8)
+    plan = Plan(folder, [1, 2], kind="graph", slots=8)
     limits = Limits(
         context_tokens=96,
         slots=6,
-        stages=stages,
+        stages=3,
         prefill_chunk_tokens=CHUNK,
         lookahead=1,
         slots_at_once=6,
