@@ -1,6 +1,6 @@
 """Decode speed of a pipeline of stages on this machine, beside single-process mlx-lm in the same run.
 
-    python bench/pipeline.py [--model FOLDER] [--stages N] [--tokens N] [--runs N]
+    python bench/pipeline.py [--model FOLDER] [--stages N] [--tokens N] [--runs N] [--transfers auto|host|graph]
 
 Prints JSON: tokens per second of both and milliseconds per token that the pipeline adds, each as minimum,
 median and maximum over the runs. All stages share this machine's cores, so on a small machine this measures
@@ -29,10 +29,10 @@ def spread(values: list[float]) -> dict[str, float]:
     }
 
 
-async def run(model: Path, stages: int, tokens: int, runs: int) -> list[VerifyReport]:
+async def run(model: Path, stages: int, tokens: int, runs: int, transfers: str) -> list[VerifyReport]:
     """One comparison after another."""
     prompt = ModelTokenizer.from_folder(model).encode("A node is a machine that runs")
-    return [await verify(model, prompt, tokens, stages=stages) for _ in range(runs)]
+    return [await verify(model, prompt, tokens, stages=stages, transfers=transfers) for _ in range(runs)]
 
 
 def main() -> None:
@@ -42,9 +42,10 @@ def main() -> None:
     parser.add_argument("--stages", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--transfers", choices=("auto", "host", "graph"), default="auto")
     arguments = parser.parse_args()
     model = arguments.model or demo_model_folder()
-    reports = asyncio.run(run(model, arguments.stages, arguments.tokens, arguments.runs))
+    reports = asyncio.run(run(model, arguments.stages, arguments.tokens, arguments.runs, arguments.transfers))
     ours = [r.pipeline.decode_tokens_per_second for r in reports]
     theirs = [r.reference.decode_tokens_per_second for r in reports]
     result = {
@@ -52,6 +53,7 @@ def main() -> None:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "model": model.name,
         "stages": arguments.stages,
+        "transfers": arguments.transfers,
         "tokens": arguments.tokens,
         "runs": arguments.runs,
         "identical": all(r.identical for r in reports),

@@ -232,12 +232,14 @@ def load_request(
     *,
     kv_bits: int = 0,
     allow_tensor_parallel: bool = False,
+    transfers: str = "",
 ) -> cluster_pb2.LoadModelRequest:
     """Build the request; raises LocalArgumentError."""
     return cluster_pb2.LoadModelRequest(
         **_demand(model, context_tokens, slots, objective, stage_count),
         kv_bits=_count("kv_bits", kv_bits),
         allow_tensor_parallel=allow_tensor_parallel,
+        transfers=transfers,
     )
 
 

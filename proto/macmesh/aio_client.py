@@ -135,6 +135,7 @@ class AsyncClient:
         stage_count: int = 0,
         kv_bits: int = 0,
         allow_tensor_parallel: bool = False,
+        transfers: str = "",
         timeout_seconds: float | None = None,
     ) -> AsyncStream[LoadProgress]:
         """Serve a model in place of the one served now; yields the progress, last the phase "ready".
@@ -149,6 +150,7 @@ class AsyncClient:
             stage_count,
             kv_bits=kv_bits,
             allow_tensor_parallel=allow_tensor_parallel,
+            transfers=transfers,
         )
         return AsyncStream[LoadProgress](
             **self._start(
@@ -172,6 +174,7 @@ class AsyncClient:
         stage_count: int = 0,
         kv_bits: int = 0,
         allow_tensor_parallel: bool = False,
+        transfers: str = "",
         on_progress: Callable[[LoadProgress], None] | None = None,
         timeout_seconds: float | None = None,
     ) -> LoadProgress:
@@ -188,6 +191,7 @@ class AsyncClient:
             stage_count=stage_count,
             kv_bits=kv_bits,
             allow_tensor_parallel=allow_tensor_parallel,
+            transfers=transfers,
             timeout_seconds=timeout_seconds,
         ) as steps:
             async for progress in steps:

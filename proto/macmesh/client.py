@@ -167,6 +167,7 @@ class Client:
         stage_count: int = 0,
         kv_bits: int = 0,
         allow_tensor_parallel: bool = False,
+        transfers: str = "",
         timeout_seconds: float | None = None,
     ) -> Stream[LoadProgress]:
         """Serve a model in place of the one served now; yields the progress, last the phase "ready".
@@ -181,6 +182,7 @@ class Client:
             stage_count,
             kv_bits=kv_bits,
             allow_tensor_parallel=allow_tensor_parallel,
+            transfers=transfers,
         )
         return Stream[LoadProgress](
             **self._start(
@@ -204,6 +206,7 @@ class Client:
         stage_count: int = 0,
         kv_bits: int = 0,
         allow_tensor_parallel: bool = False,
+        transfers: str = "",
         on_progress: Callable[[LoadProgress], None] | None = None,
         timeout_seconds: float | None = None,
     ) -> LoadProgress:
@@ -217,6 +220,7 @@ class Client:
             stage_count: Stages to use; 0 lets the planner choose.
             kv_bits: Bits of a quantised cache, 4 or 8; 0 keeps the model's own type.
             allow_tensor_parallel: Splitting every layer over equal nodes is a candidate next to the pipeline.
+            transfers: How decode steps go from stage to stage: "auto" (or empty), "host" or "graph".
             on_progress: Called with every step.
             timeout_seconds: Deadline; None takes `Timeouts.load`.
         """
@@ -229,6 +233,7 @@ class Client:
             stage_count=stage_count,
             kv_bits=kv_bits,
             allow_tensor_parallel=allow_tensor_parallel,
+            transfers=transfers,
             timeout_seconds=timeout_seconds,
         ) as steps:
             for progress in steps:

@@ -129,6 +129,8 @@ class MeshGroup:
         """
 
     timeout_seconds: float
+    receive_timeout_seconds: float
+    """Of `mlx.core.distributed.recv` and `receive_bytes`; the group's own until it is set."""
     @property
     def pool_bytes(self) -> int:
         """Bytes of buffers held: those of the links and the scratch of the collectives. 0 once closed."""

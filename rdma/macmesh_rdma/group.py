@@ -105,6 +105,15 @@ class Group:
         self.native.timeout_seconds = seconds
 
     @property
+    def receive_timeout_seconds(self) -> float:
+        """Deadline of every receive from point to point that begins from now on; the group's until it is set."""
+        return self.native.receive_timeout_seconds
+
+    @receive_timeout_seconds.setter
+    def receive_timeout_seconds(self, seconds: float) -> None:
+        self.native.receive_timeout_seconds = seconds
+
+    @property
     def failure(self) -> TransportError | None:
         """What ended the group; None while nothing has."""
         told = self.native.failure

@@ -1,25 +1,38 @@
 """The stages of a plan as threads of one process, with runners and loops as in workers."""
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from bringing_up import KEY, SMALL, endpoints_of, in_threads, listeners
 from macmesh.v1 import lane_pb2, types_pb2
 from macmesh_daemon.engine.cache_house import CacheHouse
 from macmesh_daemon.engine.stage import StageModel, load_stage
 from macmesh_daemon.engine.steps import Step
 from macmesh_daemon.worker.convert_steps import step_from_wire, step_to_wire
+from macmesh_daemon.worker.graph_runner import GraphFollowerRunner, GraphHeadRunner
+from macmesh_daemon.worker.graph_transfers import GraphTransfers
 from macmesh_daemon.worker.local_runner import LocalRunner
 from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, Schedule, pong
 from macmesh_daemon.worker.pings import Pings
 from macmesh_daemon.worker.piped_runner import FollowerRunner, HeadRunner
 from macmesh_daemon.worker.runner import StageRunner
 from macmesh_daemon.worker.transfers import HostTransfers, LaneTransfers, Transfers
+from macmesh_rdma.group import Group, open_group
+from macmesh_rdma.group_graph_lane import GroupGraphLane
+from macmesh_rdma.group_host_lane import GroupHostLane
+from macmesh_rdma.testing.host_graph_lane import HostGraphLane
 from macmesh_rdma.testing.memory_host_lane import memory_host_lanes
 from macmesh_rdma.testing.memory_lane import memory_lanes
+from support.mlx_errors import forget_errors
+
+if TYPE_CHECKING:
+    from macmesh_rdma.graph_lane import GraphLane
+    from macmesh_rdma.host_lane import HostLane
 
 EPOCH = types_pb2.Epoch(generation=1, term=1, seq=1)
 DEADLINE_SECONDS = 20.0
@@ -28,7 +41,15 @@ Inbox = queue.SimpleQueue[Item]
 
 
 class Plan:
-    """A plan's stages; the head belongs to the thread that enters it."""
+    """A plan's stages; the head belongs to the thread that enters it.
+
+    Args:
+        folder: of the model.
+        cuts: first layers of all stages but the head.
+        kind: how arrays travel: "host" or "lane", "graph" in memory, "group" in graphs over real groups; there the
+            stages must not run ahead at once, because MLX bounds what all threads of a process have queued together.
+        slots: of each stage.
+    """
 
     def __init__(self, folder: Path, cuts: Sequence[int], *, kind: str = "host", slots: int = 4) -> None:
         self.bounds = [0, *cuts, LAYERS]
@@ -40,7 +61,8 @@ class Plan:
         self.runners: list[StageRunner | None] = [None] * self.size
         self.failures: list[BaseException] = []
         self.given: list[Step] = []
-        self.hosts = memory_host_lanes(self.size)
+        self.hosts: Sequence[HostLane] = memory_host_lanes(self.size)
+        self.groups: list[Group] = []
         self.lanes = memory_lanes(self.size)
         self.announced: list[queue.SimpleQueue[lane_pb2.StepPayload]] = [
             queue.SimpleQueue() for _ in range(self.size)
@@ -76,13 +98,29 @@ class Plan:
         if self.size == 1:
             return LocalRunner(stage, house)
         more: Any = {} if pings is None else {"waiting": pings.waiting}
+        transfers = self.transfers(index)
+        if isinstance(transfers, GraphTransfers):
+            graph_kind = GraphHeadRunner if index == 0 else GraphFollowerRunner
+            return graph_kind(stage, house, transfers, **more)
         kind = HeadRunner if index == 0 else FollowerRunner
-        return kind(stage, house, self.transfers(index), **more)
+        return kind(stage, house, transfers, **more)
 
     def transfers(self, index: int) -> Transfers:
         if self.kind == "host":
             return HostTransfers(self.hosts[index], index, self.size, DEADLINE_SECONDS)
         outlets = self.outlets(index)
+        if self.kind in {"graph", "group"}:
+            graph: GraphLane = HostGraphLane(self.hosts[index], DEADLINE_SECONDS)
+            if self.kind == "group":
+                graph = GroupGraphLane(self.groups[index])
+            return GraphTransfers(
+                self.hosts[index],
+                graph,
+                result=outlets.result,
+                stage=index,
+                stages=self.size,
+                deadline_seconds=DEADLINE_SECONDS,
+            )
         return LaneTransfers(
             self.lanes[index],
             announced=self.announced[index],
@@ -102,6 +140,9 @@ class Plan:
     @contextmanager
     def followers(self) -> Iterator[None]:
         """Runs all stages but the head, until the end of the block."""
+        if self.kind == "group":
+            self.groups = open_groups(self.size, DEADLINE_SECONDS)
+            self.hosts = [GroupHostLane(group) for group in self.groups]
         threads = [threading.Thread(target=self._follow, args=(index,)) for index in range(1, self.size)]
         for thread in threads:
             thread.start()
@@ -115,6 +156,13 @@ class Plan:
                 host.close()
             for thread in threads:
                 thread.join(DEADLINE_SECONDS)
+            if self.groups:
+                forget_errors()
+
+    @property
+    def steps_ahead(self) -> int:
+        """Lookahead of the schedule that such a plan needs."""
+        return int(self.size == 1 or self.kind in {"graph", "group"})
 
     def _follow(self, index: int) -> None:
         try:
@@ -154,3 +202,27 @@ def turn_until(loop: HeadLoop, inbox: Inbox, ended: Callable[[], bool], turns: i
             return
         loop.turn(inbox)
     raise AssertionError(f"not there after {turns} turns")
+
+
+def open_groups(size: int, timeout_seconds: float) -> list[Group]:
+    """The groups of that many ranks of a pipeline, over shared memory."""
+    with listeners(size) as made:
+        endpoints = endpoints_of(made)
+
+        def join(rank: int) -> Group:
+            return open_group(
+                made[rank],
+                rank,
+                endpoints,
+                key=KEY,
+                epoch=(1, 1, 1),
+                topology="pipeline",
+                options=SMALL,
+                timeout_seconds=timeout_seconds,
+                measure=False,
+            )
+
+        outcomes = in_threads([functools.partial(join, rank) for rank in range(size)])
+    for outcome in outcomes:
+        assert isinstance(outcome, Group), outcome
+    return outcomes

@@ -163,6 +163,17 @@ def add_tensor_parallel(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_transfers(parser: argparse.ArgumentParser) -> None:
+    """Add how decode steps go from stage to stage."""
+    parser.add_argument(
+        "--transfers",
+        choices=("auto", "host", "graph"),
+        default="auto",
+        help="how decode steps go from stage to stage: inside MLX's graphs, one step ahead, or by the host "
+        "(default auto: what is faster on these machines)",
+    )
+
+
 def model_argument(text: str) -> str:
     """MODEL as the daemon should see it: a folder here becomes its absolute path, a name stays one."""
     path = Path(text).expanduser()

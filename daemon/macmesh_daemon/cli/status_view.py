@@ -129,7 +129,14 @@ def _summary(status: cluster_pb2.GetStatusResponse) -> list[str]:
         f"{alive} of {_many(len(status.nodes), 'node')} alive",
         "quorum" if status.has_quorum else "NO QUORUM",
     ]
-    return [" · ".join(served), *_schedule(status), *_parallelism(status), *_transport(status), " · ".join(cluster)]
+    return [
+        " · ".join(served),
+        *_schedule(status),
+        *_parallelism(status),
+        *_transport(status),
+        *_transfers(status),
+        " · ".join(cluster),
+    ]
 
 
 def _schedule(status: cluster_pb2.GetStatusResponse) -> list[str]:
@@ -175,6 +182,15 @@ def _transport(status: cluster_pb2.GetStatusResponse) -> list[str]:
     if plan is None or len(hosts) < 2 or not plan.transport_reason:  # noqa: PLR2004  one machine has none between
         return []
     return [f"transport: {printable(units.transport(plan.transport, plan.transport_reason))}"]
+
+
+def _transfers(status: cluster_pb2.GetStatusResponse) -> list[str]:
+    """How decode steps go from stage to stage, and why so, as the head tells it."""
+    told = {node.stage.index: node.worker for node in status.nodes if node.HasField("stage")}
+    if len(told) < 2 or not (head := told.get(0)) or not head.transfers:  # noqa: PLR2004  one stage hands nothing on
+        return []
+    how = {"graph": "in MLX's graphs", "host": "by the host"}.get(head.transfers, printable(head.transfers))
+    return [f"decode steps travel {how}: {printable(head.transfers_reason)}"]
 
 
 def _row(node: cluster_pb2.NodeStatus, state: str, *, answers: bool) -> list[str]:

@@ -139,6 +139,7 @@ class Deployment:
     kv_bits: int = 0
     parallelism: str = ""
     parallelism_reason: str = ""
+    transfers: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,7 @@ class WantedModel:
     stage_count: int = 0
     kv_bits: int = 0
     allow_tensor_parallel: bool = False
+    transfers: str = ""
 
 
 @dataclass(frozen=True)  # no slots: it remembers what is asked at every step
@@ -300,6 +302,8 @@ class WorkerReport:
     links: tuple[LinkStatus, ...] = ()
     transport_failure: str = ""
     start_phases: tuple[StartPhase, ...] = ()
+    transfers: str = ""
+    transfers_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,6 +145,7 @@ class Planning:
         model_id = _checked_model_id(request.model_id)
         objective = _checked_objective(request.objective)
         kv_bits = _checked_kv_bits(request.kv_bits)
+        transfers = _checked_transfers(request.transfers)
         model, profile = await self.profile(model_id, _member_ids(view))
         _quantised(profile, kv_bits)
         return WantedModel(
@@ -155,6 +156,7 @@ class Planning:
             stage_count=request.stage_count,
             kv_bits=kv_bits,
             allow_tensor_parallel=request.allow_tensor_parallel,
+            transfers=transfers,
         )
 
     async def dry_run(self, request: cluster_pb2.PlanModelRequest, view: ClusterView) -> tuple[bool, str]:
@@ -228,6 +230,7 @@ class Planning:
             transport,
             sync_mode=self._config.sync_mode,
             parallelism_reason=no_tensor,
+            transfers=wanted.transfers,
         )
         self._notify(ev.PlanComputed(request_id=effect.request_id, deployment=deployment))
 
@@ -381,6 +384,16 @@ def _checked_kv_bits(kv_bits: int) -> int:
             Reason.INVALID_ARGUMENT, f"kv_bits must be 4 or 8, not {kv_bits}", {"field": "kv_bits"}
         )
     return kv_bits
+
+
+def _checked_transfers(transfers: str) -> str:
+    if transfers not in ("", "auto", "host", "graph"):
+        raise CallError(
+            Reason.INVALID_ARGUMENT,
+            f"transfers must be auto, host or graph, not {transfers!r}",
+            {"field": "transfers"},
+        )
+    return "" if transfers == "auto" else transfers
 
 
 def _quantised(profile: ModelProfile, kv_bits: int) -> ModelProfile:

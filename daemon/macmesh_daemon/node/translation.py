@@ -67,6 +67,7 @@ def deployment_of(
     *,
     sync_mode: str = "safe",
     parallelism_reason: str = "",
+    transfers: str = "",
 ) -> Deployment:
     """The placement as the cluster's document carries it, with the synchronisation that is asked for.
 
@@ -78,6 +79,7 @@ def deployment_of(
         transport: What carries the activations.
         sync_mode: As configured.
         parallelism_reason: Why every layer is not split though that was allowed.
+        transfers: As asked for; empty: the stages choose.
     """
     held = profile
     if placement.parallelism == "tensor":
@@ -100,6 +102,7 @@ def deployment_of(
         parallelism=placement.parallelism,
         parallelism_reason=parallelism_reason,
         sync_mode=sync_mode,
+        transfers=transfers,
         predicted_decode_seconds=placement.predicted_decode_seconds,
         link_buffers=LinkBuffers(
             num_buffers=links.num_buffers,

@@ -58,6 +58,7 @@ def local_plan(
     slots: int = 1,
     prefill_chunk_tokens: int = 1024,
     kv_bits: int = 0,
+    transfers: str = "",
     step_deadline_seconds: float = 60.0,
     tensor_parallel: bool = False,
 ) -> list[lane_pb2.StartStage]:
@@ -73,6 +74,7 @@ def local_plan(
         slots: requests served at once.
         prefill_chunk_tokens: most prompt tokens in one step.
         kv_bits: bits of a quantised cache; 0 keeps the model's own type.
+        transfers: how decode steps go from stage to stage; empty: what the stages choose.
         step_deadline_seconds: longest wait for another stage.
         tensor_parallel: every stage has its part of every layer; then there are no cuts.
 
@@ -104,6 +106,7 @@ def local_plan(
         parallelism="tensor" if tensor_parallel else "pipeline",
         transport="auto",
         sync_mode="safe",
+        transfers=transfers,
     )
     return [
         lane_pb2.StartStage(

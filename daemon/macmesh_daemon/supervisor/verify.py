@@ -85,6 +85,7 @@ async def verify(
     cuts: Sequence[int] | None = None,
     prefill_chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
     kv_bits: int = 0,
+    transfers: str = "",
     deadline_seconds: float = 600.0,
     stage_model_paths: Sequence[Path] | None = None,
     worker_factory: WorkerFactory = WorkerProcess,
@@ -101,6 +102,7 @@ async def verify(
         cuts: first layers of all stages but the head; None cuts evenly.
         prefill_chunk_tokens: most prompt tokens in one step, on both sides.
         kv_bits: bits of the caches, quantised from the first token on, on both sides; 0 keeps the model's own type.
+        transfers: how decode steps go from stage to stage; empty: what the stages choose.
         deadline_seconds: for each side.
         stage_model_paths: folder for each stage, where they are not all the same.
         worker_factory: makes the workers.
@@ -119,6 +121,7 @@ async def verify(
         context_tokens=len(prompt_tokens) + max_tokens,
         prefill_chunk_tokens=prefill_chunk_tokens,
         kv_bits=kv_bits,
+        transfers=transfers,
     )
     try:
         async with asyncio.timeout(deadline_seconds):

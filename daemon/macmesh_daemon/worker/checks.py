@@ -9,6 +9,7 @@ from macmesh_placement.kvbits import OFFERED_KV_BITS
 Transport = Literal["auto", "shm", "tcp"]
 
 JACCL = "jaccl"
+TRANSFERS = ("auto", "host", "graph")
 TRANSPORTS: tuple[str, ...] = ("auto", "shm", "tcp", JACCL)
 
 
@@ -76,6 +77,14 @@ def _check_ranges(deployment: types_pb2.Deployment) -> None:
 
 
 def _check_transport(deployment: types_pb2.Deployment) -> None:
+    if deployment.transfers not in ("", *TRANSFERS):
+        raise LocalStartError(
+            f"transfers is {deployment.transfers!r}; this version has {', '.join(TRANSFERS)}"
+        )
+    if deployment.transfers == "graph" and deployment.transport == JACCL:
+        raise LocalStartError(
+            "transfers in the graph need links of our own, not jaccl; load with transfers auto or host"
+        )
     if deployment.transport not in TRANSPORTS:
         raise LocalStartError(
             f"transport is {deployment.transport!r}; this version has {', '.join(TRANSPORTS)} for more than one stage"

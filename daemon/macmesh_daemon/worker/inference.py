@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from macmesh_daemon.worker.transfers import Transfers
     from macmesh_daemon.worker.warm_up import WarmUp
 
-OpenLane = Callable[[], "Transfers | Collectives | None"]
-"""Opens the way to the other stages; called on the inference thread. Collectives: of a tensor-parallel plan."""
+OpenLane = Callable[["Stage"], "Transfers | Collectives | None"]
+"""Opens the way to the other stages, for ours; on the inference thread. Collectives: where every layer is split."""
 SWITCH_INTERVAL_SECONDS = 0.0005
 """Python's own 5 ms is how long the event loop would wait to send a step's header, while this thread describes."""
 
@@ -100,6 +100,7 @@ class InferenceThread:
         self._runner: StageRunner | None = None
         self._schedule: Schedule | None = None
         self._stats: SchedulerStats | None = None
+        self._queues = False  # whether the runner queues steps ahead
         self._pings = Pings(self._pong, lambda: self._inbox.put(Wake()))
         self.announced: queue.SimpleQueue[lane_pb2.StepPayload] = queue.SimpleQueue()
         """What the stage before announces."""
@@ -172,7 +173,7 @@ class InferenceThread:
         self._milestones.warmed_up(facts)
         self._progress.idle()
         self._milestones.loaded()
-        way = self._openers.get()()
+        way = self._openers.get()(stage)
         transfers: Transfers | None = None
         if is_tensor_parallel(deployment):
             self._runner = runner = self._make_tensor_runner(stage, house, cast("Collectives", way))
@@ -204,15 +205,24 @@ class InferenceThread:
         from macmesh_daemon.worker.tensor_runner import TensorRunner  # noqa: PLC0415  imports mlx
 
         cast("TensorStage", stage).join(collectives.group)
+        self._queues = True
         return TensorRunner(stage, house, collectives, waiting=self._waiting)
 
     def _make_runner(self, stage: "Stage", house: "House", transfers: "Transfers | None") -> "StageRunner":
-        from macmesh_daemon.worker.local_runner import LocalRunner  # noqa: PLC0415  imports mlx
+        from macmesh_daemon.worker.graph_runner import GraphFollowerRunner, GraphHeadRunner  # noqa: PLC0415  imports mlx
+        from macmesh_daemon.worker.graph_transfers import GraphTransfers  # noqa: PLC0415  same
+        from macmesh_daemon.worker.local_runner import LocalRunner  # noqa: PLC0415  same
         from macmesh_daemon.worker.piped_runner import FollowerRunner, HeadRunner  # noqa: PLC0415  same
 
+        is_head = self._start.stage_index == 0
         if transfers is None:
+            self._queues = True
             return LocalRunner(stage, house)
-        kind = HeadRunner if self._start.stage_index == 0 else FollowerRunner
+        if isinstance(transfers, GraphTransfers):
+            self._queues = True
+            in_graph = GraphHeadRunner if is_head else GraphFollowerRunner
+            return in_graph(stage, house, transfers, waiting=self._waiting)
+        kind = HeadRunner if is_head else FollowerRunner
         return kind(stage, house, transfers, waiting=self._waiting)
 
     def _loop(self, runner: Runner, stage: "Stage", transfers: "Transfers | None") -> HeadLoop | FollowerLoop:
@@ -221,7 +231,7 @@ class InferenceThread:
             return FollowerLoop(runner, self._outlets, self._pings, self._progress)
         if transfers is not None:
             transfers.listen(self._inbox.put)
-        self._schedule = schedule = self._parts.schedule(start, stage, transfers is None)
+        self._schedule = schedule = self._parts.schedule(start, stage, self._queues)
         return HeadLoop(
             runner,
             schedule,

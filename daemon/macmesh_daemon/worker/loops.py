@@ -30,6 +30,11 @@ class Wake:
     """Makes the inference thread turn once, to answer pings."""
 
 
+STEPS_QUEUED = 2
+"""A follower has at most so many steps on its device."""
+SETTLE_SECONDS = 0.25
+"""A follower to which nothing comes for so long sees the steps that it queued through."""
+
 Item = lane_pb2.SubmitRequest | lane_pb2.CancelRequest | lane_pb2.Step | lane_pb2.StepDone | Exception | Wake
 """What the rest of the worker hands to the inference thread; an exception ends it."""
 
@@ -52,8 +57,11 @@ class Runner(Protocol):
     def finish(self) -> StepDone:
         """The end of the oldest unfinished step."""
 
-    def take_result(self, done: StepDone) -> None:
-        """What the tail sampled."""
+    def take_result(self, done: StepDone) -> bool:
+        """What the tail told of a step; True where `finish` gives it in its turn."""
+
+    def holds_back(self, step: Step) -> bool:
+        """Whether another step has to end before this one may be given out."""
 
     def prepare(self) -> bool:
         """Works ahead in idle time."""
@@ -122,14 +130,17 @@ class FollowerLoop:
         self._runner.prompt_ahead = lambda: self._prompt_ahead(inbox)
         while True:
             times.lap(times.schedule)
-            if self._runner.unfinished and inbox.empty():
-                # Nothing else to do: what goes wrong on the device is noticed here, and not with the next step.
-                self._runner.finish()
-                continue
             self._progress.idle()
-            item = self._ahead.popleft() if self._ahead else inbox.get()
-            self._progress.turn()
-            times.lap(times.idle)
+            try:
+                timeout = SETTLE_SECONDS if self._runner.unfinished else None
+                item = self._ahead.popleft() if self._ahead else inbox.get(timeout=timeout)
+            except queue.Empty:
+                # So that an error of theirs is noticed.
+                self._settle(0)
+                continue
+            finally:
+                self._progress.turn()
+                times.lap(times.idle)
             self.take(item)
 
     def take(self, item: Item) -> None:
@@ -142,9 +153,7 @@ class FollowerLoop:
             case lane_pb2.Step():
                 self._progress.step(item.number)
                 self._runner.begin(step_from_wire(item))
-                # The device has this step already, and goes on with it while the one before is looked at.
-                while self._runner.unfinished > 1:
-                    self._runner.finish()
+                self._settle(STEPS_QUEUED)
             case Wake() | lane_pb2.CancelRequest():
                 pass
             case lane_pb2.SubmitRequest():
@@ -166,6 +175,11 @@ class FollowerLoop:
             if isinstance(item, lane_pb2.Step) and item.kind != lane_pb2.STEP_KIND_OPERATIONS:
                 return item.number if item.kind == lane_pb2.STEP_KIND_PREFILL else None
         return None
+
+    def _settle(self, steps: int) -> None:
+        """Waits until at most so many steps are on the device."""
+        while self._runner.unfinished > steps:
+            self._runner.finish()
 
 
 class HeadLoop:
@@ -206,6 +220,7 @@ class HeadLoop:
         self._outlets = outlets
         self._pings = pings
         self._epoch = epoch
+        self._is_tail = is_tail
         self._has_others = not is_tail if has_others is None else has_others
         self._vocabulary_tokens = vocabulary_tokens
         self._clock = clock
@@ -229,6 +244,10 @@ class HeadLoop:
                 break
         self._tell()
         self._pings.answer_all()
+        self._end_one(inbox)
+
+    def _end_one(self, inbox: "queue.SimpleQueue[Item]") -> None:
+        """Takes the end of the oldest step where it is due here; else waits for what comes."""
         if self._runner.unfinished:
             # The device has the next step already: reading the last one's tokens delays nothing.
             self._progress.turn()
@@ -244,11 +263,17 @@ class HeadLoop:
 
     def _begin(self, step: Step, inbox: "queue.SimpleQueue[Item]") -> bool:
         """Runs a step; False where something came that should be looked at before the next one."""
+        while self._runner.holds_back(step):
+            # The other stages must not know of it before, or they would wait for it on their devices.
+            self._tell()
+            self._pings.answer_all()
+            self._end_one(inbox)
         if self._has_others:
             self._outlets.step(step_to_wire(step))
         if step.kind == "prefill":
-            # It keeps this thread for long: what is known before it is told before it.
-            while self._runner.unfinished:
+            # It keeps this thread for long: what is known before it is told before it. What other stages still
+            # have to do is not waited for, or this one would idle meanwhile.
+            while self._is_tail and self._runner.unfinished:
                 self._done(self._runner.finish())
             self._tell()
         self._progress.step(step.number)
@@ -291,8 +316,8 @@ class HeadLoop:
                 self._note(self._scheduler.cancel(item.request_id))
             case lane_pb2.StepDone():
                 done = done_from_wire(item)
-                self._done(done)
-                self._runner.take_result(done)
+                if not self._runner.take_result(done):
+                    self._done(done)
             case Wake():
                 pass
             case lane_pb2.Step():

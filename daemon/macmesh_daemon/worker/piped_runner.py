@@ -234,7 +234,7 @@ class HeadRunner(StageRunner):
         times.lap(times.send)
         self._clear(step)
 
-    def take_result(self, done: StepDone) -> None:
+    def take_result(self, done: StepDone) -> bool:
         """See `StageRunner.take_result`."""
         rows = self._outstanding.pop(done.number, ())
         if len(rows) != len(done.sampled):
@@ -244,6 +244,7 @@ class HeadRunner(StageRunner):
         for row, sampled in zip(rows, done.sampled, strict=True):
             if row.slot in self._samplings:
                 self._tokens[row.slot] = sampled.token
+        return False
 
     def prepare(self) -> bool:
         """Describes the next step of a group of rows, as it will be if nothing changes."""

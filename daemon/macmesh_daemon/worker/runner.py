@@ -54,6 +54,10 @@ class Stage(Protocol):
         """Name of the mlx-lm module that implements the model."""
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids lie below it."""
+
+    @property
     def openings(self) -> list[mx.array]:
         """What some layers put out in the decode step that was described last."""
 
@@ -138,12 +142,20 @@ class StageRunner(abc.ABC):
         """
         raise LookupError("no step is unfinished")
 
-    def take_result(self, done: StepDone) -> None:  # noqa: B027  only a head of several stages needs it
-        """At a head that is not the tail: what the tail sampled.
+    def take_result(self, done: StepDone) -> bool:  # noqa: ARG002  only a head of several stages needs it
+        """At a head that is not the tail: what the tail told of a step.
+
+        Returns:
+            Whether `finish` gives this result in its turn, after those of earlier steps.
 
         Raises:
             RemoteScheduleError: it does not fit the steps that were begun.
         """
+        return False
+
+    def holds_back(self, step: Step) -> bool:  # noqa: ARG002  only a head that queues ahead needs it
+        """At the head: whether another step has to end before this one may be given out."""
+        return False
 
     def prepare(self) -> bool:
         """Uses idle time for one piece of work that may save time later; False where there is none."""

@@ -30,6 +30,7 @@ from macmesh_rdma.sync.mode import VARIABLE as SYNC_VARIABLE
 
 if TYPE_CHECKING:
     from macmesh_daemon.worker.collectives import Collectives, StockCollectives
+    from macmesh_daemon.worker.runner import Stage
     from macmesh_daemon.worker.transfers import Transfers
     from macmesh_daemon.worker.warm_up import WarmUp
     from macmesh_rdma.lane import TensorLane
@@ -84,6 +85,7 @@ class WorkerShell:
         self._jaccl: StockLane | StockCollectives | None = None
         self._transport_failure = ""
         self._links: list[peer_pb2.LinkStatus] = []
+        self._transfers = "", ""
         self._phases: list[peer_pb2.StartPhase] = []
         self._inference = InferenceThread(start, self._outlets(), self._milestones(), parts, progress)
 
@@ -168,7 +170,7 @@ class WorkerShell:
 
     async def _join_lanes(self, peers: peer_pb2.SetPeersRequest) -> None:
         if self._control is None:
-            self._inference.open_lane(lambda: None)
+            self._inference.open_lane(lambda _stage: None)
             return
         if peers.epoch != self._start.epoch or not peers.epoch_key:
             raise LocalStartError("the peers' addresses are of another epoch, or come without its key")
@@ -178,13 +180,16 @@ class WorkerShell:
         log.info("control lane stands", stage=self._start.stage_index)
         exchange = self._exchange
         if exchange is not None:
-            self._inference.open_lane(lambda: self._open_jaccl(exchange))
+            self._inference.open_lane(lambda _stage: self._open_jaccl(exchange))
             return
         endpoints = [
             Endpoint.decode(peer.tensor_address) for peer in sorted(peers.peers, key=lambda p: p.stage_index)
         ]
-        opener = self._open_group if is_tensor_parallel(self._start.deployment) else self._open_lane
-        self._inference.open_lane(lambda: opener(endpoints, peers.epoch_key))
+        key = peers.epoch_key
+        if is_tensor_parallel(self._start.deployment):
+            self._inference.open_lane(lambda _: self._open_group(endpoints, key))
+        else:
+            self._inference.open_lane(lambda stage: self._open_lane(endpoints, key, stage))
 
     def _open_group(self, endpoints: list[Endpoint], key: bytes) -> "Collectives":
         """Runs on the inference thread."""
@@ -197,19 +202,24 @@ class WorkerShell:
         )
         return opened
 
-    def _open_lane(self, endpoints: list[Endpoint], key: bytes) -> "Transfers":
+    def _open_lane(self, endpoints: list[Endpoint], key: bytes, stage: "Stage") -> "Transfers":
         """Runs on the inference thread."""
         from macmesh_daemon.worker.tensor_lane import (  # noqa: PLC0415  imports mlx
-            host_transfers,
             link_statuses,
-            open_tensor_lane,
+            open_stages_group,
+            stage_transfers,
         )
 
         if self._listener is None:
             raise LocalStartError("nothing listens for the tensor lane")
-        lane = open_tensor_lane(self._start, self._listener, endpoints, key, JOIN_DEADLINE_SECONDS)
-        self._links = link_statuses(lane)
-        return host_transfers(self._start, lane)
+        group = open_stages_group(self._start, self._listener, endpoints, key, JOIN_DEADLINE_SECONDS)
+        self._links = link_statuses(group)
+        transfers, choice = stage_transfers(
+            self._start, group, stage, self._outlets().result, EXCHANGE_DEADLINE_SECONDS
+        )
+        self._transfers = choice.name, choice.reason
+        log.info("transfers chosen", transfers=choice.name, reason=choice.reason)
+        return transfers
 
     def _open_jaccl(self, exchange: RingExchange) -> "Transfers | Collectives":
         """Runs on the inference thread."""
@@ -229,6 +239,7 @@ class WorkerShell:
                     self._start, exchange, on_stall=on_stall, init=self._jaccl_init
                 )
                 way = self._over(lane)
+                self._transfers = "host", "not in the graph: jaccl takes one message after the other"
         except TransportError as error:
             # A stage that is lost breaks the control lane first: then nothing is known about the transport.
             if not self._end.done():
@@ -407,6 +418,8 @@ class WorkerShell:
             sync_mode=self._start.sync_mode or "safe",
             sync_reason=self._start.sync_reason,
             links=self._links,
+            transfers=self._transfers[0],
+            transfers_reason=self._transfers[1],
             transport_failure=self._transport_failure if state == peer_pb2.WORKER_STATE_FAILED else "",
             start_phases=self._phases,
         )

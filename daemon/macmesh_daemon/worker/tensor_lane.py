@@ -1,7 +1,8 @@
 """The stages' tensor lane: a group of MLX over links of our own. Imports mlx."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from macmesh.v1 import lane_pb2, peer_pb2, types_pb2
@@ -12,23 +13,45 @@ from macmesh_rdma.options import LinkOptions
 
 if TYPE_CHECKING:
     from macmesh_daemon.worker.checks import Transport
+    from macmesh_daemon.worker.runner import Stage
+    from macmesh_rdma.graph_lane import GraphLane
 
 load_group()  # refuses an MLX that it was not built for, before anything else touches it
 
-from macmesh_daemon.worker.transfers import HostTransfers  # noqa: E402  after the check
-from macmesh_rdma.group import open_group  # noqa: E402  same
+import mlx.core as mx  # noqa: E402  after the check
+
+from macmesh_daemon.engine.limits import Limits  # noqa: E402  same
+from macmesh_daemon.worker.graph_runner import sampled_facts  # noqa: E402  same
+from macmesh_daemon.worker.graph_transfers import GraphTransfers  # noqa: E402  same
+from macmesh_daemon.worker.transfer_choice import (  # noqa: E402  same
+    Backend,
+    Offer,
+    TransferChoice,
+    choose_transfers,
+    exchange_offers,
+)
+from macmesh_daemon.worker.transfers import HostTransfers, dtype_of  # noqa: E402  same
+from macmesh_rdma.cuda_runtime import runtime_problem  # noqa: E402  same
+from macmesh_rdma.cuda_set_up import open_cuda_graph_lane  # noqa: E402  same
+from macmesh_rdma.graph_memory import layout_of  # noqa: E402  same
+from macmesh_rdma.group import Group, open_group  # noqa: E402  same
+from macmesh_rdma.group_graph_lane import GroupGraphLane  # noqa: E402  same
 from macmesh_rdma.group_host_lane import GroupHostLane  # noqa: E402  same
-from macmesh_rdma.group_lane import GroupLane  # noqa: E402  same
 from macmesh_rdma.native_links import LinkReport  # noqa: E402  same
 
+METAL_WAIT_SECONDS = 4.0
+"""macOS stops a GPU that waits for about 5 s."""
+BATCH_ROWS: int = Limits.batch_rows
+"""Most rows of a decode step."""
 
-def open_tensor_lane(
+
+def open_stages_group(
     start: lane_pb2.StartStage,
     listener: Listener,
     endpoints: Sequence[Endpoint],
     key: bytes,
     timeout_seconds: float,
-) -> GroupLane:
+) -> Group:
     """Joins the pipeline of a plan's stages, and stops listening.
 
     Args:
@@ -57,17 +80,95 @@ def open_tensor_lane(
     )
     # One group in the life of a worker; a killed worker would leave its socket's folder behind.
     listener.close()
-    return GroupLane(group)
+    return group
 
 
-def host_transfers(start: lane_pb2.StartStage, lane: GroupLane) -> HostTransfers:
-    """The way of arrays and results over the lane's group, moved by the host."""
-    return HostTransfers(
-        GroupHostLane(lane.group),
-        start.stage_index,
-        len(start.deployment.stages),
-        start.step_deadline_seconds,
+def stage_transfers(
+    start: lane_pb2.StartStage,
+    group: Group,
+    stage: "Stage",
+    result: Callable[[lane_pb2.StepDone], None],
+    timeout_seconds: float,
+) -> tuple[HostTransfers, TransferChoice]:
+    """The way of arrays and results over a group, as all stages agree on it, and why it is that one.
+
+    Args:
+        start: the plan and our stage.
+        group: of all stages.
+        stage: ours, loaded.
+        result: tells the head over the control lane that a step is done.
+        timeout_seconds: for agreeing, with each neighbour.
+
+    Raises:
+        LocalStartError: what was asked for cannot be.
+        RemoteNeighbourError: a neighbour told nothing sensible.
+        TransportError: one is lost or silent.
+    """
+    index, stages = start.stage_index, len(start.deployment.stages)
+    host = GroupHostLane(group)
+    own = offer_of(start, stage, backend())
+    offers = exchange_offers(host, own, stages, timeout_seconds)
+    choice = choose_transfers(offers)
+    if choice.kind == "host":
+        return HostTransfers(host, index, stages, start.step_deadline_seconds), choice
+    if choice.kind == "cuda":
+        graph: GraphLane = open_cuda_graph_lane(
+            host,
+            index,
+            stages,
+            payload_bytes=own.payload_bytes,
+            buffers=most_steps_queued(stages),
+            receive_seconds=start.step_deadline_seconds,
+            set_up_seconds=timeout_seconds,
+            failure=lambda: group.failure,
+        )
+    else:
+        graph = GroupGraphLane(
+            group, receive_seconds=receive_seconds(start.step_deadline_seconds, own.backend)
+        )
+    transfers = GraphTransfers(
+        host,
+        graph,
+        result=result,
+        stage=index,
+        stages=stages,
+        deadline_seconds=start.step_deadline_seconds,
     )
+    return transfers, choice
+
+
+def most_steps_queued(stages: int) -> int:
+    """Decode steps that may be on their way, and one more; the schedule gives out no more of them."""
+    return 2 * stages + 2
+
+
+def backend() -> Backend:
+    """What MLX computes on here."""
+    if mx.metal.is_available() and mx.default_device() == mx.Device(mx.gpu):
+        return "metal"
+    return "cuda" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+
+
+def offer_of(start: lane_pb2.StartStage, stage: "Stage", computes_on: Backend) -> Offer:
+    """What our stage can do."""
+    incoming = [sampled_facts(BATCH_ROWS)]
+    if not stage.is_head:
+        facts = stage.payload_facts(BATCH_ROWS, 1)
+        incoming = [(tuple(fact.shape), dtype_of(fact.dtype)) for fact in facts or ()]
+    sizes = [math.prod(shape) * dtype.size for shape, dtype in incoming]
+    return Offer(
+        stage=start.stage_index,
+        asked=start.deployment.transfers or "auto",
+        backend=computes_on,
+        host_id=start.host_id,
+        payload_bytes=layout_of(sizes).size_bytes,
+        refusal=runtime_problem() if computes_on == "cuda" else "",
+    )
+
+
+def receive_seconds(step_deadline_seconds: float, computes_on: str) -> float:
+    """Deadline of a receive that the device may wait for."""
+    return min(step_deadline_seconds, METAL_WAIT_SECONDS) if computes_on == "metal" else step_deadline_seconds
 
 
 def link_options(deployment: types_pb2.Deployment) -> LinkOptions:
@@ -95,9 +196,9 @@ def link_options(deployment: types_pb2.Deployment) -> LinkOptions:
     )
 
 
-def link_statuses(lane: GroupLane) -> list[peer_pb2.LinkStatus]:
-    """The lane's links as the worker reports them."""
-    return statuses_of(lane.group.links)
+def link_statuses(group: Group) -> list[peer_pb2.LinkStatus]:
+    """The group's links as the worker reports them."""
+    return statuses_of(group.links)
 
 
 def statuses_of(links: Sequence[LinkReport]) -> list[peer_pb2.LinkStatus]:

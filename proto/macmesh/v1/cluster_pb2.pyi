@@ -386,6 +386,7 @@ class LoadModelRequest(_message.Message):
     STAGE_COUNT_FIELD_NUMBER: _builtins.int
     KV_BITS_FIELD_NUMBER: _builtins.int
     ALLOW_TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
+    TRANSFERS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """A folder or a name below a model folder."""
     context_tokens: _builtins.int
@@ -400,6 +401,8 @@ class LoadModelRequest(_message.Message):
     """Bits of a quantised cache, 4 or 8; 0 keeps the model's own type."""
     allow_tensor_parallel: _builtins.bool
     """Splitting every layer over equal nodes is a candidate next to the pipeline."""
+    transfers: _builtins.str
+    """How decode steps go from stage to stage: "auto" or empty, "host" or "graph"."""
     def __init__(
         self,
         *,
@@ -410,10 +413,11 @@ class LoadModelRequest(_message.Message):
         stage_count: _builtins.int = ...,
         kv_bits: _builtins.int = ...,
         allow_tensor_parallel: _builtins.bool = ...,
+        transfers: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_tensor_parallel", b"allow_tensor_parallel", "context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model_id", b"model_id", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_tensor_parallel", b"allow_tensor_parallel", "context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model_id", b"model_id", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

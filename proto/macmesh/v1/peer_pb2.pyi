@@ -378,6 +378,8 @@ class WorkerReport(_message.Message):
     HUNG_FIELD_NUMBER: _builtins.int
     TRANSPORT_FAILURE_FIELD_NUMBER: _builtins.int
     START_PHASES_FIELD_NUMBER: _builtins.int
+    TRANSFERS_FIELD_NUMBER: _builtins.int
+    TRANSFERS_REASON_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     """Its stage."""
     state: Global___WorkerState.ValueType
@@ -402,6 +404,10 @@ class WorkerReport(_message.Message):
     """True where the worker was killed because its inference loop did not turn any more."""
     transport_failure: _builtins.str
     """What went wrong with the plan's transport itself, where that is why it failed; the next plan takes another."""
+    transfers: _builtins.str
+    """How decode steps go from stage to stage, once the stages stand: "host" or "graph"; empty where there is one stage."""
+    transfers_reason: _builtins.str
+    """Why that one."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch that the worker belongs to."""
@@ -432,10 +438,12 @@ class WorkerReport(_message.Message):
         hung: _builtins.bool = ...,
         transport_failure: _builtins.str = ...,
         start_phases: _abc.Iterable[Global___StartPhase] | None = ...,
+        transfers: _builtins.str = ...,
+        transfers_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "hung", b"hung", "links", b"links", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "start_phases", b"start_phases", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes", "transport_failure", b"transport_failure"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "hung", b"hung", "links", b"links", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "start_phases", b"start_phases", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes", "transfers", b"transfers", "transfers_reason", b"transfers_reason", "transport_failure", b"transport_failure"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

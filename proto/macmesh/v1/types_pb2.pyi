@@ -259,6 +259,7 @@ class Deployment(_message.Message):
     KV_BITS_FIELD_NUMBER: _builtins.int
     PARALLELISM_FIELD_NUMBER: _builtins.int
     PARALLELISM_REASON_FIELD_NUMBER: _builtins.int
+    TRANSFERS_FIELD_NUMBER: _builtins.int
     layer_count: _builtins.int
     """Number of layers of the whole model."""
     context_tokens: _builtins.int
@@ -285,6 +286,8 @@ class Deployment(_message.Message):
     """
     parallelism_reason: _builtins.str
     """Why the layers are not split over the nodes though that was allowed; for people. Empty: they are, or it was not."""
+    transfers: _builtins.str
+    """How decode steps go from stage to stage, as asked for: "auto" or empty, "host" or "graph"; the stages agree on it."""
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """The model."""
@@ -319,10 +322,11 @@ class Deployment(_message.Message):
         kv_bits: _builtins.int = ...,
         parallelism: _builtins.str = ...,
         parallelism_reason: _builtins.str = ...,
+        transfers: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device_matrix", b"device_matrix", "link_buffers", b"link_buffers", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "kv_bits", b"kv_bits", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "parallelism", b"parallelism", "parallelism_reason", b"parallelism_reason", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "kv_bits", b"kv_bits", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "parallelism", b"parallelism", "parallelism_reason", b"parallelism_reason", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transfers", b"transfers", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -597,6 +601,7 @@ class WantedModel(_message.Message):
     STAGE_COUNT_FIELD_NUMBER: _builtins.int
     KV_BITS_FIELD_NUMBER: _builtins.int
     ALLOW_TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
+    TRANSFERS_FIELD_NUMBER: _builtins.int
     context_tokens: _builtins.int
     """Tokens of context; the whole position limit where 0 was asked."""
     slots: _builtins.int
@@ -609,6 +614,8 @@ class WantedModel(_message.Message):
     """Bits of a quantised cache, 4 or 8; 0 keeps the model's own type."""
     allow_tensor_parallel: _builtins.bool
     """Splitting every layer over equal nodes is a candidate next to the pipeline."""
+    transfers: _builtins.str
+    """See Deployment."""
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """The model."""
@@ -623,10 +630,11 @@ class WantedModel(_message.Message):
         stage_count: _builtins.int = ...,
         kv_bits: _builtins.int = ...,
         allow_tensor_parallel: _builtins.bool = ...,
+        transfers: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_tensor_parallel", b"allow_tensor_parallel", "context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model", b"model", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_tensor_parallel", b"allow_tensor_parallel", "context_tokens", b"context_tokens", "kv_bits", b"kv_bits", "model", b"model", "objective", b"objective", "slots", b"slots", "stage_count", b"stage_count", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

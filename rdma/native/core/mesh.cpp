@@ -95,7 +95,7 @@ void Mesh::receive(int peer, const Message& expected, std::span<std::byte> into)
   Lanes& lanes = lanes_of(peer, "recv");
   Exchange exchange(stopper_, settings_.spin_us);
   receive_parts(exchange, lanes.point_to_point, expected, into);
-  const double seconds = timeout();
+  const double seconds = receive_timeout();
   run(exchange, "recv", Deadline::after(seconds), seconds);
 }
 

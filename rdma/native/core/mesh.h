@@ -1,9 +1,11 @@
 #pragma once
 
 #include <atomic>
+#include <cmath>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -102,6 +104,12 @@ class Mesh {
 
   void set_timeout(double seconds) { timeout_seconds_ = seconds; }
   [[nodiscard]] double timeout() const { return timeout_seconds_; }
+  // Of each `receive` from now on, where it is not the group's; infinity: the group's.
+  void set_receive_timeout(double seconds) { receive_timeout_seconds_ = seconds; }
+  [[nodiscard]] double receive_timeout() const {
+    const double seconds = receive_timeout_seconds_;
+    return std::isfinite(seconds) ? seconds : timeout();
+  }
 
   void abort(const std::string& reason);      // from any thread; every wait ends
   void close();                               // orderly, also while an operation runs (it fails); harmless when repeated
@@ -145,6 +153,7 @@ class Mesh {
   const int size_;
   const Settings settings_;
   std::atomic<double> timeout_seconds_;
+  std::atomic<double> receive_timeout_seconds_{std::numeric_limits<double>::infinity()};
   std::map<int, Lanes> peers_;
   bool has_collectives_ = false;
   std::vector<std::byte> scratch_;

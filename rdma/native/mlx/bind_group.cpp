@@ -163,6 +163,11 @@ void bind_group(nb::module_& m) {
           [](const PyMeshGroup& self, double seconds) {
             self.impl->mesh()->set_timeout(checked_seconds(seconds, "timeout_seconds"));
           })
+      .def_prop_rw(
+          "receive_timeout_seconds", [](const PyMeshGroup& self) { return self.impl->mesh()->receive_timeout(); },
+          [](const PyMeshGroup& self, double seconds) {
+            self.impl->mesh()->set_receive_timeout(checked_seconds(seconds, "receive_timeout_seconds"));
+          })
       .def_prop_ro("pool_bytes", [](const PyMeshGroup& self) { return self.impl->mesh()->pool_bytes(); })
       .def(
           "send_bytes",

@@ -165,15 +165,8 @@ def test_load_tells_its_phases(run: Run, daemon: ThreadedFakeDaemon, tmp_path: P
     outcome = run(
         "load",
         str(folder),
-        "--context",
-        "4,096",
-        "--slots",
-        "2",
-        "--stages",
-        "3",
-        "--kv-bits",
-        "8",
-        "--tensor-parallel",
+        *("--context", "4,096", "--slots", "2", "--stages", "3"),
+        *("--kv-bits", "8", "--transfers", "graph", "--tensor-parallel"),
     )
     assert outcome.code == 0
     assert outcome.out == "ready: MiniMax-M2.5-5bit, epoch 1.3.2\n"
@@ -191,7 +184,7 @@ def test_load_tells_its_phases(run: Run, daemon: ThreadedFakeDaemon, tmp_path: P
     assert isinstance(request, cluster_pb2.LoadModelRequest)
     assert (request.model_id, request.context_tokens) == (str(folder), 4096)
     assert (request.slots, request.stage_count, request.objective) == (2, 3, "balanced")
-    assert request.kv_bits == 8
+    assert (request.kv_bits, request.transfers) == (8, "graph")
     assert request.allow_tensor_parallel
     value = run("load", "by-name", "--json").json
     assert value["format"] == "daemonctl-load/1"

@@ -63,6 +63,16 @@ def test_quantised_caches_are_told() -> None:
     assert " · KV at 8 bits · " in render_status(status).splitlines()[0]
 
 
+def test_how_decode_steps_travel_is_told_with_its_reason() -> None:
+    status = scenes.ready()
+    assert "decode steps" not in render_status(status)
+    head = next(node for node in status.nodes if node.HasField("stage") and not node.stage.index)
+    head.worker.transfers, head.worker.transfers_reason = "graph", "asked for\x07"
+    assert "# decode steps travel in MLX's graphs: asked for?" in render_status(status).splitlines()
+    head.worker.transfers = "host"
+    assert "# decode steps travel by the host: asked for?" in render_status(status).splitlines()
+
+
 def test_a_hostile_hostname_cannot_move_the_cursor() -> None:
     status = scenes.ready()
     status.nodes[1].member.facts.hostname = "ev\x1b[2Jil\nname"

@@ -189,6 +189,18 @@ async def test_a_load_of_quantised_caches_is_planned_with_them(planning: Plannin
     assert budgets[1] < budgets[0]
 
 
+async def test_transfers_go_from_the_wish_into_the_plan(planning: Planning) -> None:
+    with pytest.raises(CallError, match="transfers must be auto, host or graph, not 'quick'"):
+        await planning.wanted(load(transfers="quick"), view())
+    for asked, kept in (("graph", "graph"), ("auto", ""), ("", "")):
+        wanted = await planning.wanted(load(transfers=asked), view())
+        assert wanted.transfers == kept
+        event = await computed(planning, wanted)
+        assert isinstance(event, ev.PlanComputed)
+        assert event.deployment is not None
+        assert event.deployment.transfers == kept
+
+
 async def test_caches_that_cannot_be_quantised_are_refused_with_the_reason(
     planning: Planning, monkeypatch: pytest.MonkeyPatch
 ) -> None:

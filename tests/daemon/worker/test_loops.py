@@ -12,7 +12,7 @@ from macmesh_daemon.engine.errors import RemoteScheduleError
 from macmesh_daemon.engine.steps import Close, Open, Row, Sampled, Step, StepDone
 from macmesh_daemon.worker.convert_steps import done_to_wire, step_to_wire
 from macmesh_daemon.worker.errors import RemoteNeighbourError
-from macmesh_daemon.worker.loops import FollowerLoop, HeadLoop, Item, Outlets, Wake, pong
+from macmesh_daemon.worker.loops import STEPS_QUEUED, FollowerLoop, HeadLoop, Item, Outlets, Wake, pong
 from macmesh_daemon.worker.pings import Pings
 from macmesh_daemon.worker.step_times import StepTimes
 from macmesh_rdma.errors import RemotePeerLostError
@@ -43,6 +43,7 @@ class FakeRunner:
         self.began: list[Step] = []
         self.taken: list[StepDone] = []
         self.prepared = 0
+        self.held: set[int] = set()
         self.log = log if log is not None else []
         self._alone = alone
         self._queued: collections.deque[Step] = collections.deque()
@@ -63,8 +64,12 @@ class FakeRunner:
         self.log.append(f"finish {step.number}")
         return result_of(step)
 
-    def take_result(self, done: StepDone) -> None:
+    def take_result(self, done: StepDone) -> bool:
         self.taken.append(done)
+        return False
+
+    def holds_back(self, step: Step) -> bool:
+        return step.number in self.held
 
     def prepare(self) -> bool:
         self.prepared += 1
@@ -344,32 +349,45 @@ def test_times_add_up() -> None:
     assert wire.describe.seconds == times.describe.seconds > 0
 
 
-def test_a_rank_has_one_step_ahead_on_its_device_and_ends_all_before_it_waits() -> None:
-    log: list[str] = []
-    runner, told = FakeRunner(log=log), Told(log)
-    follower = FollowerLoop(runner, told.outlets, Pings(lambda _: None, lambda: None))
+def test_a_step_that_is_held_back_is_told_to_nobody_until_another_has_ended() -> None:
+    head = Head(alone=False, lookahead=1)
+    head.submit("a", [1, 2], max_tokens=3)
+    head.runner.held = {2}
+    released: list[int] = []
+
+    def release() -> bool:
+        released.append(len(head.told.steps))
+        head.runner.held.clear()
+        head.inbox.put(done_to_wire(StepDone(1)))
+        return True
+
+    head.runner.prepare = release  # type: ignore[method-assign]
+    head.loop.turn(head.inbox)  # takes the request
+    head.loop.turn(head.inbox)
+    assert released == [1], "the first step had been told, the one that was held back had not"
+    assert [step.number for step in head.told.steps] == [1, 2]
+    assert [done.number for done in head.runner.taken] == [1]
+
+
+def test_a_follower_has_few_steps_on_its_device_and_sees_them_through_when_idle() -> None:
+    runner = FakeRunner()
+    told = Told()
     inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
-    for number in (1, 2, 3):
-        inbox.put(step_to_wire(Step(number, "operations")))
+    loop = FollowerLoop(runner, told.outlets, Pings(lambda _: None, lambda: None))
+    for number in range(1, 6):
+        loop.take(step_to_wire(Step(number, "operations")))
+        assert runner.unfinished == min(number, STEPS_QUEUED)
+    assert [line for line in runner.log if "finish" in line] == ["finish 1", "finish 2", "finish 3"]
 
-    class Last(queue.SimpleQueue[Item]):
-        def empty(self) -> bool:
-            return inbox.empty()
+    class Over(Exception):  # noqa: N818  no error
+        pass
 
-        def get(self, block: bool = True, timeout: float | None = None) -> Item:
-            del block, timeout
-            if inbox.empty():
-                raise Idle
-            return inbox.get_nowait()
+    def finish() -> StepDone:
+        if runner.unfinished == 1:
+            inbox.put(Over())
+        return FakeRunner.finish(runner)
 
-    with pytest.raises(Idle):
-        follower.run(Last())
-    assert log == [
-        "begin operations 1",
-        "begin operations 2",
-        "finish 1",
-        "begin operations 3",
-        "finish 2",
-        "finish 3",
-    ]
+    runner.finish = finish  # type: ignore[method-assign]
+    with pytest.raises(Over):
+        loop.run(inbox)
     assert runner.unfinished == 0

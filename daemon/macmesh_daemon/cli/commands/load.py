@@ -14,6 +14,7 @@ from macmesh_daemon.cli.parsers import (
     add_demand,
     add_kv_bits,
     add_tensor_parallel,
+    add_transfers,
     amount,
     model_argument,
 )
@@ -38,6 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add_demand(parser)
     add_kv_bits(parser)
     add_tensor_parallel(parser)
+    add_transfers(parser)
     parser.add_argument(
         "--timeout",
         type=amount,
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
             stage_count=args.stages,
             kv_bits=args.kv_bits,
             allow_tensor_parallel=args.tensor_parallel,
+            transfers=args.transfers,
             on_progress=progress.tell,
             timeout_seconds=args.timeout,
         )
