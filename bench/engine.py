@@ -90,6 +90,7 @@ async def measure(
         slots=8,
         chunk_tokens=CHUNK_TOKENS,
         step_deadline_seconds=120.0,
+        transfers=arguments.transfers,
     )
     async with asyncio.timeout(arguments.deadline):
         async with Plan.running(starts, lambda index: environment(index, arguments.gpus)) as plan:
@@ -243,13 +244,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prefill", type=int, nargs="+", default=[])
     parser.add_argument("--what", default="native,decode,many,gap")
+    parser.add_argument("--transfers", choices=("auto", "host", "graph"), default="auto")
     parser.add_argument("--deadline", type=float, default=900.0, help="seconds for each number of stages")
     arguments = parser.parse_args(argv)
     arguments.what = arguments.what.split(",")
     if "prefill" in arguments.what:
         arguments.prefill = arguments.prefill or [8192]
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {arguments.gpus} GPUs"
-    print(json.dumps({"benchmark": "engine", "machine": machine, "shape": arguments.shape}), flush=True)
+    head = {"benchmark": "engine", "machine": machine, "shape": arguments.shape}
+    print(json.dumps({**head, "transfers": arguments.transfers}), flush=True)
     folder = default_folder(arguments.shape, arguments.bits)
     write_model(folder, arguments.shape, arguments.bits)
     alone = native(folder, arguments) if "native" in arguments.what else None

@@ -38,6 +38,7 @@ async def planned(
     slots: int,
     chunk_tokens: int,
     step_deadline_seconds: float,
+    transfers: str = "",
 ) -> list[lane_pb2.StartStage]:
     """The start of every worker of an even plan, with the ledgers and budgets that a cluster would give the stages."""
     profile = await profile_model(read_folder(folder), folder / "profiles", deadline_seconds=300)
@@ -49,6 +50,7 @@ async def planned(
         slots=slots,
         prefill_chunk_tokens=chunk_tokens,
         step_deadline_seconds=step_deadline_seconds,
+        transfers=transfers,
     )
     for start in starts:
         for stage in start.deployment.stages:
