@@ -147,8 +147,10 @@ async def _many(plan: Plan, stages: int, arguments: argparse.Namespace) -> dict[
     rates: dict[int, float] = {}
     for count in sorted({1, stages, 8}):
         found = []
+        before = await plan.pongs()
         # The first round is for warming up: a batch has kernels of its own.
         for number in range(arguments.rounds + 1):
+            before = await plan.pongs() if number == 1 else before
             names = [f"many{count}.{number}.{index}" for index in range(count)]
             requests = [
                 await plan.submit(name, random_prompt(arguments.prompt, vocabulary, name), arguments.tokens)
@@ -159,7 +161,12 @@ async def _many(plan: Plan, stages: int, arguments: argparse.Namespace) -> dict[
             found.append(together(requests))
         spread = Spread.of(found[1:])
         rates[count] = spread.p50
-        figures = {"requests": count, "tokens_per_second": spread.p50, "against_one": spread.p50 / rates[1]}
+        figures = {
+            "requests": count,
+            "tokens_per_second": spread.p50,
+            "against_one": spread.p50 / rates[1],
+            "split_ms": split_ms(before, await plan.pongs()),
+        }
         tell("many", stages, figures)
     return {"eight_against_one": rates[8] / rates[1]}
 
@@ -175,12 +182,14 @@ async def _prefill(plan: Plan, stages: int, arguments: argparse.Namespace) -> No
     for case in cases_of(arguments)[1:]:
         vocabulary, length = vocabulary_of(arguments), case.prompt_tokens
         await plan.run(f"cold{length}", random_prompt(length, vocabulary, "cold"), 1)
+        before = await plan.pongs()
         runs = [
             await plan.run(f"long{length}.{n}", prompts(case, SEED, vocabulary, n)[0], case.new_tokens)
             for n in range(case.rounds)
         ]
         seconds = Spread.of(run.first_token_seconds for run in runs).p50
-        figures = {"prompt_tokens": length, "first_token_seconds": seconds}
+        split = split_ms(before, await plan.pongs())
+        figures = {"prompt_tokens": length, "first_token_seconds": seconds, "split_ms": split}
         tell("prefill", stages, {**figures, "prompt_tokens_per_second": length / seconds})
 
 

@@ -25,10 +25,20 @@ from macmesh_rdma.errors import (
 )
 from macmesh_rdma.graph_kernels import CONTROL_INPUTS, kernel_name, numbers_of, receive_source, send_source
 from macmesh_rdma.graph_lane import Facts, GraphLane
-from macmesh_rdma.graph_memory import RECEIVER_END, SENDER_END, End, GraphMemory, layout_of, signature_of
+from macmesh_rdma.graph_memory import (
+    RECEIVER_END,
+    SENDER_END,
+    SENT,
+    End,
+    GraphMemory,
+    layout_of,
+    signature_of,
+)
 
 WATCH_SECONDS = 0.1
 """A peer that is lost ends the waits of kernels about so soon."""
+POLL_SECONDS = 0.00002
+"""Between two looks of the host at memory that another GPU writes: nothing tells the host of it."""
 REASON_SECONDS = 0.5
 """How long it is waited for the reason of a peer that ended."""
 _Given = tuple[tuple[int, ...], mx.Dtype]
@@ -103,6 +113,17 @@ class Segment:
             offsets = (0, buffer, self.layout.signature(number), self._end)
             self._places[buffer] = mx.array([self.address + offset for offset in offsets], mx.uint64)
         return self._places[buffer]
+
+    @property
+    def sent(self) -> int:
+        """Payloads that the sender has written."""
+        (count,) = struct.unpack_from("=q", self._memory, SENT)
+        return int(count)
+
+    def content(self, number: int, size_bytes: int) -> bytes:
+        """What lies first in the buffer of a payload."""
+        start = self.layout.buffer(number)
+        return self._memory[start : start + size_bytes]
 
     def own_end(self) -> End:
         """Why this side ended."""
@@ -179,7 +200,7 @@ class CudaGraphLane(GraphLane):
         source = receive_source(len(sizes), len(self._segments))
         outputs = [(f"out{i}", shape, dtype) for i, (shape, dtype) in enumerate(filled)]
         *came, segment.last = self._kernels.run(
-            kernel_name("receive", source, [str(dtype) for _, dtype in filled]),
+            kernel_name("receive", source, tuple(str(dtype) for _, dtype in filled)),
             source,
             self._control(segment, wanted, sizes),
             [*outputs, ("done", (1,), mx.int64)],
@@ -197,12 +218,31 @@ class CudaGraphLane(GraphLane):
         source = send_source(len(sizes), len(self._segments), segment.layout.buffers)
         inputs = [(f"in{i}", array.reshape(-1)) for i, array in enumerate(filled)]
         (segment.last,) = self._kernels.run(
-            kernel_name("send", source, [str(array.dtype) for array in filled]),
+            kernel_name("send", source, tuple(str(array.dtype) for array in filled)),
             source,
             [*inputs, *self._control(segment, given, sizes)],
             [("done", (1,), mx.int64)],
         )
         return segment.last
+
+    def read(self, peer: int, number: int, size_bytes: int) -> bytes:
+        """See `GraphLane.read`. MLX's own way to the host waits for all that the device has to do."""
+        segment = self._segment(self._incoming, peer, 1)
+        deadline = time.monotonic() + self._receive_ns / 1e9
+        while segment.sent < number:
+            self._check(None)
+            if segment.peer_end() is not End.NONE:
+                segment.end(End.PEER_ENDED)
+            elif time.monotonic() > deadline:
+                segment.end(End.TIMED_OUT)
+            else:
+                time.sleep(POLL_SECONDS)
+        content = segment.content(number, size_bytes)
+        if segment.sent >= number + segment.layout.buffers:
+            raise LocalLaneStateError(
+                f"payload {number} of rank {peer} is read too late: another lies in its place"
+            )
+        return content
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
@@ -246,7 +286,7 @@ class CudaGraphLane(GraphLane):
         """The inputs that say which payload it is."""
         segment.count += 1
         number = segment.count
-        signature = signature_of([(shape, str(dtype)) for shape, dtype in facts])
+        signature = signature_of(tuple((shape, str(dtype)) for shape, dtype in facts))
         values = (
             segment.place(number),
             mx.array(numbers_of(number, self._receive_ns, signature, sizes), mx.int64),

@@ -9,6 +9,7 @@ offset and bytes of each array), ``ends`` (addresses of all end words of this ra
 before it put out, for the order). So the text does not depend on sizes, and is compiled once.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -116,6 +117,7 @@ static unsigned long long host_now() {
 """
 
 
+@functools.lru_cache(maxsize=64)
 def receive_source(arrays: int, end_count: int) -> str:
     """Waits for a payload of so many arrays, none of them empty, and copies it to ``out0``, ``out1`` and so on."""
     return _body(
@@ -132,6 +134,7 @@ def receive_source(arrays: int, end_count: int) -> str:
     )
 
 
+@functools.lru_cache(maxsize=64)
 def send_source(arrays: int, end_count: int, buffers: int) -> str:
     """Waits for a free buffer and writes ``in0``, ``in1`` and so on, none of them empty, to it."""
     return _body(
@@ -154,7 +157,8 @@ def numbers_of(number: int, wait_ns: int, signature: int, sizes: Sequence[int]) 
     return [number, wait_ns, signature, *(value for place in places for value in place)]
 
 
-def kernel_name(kind: str, source: str, types: Sequence[str]) -> str:
+@functools.lru_cache(maxsize=256)
+def kernel_name(kind: str, source: str, types: tuple[str, ...]) -> str:
     """A name that no other source with other types has: MLX keeps compiled kernels by their names."""
     told = "\n".join((*types, source))
     return f"macmesh_{kind}_{hashlib.blake2b(told.encode(), digest_size=8).hexdigest()}"

@@ -64,6 +64,24 @@ class GraphLane(abc.ABC):
             LocalLaneStateError: the lane is closed, there is no such peer, or the payload is larger than it can carry.
         """
 
+    def read(self, peer: int, number: int, size_bytes: int) -> bytes | None:  # noqa: ARG002  for lanes that can
+        """Waits on the host for a payload of one array, and reads it past MLX.
+
+        To be called inside `guarded`, after its receive was described. That has still to be evaluated.
+
+        Args:
+            peer: who sends it.
+            number: of the payload; those from one peer count from 1.
+            size_bytes: of the array.
+
+        Returns:
+            The array's bytes, before MLX has them; None where that cannot be: evaluate the array then.
+
+        Raises:
+            LocalLaneStateError: it was sent so long ago that another one lies in its place.
+        """
+        return None
+
     @abc.abstractmethod
     def guarded(self) -> contextlib.AbstractContextManager[None]:
         """Raises the lane's errors in place of what MLX makes of them; other errors pass."""

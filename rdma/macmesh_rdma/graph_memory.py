@@ -16,6 +16,7 @@ writes it once ``READ >= n - buffers``, then raises ``SENT`` to n; the receiver 
 
 import dataclasses
 import enum
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -62,9 +63,10 @@ def layout_of(sizes: Sequence[int]) -> PayloadLayout:
     return PayloadLayout(tuple(offsets), end)
 
 
-def signature_of(facts: Sequence[tuple[tuple[int, ...], str]]) -> int:
+@functools.lru_cache(maxsize=1024)
+def signature_of(facts: tuple[tuple[tuple[int, ...], str], ...]) -> int:
     """A number that tells payloads of other shapes and types apart; below 2^63."""
-    digest = hashlib.blake2b(repr([(tuple(shape), dtype) for shape, dtype in facts]).encode(), digest_size=8)
+    digest = hashlib.blake2b(repr(facts).encode(), digest_size=8)
     return int.from_bytes(digest.digest(), "little") >> 1
 
 

@@ -42,8 +42,14 @@ def pack(ids: mx.array, logprobs: mx.array) -> mx.array:
 def sampled_in(packed: mx.array) -> tuple[Sampled, ...]:
     """What was packed, as plain data, without any work for the device; waits for it."""
     ids, bits = cast("list[list[int]]", packed.tolist())
-    logprobs = struct.unpack(f"={len(bits)}f", struct.pack(f"={len(bits)}I", *bits))
-    return tuple(map(Sampled, ids, logprobs))
+    return sampled_from(struct.pack(f"={2 * len(ids)}I", *ids, *bits))
+
+
+def sampled_from(content: bytes) -> tuple[Sampled, ...]:
+    """The same from the bytes of what was packed."""
+    rows = len(content) // 8
+    values = struct.unpack(f"={rows}I{rows}f", content)
+    return tuple(map(Sampled, values[:rows], values[rows:]))
 
 
 def sampled_facts(rows: int) -> Facts:
@@ -60,6 +66,8 @@ class _Begun:
     """Of a step that samples nothing, once the tail has told its end."""
     packed: mx.array | None = None
     """Of a decode step, what comes from the tail; None until somebody needs it."""
+    payload: int = 0
+    """Which of the tail's payloads that is, counted from 1."""
 
     @property
     def decodes(self) -> bool:
@@ -92,6 +100,7 @@ class GraphHeadRunner(HeadRunner):
         self._source: dict[int, tuple[_Begun, int]] = {}
         # What was described of the tail's and has not been given to the device.
         self._fresh: list[mx.array] = []
+        self._payloads = 0
 
     @property
     def unfinished(self) -> int:
@@ -137,11 +146,14 @@ class GraphHeadRunner(HeadRunner):
         times.lap(times.schedule)
         packed = self._packed(begun)
         with self._waiting(), self._way.graph.guarded():
-            mx.eval(packed)
-        self._fresh.clear()
+            content = self._way.graph.read(self._way.previous, begun.payload, packed.nbytes)
+            if content is None:
+                mx.eval(packed)
+                self._fresh.clear()
         times.lap(times.wait)
         self._begun.popleft()
-        done = StepDone(begun.step.number, sampled_in(packed))
+        sampled = sampled_in(packed) if content is None else sampled_from(content)
+        done = StepDone(begun.step.number, sampled)
         times.lap(times.sample)
         return done
 
@@ -200,6 +212,8 @@ class GraphHeadRunner(HeadRunner):
                     (begun.packed,) = self._way.graph.receive(
                         self._way.previous, [sampled_facts(len(begun.step.rows))]
                     )
+                    self._payloads += 1
+                    begun.payload = self._payloads
                     self._fresh.append(begun.packed)
                 if begun is wanted:
                     break

@@ -95,6 +95,23 @@ def keeps_order_however_evaluated(lane: GraphLane, rank: int) -> None:
     _expect(_firsts(came) == list(range(5)), _firsts(came))
 
 
+def reads_on_the_host(lane: GraphLane, rank: int) -> None:
+    """A payload is read before its receive is evaluated; after it, it is the same."""
+    given = [sample((2, 3), mx.uint32, seed) for seed in (1, 2, 3)]
+    if rank == 0:
+        with lane.guarded():
+            _queue(*[lane.send(1, [array]) for array in given])
+            lane.flush(1)
+        return
+    for number, array in enumerate(given, 1):
+        with lane.guarded():
+            came = lane.receive(0, facts_of([array]))
+            content = lane.read(0, number, array.nbytes)
+            mx.eval(came)
+        _expect(content is None or content == bytes(memoryview(array)), number)  # type: ignore[arg-type]  # the stub omits the buffer protocol
+        _expect(same(came, [array]), number)
+
+
 def runs_ahead(lane: GraphLane, rank: int) -> None:
     """A ring of two that adds up, each step queued before the one before it is done."""
     queued: list[tuple[int, mx.array]] = []
@@ -199,6 +216,7 @@ CHECKS: dict[str, Check] = {
         arrives_unchanged,
         keeps_order_in_one_evaluation,
         keeps_order_however_evaluated,
+        reads_on_the_host,
         runs_ahead,
         waits_no_longer_than_its_deadline,
         ends_waits_by_an_abort,
