@@ -9,6 +9,9 @@ UV := $(or $(shell command -v uv),$(BIN)/uv)
 PROTOS := $(wildcard proto/macmesh/v1/*.proto)
 NATIVE := rdma/CMakeLists.txt $(wildcard rdma/native/*/*.h rdma/native/*/*.cpp)
 
+# Every worker is a process of its own, which would compile what it imports anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help setup demo sim mutants faults test lint types imports proto proto-check unit native sanitize format lock clean
 
 help: ## this list
