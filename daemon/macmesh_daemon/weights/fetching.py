@@ -27,8 +27,9 @@ class FetchSettings:
     """Times and limits of a fetch.
 
     Attributes:
-        batch_bytes: One call asks for about so much ...
-        batch_pieces: ... and for at most so many pieces.
+        batch_bytes: One call to a node asks for about so much ...
+        hub_batch_bytes: ... one to the hub for so much: a slow line must show progress ...
+        batch_pieces: ... and either for at most so many pieces.
         streams_per_peer: Calls to one node at once; a busy node gets one.
         hub_streams: Calls to the hub at once.
         voters: Nodes that are asked for the hash of a piece.
@@ -42,9 +43,10 @@ class FetchSettings:
     """
 
     batch_bytes: int = 64 << 20
+    hub_batch_bytes: int = 16 << 20
     batch_pieces: int = 256
     streams_per_peer: int = 2
-    hub_streams: int = 4
+    hub_streams: int = 3
     voters: int = 3
     ask_seconds: float = 1.0
     retry_min_seconds: float = 0.25
@@ -262,7 +264,7 @@ class Fetching:
         """What has not come yet."""
         return tuple(self._missing)
 
-    def step(self, event: Event, now: float) -> list[Effect]:
+    def step(self, event: Event, now: float) -> list[Effect]:  # noqa: C901  one case per event
         """Take in what happened and say what to do. After `Finished` or `Failed` nothing more is said."""
         effects: list[Effect] = []
         if self._over:
@@ -405,7 +407,7 @@ class Fetching:
         held = self._held_by(self._usable())
         while now >= hub.retry_at and len(hub.batches) < self._settings.hub_streams:
             mine = (piece for piece in self._pending() if piece not in held and self._is_mine(piece))
-            pieces = self._bounded(mine)
+            pieces = self._bounded(mine, self._settings.hub_batch_bytes)
             if not pieces:
                 return
             number = self._new_batch(hub, pieces)
@@ -431,18 +433,7 @@ class Fetching:
 
     def _settle(self, number: int, batch: _Batch, now: float, effects: list[Effect]) -> None:
         """Decide on the hashes of a batch, now that all who were asked have answered."""
-        liars: dict[str, Piece] = {}
-        disputed: list[Piece] = []
-        for piece, claims in batch.claims.items():
-            counts = Counter(sha for name, sha in claims.items() if not self._peers[name].quarantined)
-            if not counts:
-                continue
-            [(sha256, votes), *_] = counts.most_common(1)
-            if 2 * votes > counts.total():
-                self._expected[piece] = sha256
-                liars |= {name: piece for name, said in claims.items() if said != sha256}
-            else:
-                disputed.append(piece)
+        liars, disputed = self._count(batch)
         if disputed:
             names = " and ".join(sorted(name[:8] for name in batch.claims[disputed[0]]))
             self._end(
@@ -473,6 +464,22 @@ class Fetching:
             return
         batch.is_settled = True
         effects.append(Fetch(number, batch.source, known))
+
+    def _count(self, batch: _Batch) -> tuple[dict[str, Piece], list[Piece]]:
+        """Note the hashes that most agree on; who states others, and the pieces on which there is a tie."""
+        liars: dict[str, Piece] = {}
+        disputed: list[Piece] = []
+        for piece, claims in batch.claims.items():
+            counts = Counter(sha for name, sha in claims.items() if not self._peers[name].quarantined)
+            if not counts:
+                continue
+            [(sha256, votes), *_] = counts.most_common(1)
+            if 2 * votes > counts.total():
+                self._expected[piece] = sha256
+                liars |= {name: piece for name, said in claims.items() if said != sha256}
+            else:
+                disputed.append(piece)
+        return liars, disputed
 
     def _look_for_the_end(self, now: float, effects: list[Effect]) -> None:
         stalled = now - self._progress_at
@@ -552,15 +559,15 @@ class Fetching:
         return frozenset().union(*(source.held or () for source in sources))
 
     def _choose(self, held: frozenset[Piece], besides: frozenset[Piece]) -> list[Piece]:
-        return self._bounded(p for p in self._pending() if p in held and p not in besides)
+        mine = (piece for piece in self._pending() if piece in held and piece not in besides)
+        return self._bounded(mine, self._settings.batch_bytes)
 
-    def _bounded(self, pieces: Iterable[Piece]) -> list[Piece]:
+    def _bounded(self, pieces: Iterable[Piece], most_bytes: int) -> list[Piece]:
         chosen: list[Piece] = []
         size = 0
         for piece in pieces:
             if chosen and (
-                size + piece.size_bytes > self._settings.batch_bytes
-                or len(chosen) >= self._settings.batch_pieces
+                size + piece.size_bytes > most_bytes or len(chosen) >= self._settings.batch_pieces
             ):
                 break
             chosen.append(piece)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from macmesh_daemon.models.safetensors import TensorInfo
 
 #: Tensors above this are cut, so that what is hashed, sent again and lost with a connection stays small.
-PIECE_BYTES: Final = 64 << 20
+PIECE_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -6,6 +6,7 @@ import heapq
 import itertools
 import random
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -127,7 +128,8 @@ def test_what_nobody_has_is_an_error_after_a_while() -> None:
     m = machine(["a"])
     m.step(f.Tick(), 0.0)
     m.step(f.HoldingsTold("a", frozenset()), 0.0)
-    now, effects = 0.0, []
+    now = 0.0
+    effects: list[f.Effect] = []
     while not only(effects, f.Failed):
         now = m.next_deadline() or pytest.fail("no deadline")
         effects = m.step(f.Tick(), now)
@@ -176,7 +178,7 @@ class World:
     def __init__(
         self, seed: int, nodes: list[Node], needs: dict[str, tuple[Piece, ...]], *, hub: bool
     ) -> None:
-        self.rng = random.Random(seed)
+        self.rng = random.Random(seed)  # noqa: S311  the seed of a simulation
         self.now = 0.0
         self.nodes = {node.name: node for node in nodes}
         self.needs = needs
@@ -195,7 +197,7 @@ class World:
                 has_hub=hub,
                 hub_order=lambda p: [n for n in self.needs if p in self.needs[n]],
             )
-            self.later(0.0, lambda node=node: self.give(node, f.Tick()))
+            self.later(0.0, partial(self.give, node, f.Tick()))
 
     def later(self, seconds: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (self.now + seconds, next(self._count), what))
@@ -212,7 +214,7 @@ class World:
                 due = node.fetching.next_deadline() if node.fetching else None
                 if due is not None and ticks.get(node.name) != due:
                     ticks[node.name] = due
-                    self.later(max(0.0, due - self.now), lambda node=node: self.give(node, f.Tick()))
+                    self.later(max(0.0, due - self.now), partial(self.give, node, f.Tick()))
             self.now, _, what = heapq.heappop(self._queue)
             assert self.now < 1000, "it never ends"
             what()
