@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from macmesh_daemon.weights import fetching as f
 from macmesh_daemon.weights.errors import (
@@ -16,7 +16,7 @@ from macmesh_daemon.weights.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 
     from macmesh_daemon.clock import Clock
     from macmesh_daemon.weights.library import Manifest
@@ -256,7 +256,7 @@ class _Shell:
         finally:
             # What came before a connection broke, or the stage was taken away, need not be fetched again.
             if written:
-                await asyncio.shield(self._commit(effect.source, written))
+                await _to_its_end(self._commit(effect.source, written))
         self._events.put_nowait(f.BatchEnded(effect.batch, reason))
 
     async def _commit(self, source: str, written: dict[Piece, str]) -> None:
@@ -270,6 +270,16 @@ class _Shell:
                 self._progress.sources.append(source)
         self._told(self._progress)
         self._events.put_nowait(f.PiecesArrived(source, tuple(written)))
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for work that is not broken off; a cancellation counts afterwards."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _sha256(content: bytes) -> str:
