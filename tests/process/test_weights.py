@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from macmesh_daemon.models import LocalModelNotFoundError, folder
-from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.node import planning
 from macmesh_daemon.supervisor.process import WorkerProcess
+from macmesh_daemon.weights.store import ModelStore
 from support.mesh import Mesh
 from support.models import copy_model
 
@@ -38,16 +38,14 @@ async def test_a_node_that_fetched_its_stage_generates_as_one_that_had_it(
         node.config = replace(node.config, models_folders=(tmp_path / f"models{index}",))
         node.make_worker = WorkerProcess  # type: ignore[assignment]
     copy_model(tmp_path / "models0" / "tiny")
-    assert demo_model_folder().exists()
     async with mesh:
         await mesh.formed()
         async with mesh.nodes[1].client() as client:
-            fetching = []
-            async for step in client.load_steps("tiny", context_tokens=256, stage_count=2):
-                fetching += [w.fetch for w in step.workers if w.HasField("fetch")]
+            await client.load("tiny", context_tokens=256, stage_count=2)
             parted = await client.complete("A plan is", max_tokens=12, temperature=0.0, ignore_eos=True)
             await client.load("tiny", context_tokens=256, stage_count=1)
             whole = await client.complete("A plan is", max_tokens=12, temperature=0.0, ignore_eos=True)
         assert parted.token_ids == whole.token_ids
-        assert fetching
-        assert all(told.total_bytes > 0 for told in fetching)
+        [digest] = ModelStore(mesh.nodes[1].config.resolved_weights_folder()).digests()
+        assert digest == folder.read_folder(tmp_path / "models0" / "tiny").digest
+        assert ModelStore(mesh.nodes[0].config.resolved_weights_folder()).digests() == []

@@ -12,6 +12,7 @@ from macmesh import MacmeshError
 from macmesh.reasons import Reason
 from macmesh_daemon.identity import load_credentials
 from macmesh_daemon.models import LocalModelNotFoundError, folder, resolve
+from macmesh_daemon.models.fake_hub import FakeHub
 from macmesh_daemon.models.folder import read_folder
 from macmesh_daemon.models.profiler import map_tensors
 from macmesh_daemon.node import planning
@@ -68,8 +69,13 @@ class WeightsMesh(Mesh):
         await tensors_of(read_folder(next(iter(self.whole()))))
         return await super().__aenter__()
 
+    #: The model where no node has it.
+    source: Path | None = None
+
     def whole(self) -> list[Path]:
         """The folders of the whole model."""
+        if self.source is not None:
+            return [self.source]
         return [f / NAME for n in self.nodes for f in n.config.models_folders if (f / NAME).exists()]
 
     def partial(self, node: MeshNode) -> PartialModel | None:
@@ -174,3 +180,25 @@ async def test_only_members_get_weights_and_no_path_is_taken(tmp_path: Path) -> 
             assert content == (model.path / file).read_bytes()[8:100]
         finally:
             await pool.close()
+
+
+async def test_a_cluster_loads_a_model_of_a_hub_and_downloads_it_once(tmp_path: Path) -> None:
+    source = copy_model(tmp_path / "source")
+    with FakeHub({"someone/tiny": source}).running() as hub:
+        mesh = WeightsMesh(tmp_path, 2, holders=(), hub_endpoint=hub.endpoint)
+        mesh.source = source
+        async with mesh:
+            await mesh.formed()
+            async with mesh.nodes[0].client() as client:
+                progress = await client.load("someone/tiny", context_tokens=256, stage_count=2)
+                assert progress.phase == "ready"
+                assert await client.complete("A plan is", max_tokens=3)
+                with pytest.raises(MacmeshError, match="nor can it be had from the hub"):
+                    await client.load("someone/else", context_tokens=256)
+            status = await mesh.nodes[0].status()
+            assert await check_stages(mesh, status) == 2
+            model = read_folder(source)
+    ranges = [answer for answer in hub.served if answer.range and answer.method == "GET"]
+    sent = sum(answer.body_bytes for answer in ranges)
+    headers = sum((source / name).stat().st_size for name in model.weight_files) - model.total_bytes
+    assert sent == model.total_bytes + headers
