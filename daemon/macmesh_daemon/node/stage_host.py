@@ -52,8 +52,9 @@ class _Hosted:
         default_factory=dict
     )
     ready: bool = False
-    #: Brings the weights here, before the worker is started.
-    providing: asyncio.Task[Path] | None = None
+    is_stopping: bool = False
+    #: While the weights are brought here, before the worker is started.
+    providing: asyncio.Timeout | None = None
     pings: Pings = field(default_factory=Pings)
 
 
@@ -103,8 +104,8 @@ class StageHost:
         if hosted is None or hosted.epoch != epoch:
             self._notify(events.WorkerStopped(epoch=epoch))
             return
-        if hosted.providing is not None:
-            hosted.providing.cancel()
+        hosted.is_stopping = True
+        _interrupt(hosted.providing)
         self._tasks.create_task(hosted.worker.stop(deadline_seconds), name="stop worker")
 
     def give_peers(self, request: SetPeersRequest) -> None:
@@ -139,8 +140,8 @@ class StageHost:
     async def close(self) -> None:
         """End the worker, whatever it does."""
         if self._hosted is not None:
-            if self._hosted.providing is not None:
-                self._hosted.providing.cancel()
+            self._hosted.is_stopping = True
+            _interrupt(self._hosted.providing)
             await self._hosted.worker.stop(STOP_DEADLINE_SECONDS)
 
     async def run_request(
@@ -289,16 +290,18 @@ class StageHost:
                 )
             )
 
-        work = self._provide(deployment, hosted.stage_index, told)
-        hosted.providing = asyncio.ensure_future(work)
+        if hosted.is_stopping:
+            raise _StoppedError("the stage was taken away before it began")
+        scope = asyncio.timeout(None)
         try:
-            return await hosted.providing
-        except asyncio.CancelledError:
-            if hosted.providing.cancelled() and not _is_being_cancelled():
+            async with scope:
+                hosted.providing = scope
+                return await self._provide(deployment, hosted.stage_index, told)
+        except TimeoutError:
+            if scope.expired():
                 raise _StoppedError("the stage was taken away while its weights were fetched") from None
             raise
         finally:
-            hosted.providing.cancel()
             hosted.providing = None
 
     def _take(self, hosted: _Hosted, event: lane_pb2.WorkerEvent) -> None:
@@ -336,9 +339,9 @@ class _StoppedError(Exception):
     """The stage was taken away before its worker was started."""
 
 
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _interrupt(scope: asyncio.Timeout | None) -> None:
+    if scope is not None:
+        scope.reschedule(asyncio.get_running_loop().time())
 
 
 def request_error(reason: str, message: str) -> CallError:

@@ -274,7 +274,8 @@ class _Shell:
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
     """Wait for work that is not broken off; a cancellation counts afterwards."""
-    task = asyncio.ensure_future(work)
+    # In no group: a group would break it off with its siblings.
+    task = asyncio.create_task(work, name="note weights")
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -141,7 +141,7 @@ class Library:
             LocalModelUnknownError: no such model is served here.
             LocalRangeError: it is no range of the model, or not held.
         """
-        served = self._require(digest)
+        served = self._require(digest, known=True)
         path = self._checked(served, piece)
         if served.partial is not None and (known := served.partial.hash_of(piece)):
             return known
@@ -159,7 +159,7 @@ class Library:
             LocalModelUnknownError: no such model is served here.
             LocalRangeError: it is no range of the model, or not held, or cannot be read.
         """
-        path = self._checked(self._require(digest), piece)
+        path = self._checked(self._require(digest, known=True), piece)
         size = min(size, piece.size_bytes - offset)
         try:
             return read_at(path, piece.begin + offset, size)
@@ -182,24 +182,25 @@ class Library:
             raise LocalRangeError(f"bytes {piece.begin} to {piece.end} of {entry.name} are not here")
         return served.folder.path / entry.name
 
-    def _require(self, digest: str) -> _Served:
-        served = self._find(digest)
+    def _require(self, digest: str, *, known: bool = False) -> _Served:
+        """What is served of a model; with ``known`` the folders are not looked through where that is known."""
+        served = self._find(digest, known=known)
         if served is None:
             raise LocalModelUnknownError(f"this node serves no model {digest[:12]!r}")
         return served
 
-    def _find(self, digest: str) -> _Served | None:
+    def _find(self, digest: str, *, known: bool = False) -> _Served | None:
         if not is_digest(digest):
             return None
         with self._lock:
-            known = self._served.get(digest)
-            if known is not None and _signature(known.folder.path) == known.signature:
-                if known.partial is None:
-                    return known
+            served = self._served.get(digest)
+            if served is not None and _signature(served.folder.path) == served.signature:
+                if known or served.partial is None:
+                    return served
             else:
                 self._served.pop(digest, None)
-                known = None
-            found = self._whole(digest) or known or self._partial(digest)
+                served = None
+            found = self._whole(digest) or served or self._partial(digest)
             if found is not None:
                 self._served[digest] = found
             return found
@@ -246,12 +247,13 @@ class Library:
 
 def _signature(path: Path) -> _Signature:
     """What changes when a model's files do; empty where the folder is gone."""
-    found = []
+    found: list[tuple[str, int, int]] = []
+    changes = is_partial(path)
     with contextlib.suppress(OSError):
         for entry in [path / CONFIG_NAME, *sorted(path.glob(WEIGHTS_PATTERN))]:
             status = entry.stat()
             # Of a partial model, the times change with every piece.
-            found.append((entry.name, status.st_size, 0 if is_partial(path) else status.st_mtime_ns))
+            found.append((entry.name, status.st_size, 0 if changes else status.st_mtime_ns))
     return tuple(found)
 
 
