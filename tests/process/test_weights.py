@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from macmesh_daemon.models import LocalModelNotFoundError, folder
-from macmesh_daemon.node import planning
+from macmesh_daemon.node import model_finder
 from macmesh_daemon.supervisor.process import WorkerProcess
 from macmesh_daemon.weights.store import ModelStore
 from support.mesh import Mesh
@@ -32,7 +32,7 @@ async def test_a_node_that_fetched_its_stage_generates_as_one_that_had_it(
             raise LocalModelNotFoundError(f"there is no model folder {model_id}")
         return folder.resolve(model_id, folders, **other)
 
-    monkeypatch.setattr(planning, "resolve", own)
+    monkeypatch.setattr(model_finder, "resolve", own)
     mesh = Mesh(tmp_path, 2)
     for index, node in enumerate(mesh.nodes):
         node.config = replace(node.config, models_folders=(tmp_path / f"models{index}",))

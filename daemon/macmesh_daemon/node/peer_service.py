@@ -143,8 +143,8 @@ class PeerService(CorePeerService, WeightsService):
         """The profile of a model that this node has."""
         await _caller(context)
         try:
-            planning = self._node.planning
-            answer = planning.profile_partial if request.partial else planning.profile_here
+            models = self._node.planning.models
+            answer = models.profile_partial if request.partial else models.profile_here
             model, profile = await answer(request.model_id)
         except CallError as error:
             await abort(context, error)

@@ -15,7 +15,7 @@ from macmesh_daemon.models import LocalModelNotFoundError, folder, resolve
 from macmesh_daemon.models.fake_hub import FakeHub
 from macmesh_daemon.models.folder import read_folder
 from macmesh_daemon.models.profiler import map_tensors
-from macmesh_daemon.node import planning
+from macmesh_daemon.node import model_finder
 from macmesh_daemon.node.live_credentials import LiveCredentials
 from macmesh_daemon.node.peers import PeerPool
 from macmesh_daemon.node.weights_client import GrpcWeights
@@ -46,7 +46,7 @@ def machines_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
             raise LocalModelNotFoundError(f"there is no model folder {model_id}")
         return folder.resolve(model_id, folders, **other)
 
-    monkeypatch.setattr(planning, "resolve", own)
+    monkeypatch.setattr(model_finder, "resolve", own)
     assert resolve is folder.resolve
 
 
