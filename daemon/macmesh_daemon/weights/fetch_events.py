@@ -25,6 +25,8 @@ class FetchSettings:
         streams_per_peer: Calls to one node at once; a busy node gets one.
         hub_streams: Calls to the hub at once.
         voters: Nodes that are asked for the hash of a piece.
+        gather_seconds: At the start every node is given this long to say what it has, so that those who can tell of
+            a hash are known.
         ask_seconds: Between two looks at what a node holds, where something is still wanted that nobody has.
         retry_min_seconds: Wait after a failure of a source, doubled with each in a row ...
         retry_max_seconds: ... up to this.
@@ -40,6 +42,7 @@ class FetchSettings:
     streams_per_peer: int = 2
     hub_streams: int = 3
     voters: int = 3
+    gather_seconds: float = 2.0
     ask_seconds: float = 1.0
     retry_min_seconds: float = 0.25
     retry_max_seconds: float = 15.0

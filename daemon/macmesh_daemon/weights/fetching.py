@@ -133,6 +133,7 @@ class Fetching:
         self._expected: dict[Piece, str] = {}
         self._batches: dict[int, _Batch] = {}
         self._numbers = itertools.count(1)
+        self._gathered_at = now + self._settings.gather_seconds
         self._progress_at = now
         self._orphans_since: float | None = None
         self._over = False
@@ -178,7 +179,7 @@ class Fetching:
         """When a `Tick` is due at the latest; None once it is over."""
         if self._over:
             return None
-        times = [self._progress_at + self._settings.stall_seconds]
+        times = [self._progress_at + self._settings.stall_seconds, self._gathered_at]
         for source in self._usable():
             if not source.asking and self._is_worth_asking(source):
                 times.append(source.ask_at)
@@ -258,7 +259,8 @@ class Fetching:
             if not source.asking and now >= source.ask_at and self._is_worth_asking(source):
                 source.asking = True
                 effects.append(AskHoldings(source.name))
-        self._assign_peers(now, effects)
+        if now >= self._gathered_at or not any(s.held is None and not s.failures for s in self._usable()):
+            self._assign_peers(now, effects)
         self._assign_hub(now, effects)
         if not self._over:
             self._look_for_the_end(now, effects)

@@ -26,7 +26,8 @@ PIECES = tuple(Piece("model.safetensors", 8 * MB * i, 8 * MB * (i + 1)) for i in
 def machine(
     peers: Iterable[str], wanted: Iterable[Piece] = PIECES, *, has_hub: bool = False, **other: object
 ) -> f.Fetching:
-    values: dict[str, object] = {"node_id": "me", "now": 0.0, "has_hub": has_hub, **other}
+    quick = f.FetchSettings(gather_seconds=0)
+    values: dict[str, object] = {"node_id": "me", "now": 0.0, "has_hub": has_hub, "settings": quick, **other}
     return f.Fetching(wanted=tuple(wanted), peers=tuple(peers), **values)  # type: ignore[arg-type]
 
 
@@ -58,7 +59,8 @@ def test_peers_are_asked_and_pieces_are_spread_over_them() -> None:
 
 def test_idle_and_near_nodes_come_first_and_busy_ones_for_what_nobody_else_has() -> None:
     m = machine(
-        ["busy", "far", "near"], settings=f.FetchSettings(batch_pieces=2, streams_per_peer=1, voters=1)
+        ["busy", "far", "near"],
+        settings=f.FetchSettings(batch_pieces=2, streams_per_peer=1, voters=1, gather_seconds=0),
     )
     m.step(f.Tick(), 0.0)
     every, rest = frozenset(PIECES), frozenset(PIECES[:-1])
@@ -352,3 +354,13 @@ def test_a_source_that_never_answers_ends_as_a_stall() -> None:
     assert "nothing came for 90 s" in effects[-1].reason
     assert m.next_deadline() is None
     assert m.step(f.Tick(), now + 1) == []
+
+
+def test_nobody_is_asked_for_hashes_before_all_have_said_what_they_have_or_were_given_the_time() -> None:
+    m = machine(["a", "b", "c"], PIECES[:1], settings=f.FetchSettings())
+    m.step(f.Tick(), 0.0)
+    assert m.step(f.HoldingsTold("a", frozenset(PIECES[:1])), 0.1) == []
+    assert m.step(f.HoldingsTold("b", frozenset(PIECES[:1])), 0.2) == []
+    assert m.next_deadline() == f.FetchSettings().gather_seconds
+    asked = only(m.step(f.Tick(), f.FetchSettings().gather_seconds), f.AskHashes)
+    assert [e.peer for e in asked if isinstance(e, f.AskHashes)] == ["a", "b"]
