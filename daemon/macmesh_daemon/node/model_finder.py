@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,14 @@ from macmesh_daemon.models import (
     LocalModelNotFoundError,
     LocalProfileProcessError,
     ModelError,
+    RemoteModelBrokenError,
     resolve,
 )
 from macmesh_daemon.models.folder import is_hub_id, read_folder
 from macmesh_daemon.models.profiler import profile_model
 from macmesh_daemon.node.call_errors import CallError, from_rpc_error
 from macmesh_daemon.node.codec import from_proto
-from macmesh_daemon.weights.errors import WeightsError
+from macmesh_daemon.weights.errors import RemoteContentDiffersError, WeightsError
 from macmesh_daemon.weights.partial import is_partial
 from macmesh_placement import ModelProfile
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from macmesh_daemon.node.peers import PeerPool
     from macmesh_daemon.weights.hub_source import HubSource
     from macmesh_daemon.weights.library import Library
+    from macmesh_daemon.weights.partial import PartialModel
 
 _log = get_logger(part="models")
 
@@ -127,16 +130,23 @@ class ModelFinder:
     async def _profile_from_hub(self, model_id: str, missing: CallError) -> tuple[ModelRef, ModelProfile]:
         try:
             partial = await self._hub.lay_out(self._library.store, model_id)
-            found = await self.profile_by_digest(partial.about.digest)
+        except (ModelError, WeightsError) as error:
+            is_broken = isinstance(error, RemoteModelBrokenError | RemoteContentDiffersError)
+            reason = Reason.MODEL_BROKEN if is_broken else Reason.MODEL_NOT_FOUND
+            text = f"{missing.message}; nor can it be had from the hub: {error}"
+            raise CallError(reason, text, {"model": model_id}) from error
+        try:
+            return await self._profile_of_part(partial)
         except LocalModelError as error:
             reason = _REASONS.get(type(error), Reason.MODEL_BROKEN)
-            raise CallError(reason, f"{missing.message}; {error}", {"model": model_id}) from error
-        except (ModelError, WeightsError) as error:
-            text = f"{missing.message}; nor can it be had from the hub: {error}"
-            raise CallError(Reason.MODEL_NOT_FOUND, text, {"model": model_id}) from error
-        if found is None:
-            raise missing
-        return found
+            raise CallError(reason, str(error), {"model": model_id}) from error
+
+    async def _profile_of_part(self, partial: PartialModel) -> tuple[ModelRef, ModelProfile]:
+        about = partial.about
+        folder = await asyncio.to_thread(read_folder, partial.folder)
+        name = next(iter(about.names), about.digest)
+        model = ModelRef(model_id=name, digest=about.digest, hub_commit=about.hub_commit)
+        return model, await self._profile_of(replace(folder, model_id=name))
 
     async def _profile_of(self, folder: ModelFolder) -> ModelProfile:
         profile = self._profiles.get(folder.digest)
@@ -151,16 +161,10 @@ class ModelFinder:
         """Of what this node holds of a model, whole or in part; None where that is nothing."""
         try:
             partial = await asyncio.to_thread(self._library.store.open, digest)
-            if partial is None:
-                return None
-            folder = await asyncio.to_thread(read_folder, partial.folder)
-            profile = await self._profile_of(folder)
+            return await self._profile_of_part(partial) if partial is not None else None
         except (WeightsError, LocalModelError) as error:
             _log.warning("a partial model cannot be profiled", model=digest[:12], error=str(error))
             return None
-        name = next(iter(partial.about.names), digest)
-        commit = partial.about.hub_commit
-        return ModelRef(model_id=name, digest=digest, hub_commit=commit), profile
 
     def _offer(self, model: ModelRef) -> None:
         """Let other members fetch what a user of this node asked for."""
