@@ -18,6 +18,8 @@ import mlx.core as mx
 from mlx_lm.generate import generate_step, generation_stream
 from mlx_lm.utils import load_model
 
+from macmesh_daemon.engine.files import require_whole
+
 
 def main() -> None:
     """Runs one job."""
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("--ring", action="store_true", help="be one rank of a pipeline")
     options = parser.parse_args()
     job = json.load(sys.stdin)
+    require_whole(options.model)
     group = None
     if options.ring:
         model, group, refusal = _load_part(options.model)

@@ -2,7 +2,7 @@
 
 ``python -m macmesh_daemon.engine.reference MODEL`` reads a job as JSON from stdin (``prompt``,
 ``max_tokens``, ``prefill_step_size``, ``kv_bits``) and prints the tokens and times as JSON. It uses nothing of this
-project.
+project but the check that the folder is whole.
 """
 
 import argparse
@@ -16,6 +16,8 @@ import mlx.core as mx
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 from mlx_lm.utils import load_model
+
+from macmesh_daemon.engine.files import require_whole
 
 
 def _caches(model: Any, kv_bits: int) -> list[Any]:
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of the model")
     options = parser.parse_args()
     job = json.load(sys.stdin)
+    require_whole(options.model)
     model, _ = load_model(options.model)
     loaded = time.monotonic()
     times, tokens = [], []

@@ -10,6 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from macmesh_daemon.engine.errors import LocalModelFilesError
+from macmesh_daemon.engine.files import require_whole
 from macmesh_daemon.engine.profile import map_tensors
 from macmesh_daemon.engine.stage import load_stage
 from macmesh_daemon.models.folder import ModelFolder, read_folder
@@ -64,8 +65,12 @@ def test_a_stage_of_a_part_is_loaded_where_it_is_whole_and_else_refused_before(t
     partial.commit(dict.fromkeys(missing[1:], "00"))
     with pytest.raises(LocalModelFilesError, match="are not there"):
         load_stage(folder.path, 1, count, count)
+    with pytest.raises(LocalModelFilesError, match="are not there"):
+        require_whole(folder.path)
     partial.commit(dict.fromkeys(missing[:1], "00"))
     stage = load_stage(folder.path, 1, count, count)
     assert len(dict(tree_flatten(dict(enumerate(stage.owned_arrays()))))) > 1
     with pytest.raises(LocalModelFilesError, match="are not there"):
         load_stage(folder.path, 0, 1, count)
+    partial.commit(dict.fromkeys(partial.missing(folder.tensors, folder.tensors), "00"))
+    require_whole(folder.path)
