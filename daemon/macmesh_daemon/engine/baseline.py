@@ -4,7 +4,8 @@
 of prompts, ``max_tokens`` goes with each of ``runs``, ``prefill_step_size`` with all. It prints, for each run, the
 tokens and the time of each since the run began, and what MLX held at most. With ``--ring`` it is one rank of the group
 that the environment describes (MLX_RANK, MLX_HOSTFILE); every rank reads the same job and answers. A model without
-mlx-lm's ``pipeline()`` answers with ``refusal``. It uses nothing of this project.
+mlx-lm's ``pipeline()`` answers with ``refusal``. It uses nothing of this project but the check that the
+folder is whole.
 """
 
 import argparse

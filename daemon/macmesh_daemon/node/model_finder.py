@@ -78,12 +78,20 @@ class ModelFinder:
             CallError: there is no such model here, it is broken, or nobody can run it.
         """
         try:
-            folder = await asyncio.to_thread(resolve, model_id, self._config.models_folders)
+            folder = await asyncio.to_thread(self._resolved, model_id)
             profile = await self._profile_of(folder)
         except LocalModelError as error:
             reason = _REASONS.get(type(error), Reason.MODEL_BROKEN)
             raise CallError(reason, str(error), {"model": model_id}) from error
         return ModelRef(model_id=model_id, path=str(folder.path), digest=folder.digest), profile
+
+    def _resolved(self, model_id: str) -> ModelFolder:
+        """A folder here. One below the models folders is served anyway: others will soon ask for it."""
+        folder = resolve(model_id, self._config.models_folders)
+        tops = (top.expanduser().resolve() for top in self._config.models_folders)
+        if any(folder.path.is_relative_to(top) for top in tops):
+            self._library.offer(folder)
+        return folder
 
     async def profile_partial(self, model_id: str) -> tuple[ModelRef, ModelProfile]:
         """The reference and the profile of a model of which this node holds a part, by what it was asked for.
