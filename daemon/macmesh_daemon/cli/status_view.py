@@ -247,7 +247,8 @@ def node_state(node: cluster_pb2.NodeStatus) -> str:
     if word is None:
         return "waiting" if node.HasField("stage") else "idle"
     if word == "loading" and worker.total_bytes:
-        return f"loading {100 * worker.loaded_bytes // worker.total_bytes}%"
+        word = "fetching" if worker.HasField("fetch") else word
+        return f"{word} {100 * worker.loaded_bytes // worker.total_bytes}%"
     if word == "failed" and worker.error:
         return f"failed: {printable(worker.error)}"
     return word

@@ -24,6 +24,8 @@ from macmesh_daemon.engine.errors import LocalModelLoadError, LocalStageError
 from macmesh_daemon.engine.files import check_model_files
 from macmesh_daemon.engine.handover import ArrayFacts, arrays_in
 from macmesh_daemon.engine.payload import Payload, payload_of
+from macmesh_daemon.engine.tensor_sources import noted_loads, require_tensors
+from macmesh_daemon.weights.partial import is_partial
 
 Progress = Callable[[int, int], None]
 """Is told bytes loaded and bytes to load."""
@@ -108,6 +110,10 @@ class StageModel:
         if self._incoming is None:
             return [ArrayFacts((rows, tokens), "int32")]
         return self._incoming.facts(rows, tokens)
+
+    def owned_arrays(self) -> list[mx.array]:
+        """The weights of this stage, each once."""
+        return [array for group in self._owned for array in group]
 
     def read_weights(self, progress: Progress) -> None:
         """Reads the weights of this stage, and no others, layer by layer."""
@@ -310,14 +316,16 @@ def load_stage(
     """Loads a range of layers, with the embedding at the head, and norm and output head at the tail.
 
     Raises:
-        LocalModelFilesError: the folder is incomplete or damaged.
+        LocalModelFilesError: the folder is incomplete or damaged, or holds a part of its model that lacks some
+            of what the stage reads.
         LocalModelLoadError: mlx-lm cannot load the model, or it has another number of layers.
         LocalUnsplittableError: the architecture cannot be cut.
         LocalStageError: the range is none of this model.
     """
     check_model_files(model_path)
     try:
-        model, _ = load_model(model_path, lazy=True)
+        with noted_loads() as loaded:
+            model, _ = load_model(model_path, lazy=True)
     except Exception as error:
         raise LocalModelLoadError(f"mlx-lm cannot load {model_path}: {error}") from error
     anatomy = examine(model)
@@ -327,6 +335,10 @@ def load_stage(
             "the nodes hold different models"
         )
     stage = StageModel(model, anatomy, first_layer, end_layer)
+    if is_partial(model_path):
+        require_tensors(model_path, loaded, stage.owned_arrays())
+    # Tensors that were stacked or converted would else stay in memory beside what was made of them.
+    loaded.clear()
     try:
         stage.read_weights(progress)
     except RuntimeError as error:

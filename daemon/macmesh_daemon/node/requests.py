@@ -20,6 +20,7 @@ from macmesh_daemon.node.assembly import TextAssembler
 from macmesh_daemon.node.call_errors import CallError, from_rpc_error
 from macmesh_daemon.node.codec import to_proto
 from macmesh_daemon.node.token_log import TokenLog
+from macmesh_daemon.weights.errors import WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -215,11 +216,9 @@ class RequestDesk:
         tokenizer = self._tokenizers.get(model.digest)
         if tokenizer is None:
             try:
-                path = await asyncio.to_thread(
-                    self._node.planning.resolve_path, model.model_id, model.path, model.digest
-                )
+                path = await self._node.weights.small_files(model)
                 tokenizer = await asyncio.to_thread(ModelTokenizer.from_folder, path)
-            except LocalModelError as error:
+            except (LocalModelError, WeightsError) as error:
                 raise CallError(Reason.MODEL_NOT_FOUND, str(error), {"model": model.model_id}) from error
             except LocalTokenizerError as error:
                 raise CallError(Reason.MODEL_BROKEN, str(error), {"model": model.model_id}) from error

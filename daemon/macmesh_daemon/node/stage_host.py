@@ -13,7 +13,6 @@ from macmesh_daemon.cluster import events
 from macmesh_daemon.cluster.messages import (
     Deployment,
     Epoch,
-    ModelRef,
     SetPeersRequest,
     WorkerReport,
     WorkerState,
@@ -25,9 +24,10 @@ from macmesh_daemon.node.pings import Pings
 from macmesh_daemon.supervisor.errors import SupervisorError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from pathlib import Path
 
+    from macmesh_daemon.cluster.messages import FetchProgress
     from macmesh_daemon.node.live_credentials import LiveCredentials
     from macmesh_daemon.node.recorder import Recorder
     from macmesh_daemon.node.sync_keeper import SyncKeeper
@@ -52,6 +52,9 @@ class _Hosted:
         default_factory=dict
     )
     ready: bool = False
+    is_stopping: bool = False
+    #: While the weights are brought here, before the worker is started.
+    providing: asyncio.Timeout | None = None
     pings: Pings = field(default_factory=Pings)
 
 
@@ -67,7 +70,7 @@ class StageHost:
         *,
         factory: WorkerFactory,
         credentials: LiveCredentials,
-        resolve_path: Callable[[str, str, str], Path],
+        provide: Callable[[Deployment, int, Callable[[FetchProgress], None]], Awaitable[Path]],
         bind_host: Callable[[], str],
         host_id: str,
         step_deadline_seconds: float,
@@ -78,7 +81,7 @@ class StageHost:
     ) -> None:
         self._factory = factory
         self._credentials = credentials
-        self._resolve_path = resolve_path
+        self._provide = provide
         self._bind_host = bind_host
         self._host_id = host_id
         self._step_deadline_seconds = step_deadline_seconds
@@ -101,6 +104,8 @@ class StageHost:
         if hosted is None or hosted.epoch != epoch:
             self._notify(events.WorkerStopped(epoch=epoch))
             return
+        hosted.is_stopping = True
+        _interrupt(hosted.providing)
         self._tasks.create_task(hosted.worker.stop(deadline_seconds), name="stop worker")
 
     def give_peers(self, request: SetPeersRequest) -> None:
@@ -109,6 +114,12 @@ class StageHost:
         if hosted is not None and hosted.epoch == request.epoch:
             command = lane_pb2.WorkerCommand(peers=to_proto(request))
             self._tasks.create_task(self._send(hosted, command), name="give peers")
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether the worker may be at work on requests; of one that is not the head, its head's node knows."""
+        hosted = self._hosted
+        return hosted is not None and hosted.ready and (hosted.stage_index > 0 or bool(hosted.requests))
 
     async def stats(self, epoch: Epoch, deadline_seconds: float) -> peer_pb2.StageStats:
         """What the worker of this epoch says of its memory and its time, now.
@@ -141,6 +152,8 @@ class StageHost:
     async def close(self) -> None:
         """End the worker, whatever it does."""
         if self._hosted is not None:
+            self._hosted.is_stopping = True
+            _interrupt(self._hosted.providing)
             await self._hosted.worker.stop(STOP_DEADLINE_SECONDS)
 
     async def run_request(
@@ -226,6 +239,8 @@ class StageHost:
             self._recorder.worker_runs(hosted.epoch, hosted.stage_index, hosted.worker.pid)
             async for event in hosted.worker.events():
                 self._take(hosted, event)
+        except _StoppedError as stopped:
+            _log.info("worker not started", epoch=str(hosted.epoch), reason=str(stopped))
         except Exception as error:  # noqa: BLE001  whatever ends a worker must reach the core as a report
             failure = f"{type(error).__name__}: {error}"
         finally:
@@ -254,8 +269,7 @@ class StageHost:
         self._notify(events.WorkerReported(report=report))
 
     async def _start_message(self, hosted: _Hosted, deployment: Deployment) -> lane_pb2.StartStage:
-        model = deployment.model or ModelRef()
-        path = await asyncio.to_thread(self._resolve_path, model.model_id, model.path, model.digest)
+        path = await self._provided(hosted, deployment)
         sync = await self._sync.decide(deployment.sync_mode)
         return lane_pb2.StartStage(
             epoch=to_proto(hosted.epoch),
@@ -271,6 +285,36 @@ class StageHost:
             sync_mode=sync.mode,
             sync_reason=sync.reason,
         )
+
+    async def _provided(self, hosted: _Hosted, deployment: Deployment) -> Path:
+        """The folder that the worker loads from, once what it needs is there; the core is told how it goes."""
+
+        def told(fetch: FetchProgress) -> None:
+            here = fetch.disk_bytes + fetch.peer_bytes + fetch.hub_bytes
+            self._tell(
+                WorkerReport(
+                    epoch=hosted.epoch,
+                    stage_index=hosted.stage_index,
+                    state=WorkerState.LOADING,
+                    loaded_bytes=here,
+                    total_bytes=fetch.total_bytes,
+                    fetch=fetch,
+                )
+            )
+
+        if hosted.is_stopping:
+            raise _StoppedError("the stage was taken away before it began")
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                hosted.providing = scope
+                return await self._provide(deployment, hosted.stage_index, told)
+        except TimeoutError:
+            if scope.expired():
+                raise _StoppedError("the stage was taken away while its weights were fetched") from None
+            raise
+        finally:
+            hosted.providing = None
 
     def _take(self, hosted: _Hosted, event: lane_pb2.WorkerEvent) -> None:
         match event.WhichOneof("event"):
@@ -301,6 +345,15 @@ class StageHost:
         queue = hosted.requests.get(request_id)
         if queue is not None:
             queue.put_nowait(item)
+
+
+class _StoppedError(Exception):
+    """The stage was taken away before its worker was started."""
+
+
+def _interrupt(scope: asyncio.Timeout | None) -> None:
+    if scope is not None:
+        scope.reschedule(asyncio.get_running_loop().time())
 
 
 def request_error(reason: str, message: str) -> CallError:

@@ -129,6 +129,9 @@ def test_node_states() -> None:
 
     assert states("idle") == ["idle", "idle", "idle"]
     assert states("loading") == ["loading 25%", "loading 50%", "loaded"]
+    fetching = scenes.loading().nodes[0]
+    fetching.worker.fetch.peer_bytes = 1
+    assert node_state(fetching) == "fetching 25%"
     assert states("degraded") == ["ready", "ready", "dead"]
     failed = scenes.degraded().nodes[2]
     failed.liveness = "alive"

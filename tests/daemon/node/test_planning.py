@@ -28,6 +28,8 @@ from macmesh_daemon.cluster.view import ClusterView
 from macmesh_daemon.config import Config
 from macmesh_daemon.node.call_errors import CallError
 from macmesh_daemon.node.planning import Planning
+from macmesh_daemon.weights.library import Library
+from macmesh_daemon.weights.store import ModelStore
 from macmesh_placement import ModelProfile, Placement, Refusal, TensorShard
 
 from ..cli.conftest import big_profile  # noqa: TID252  the one large profile of the tests
@@ -88,6 +90,9 @@ def planning(tmp_path: Path) -> Planning:
         node_id="aaaa1111",
         facts=unused,
         peers=unused,
+        library=Library(ModelStore(tmp_path / "weights"), tuple, tmp_path),
+        hub=unused,
+        obstacle=unused,
         notify=unused,
     )
 
