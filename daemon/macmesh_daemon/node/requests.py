@@ -19,7 +19,7 @@ from macmesh_daemon.models.tokenizer_errors import LocalTokenizerError, Tokenize
 from macmesh_daemon.node.assembly import TextAssembler
 from macmesh_daemon.node.call_errors import CallError, from_rpc_error
 from macmesh_daemon.node.codec import to_proto
-from macmesh_daemon.node.token_log import TokenLog
+from macmesh_daemon.requests import TokenLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -84,8 +84,6 @@ class RequestDesk:
         log = TokenLog(
             request_id=run.request_id,
             prompt_token_ids=tuple(run.prompt_token_ids),
-            seed=run.sampling.seed,
-            max_tokens=run.max_tokens,
             accepted_at=accepted_at,
         )
         self._logs[log.request_id] = log
@@ -117,7 +115,7 @@ class RequestDesk:
     ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
         index = 0
         facts = inference_pb2.RequestFacts(
-            request_id=run.request_id, seed=log.seed, model_id=served.model.model_id, epoch=str(served.epoch)
+            request_id=run.request_id, seed=run.sampling.seed, model_id=served.model.model_id, epoch=str(served.epoch)
         )
         async with aclosing(self._run(run, served)) as tokens:
             async for token in tokens:
