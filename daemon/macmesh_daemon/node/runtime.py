@@ -164,7 +164,8 @@ class Node:
         self.driver.stage_host = self.stage_host
         self.driver.planning = self.planning
         self.driver.changes = self.changes
-        self.requests = RequestDesk(node=self)
+        self.requests = RequestDesk(node=self, tasks=tasks)
+        self.driver.on_view = self.requests.look
         self._dialer = CandidateDialer(
             node_id=self.node_id,
             credentials=credentials,

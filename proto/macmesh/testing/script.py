@@ -20,6 +20,8 @@ class GenerateScript:
             None never waits. 0 waits before the first token.
         fail_after: After so many tokens, end with `failure`.
         failure: What to end with.
+        lost_after: After so many tokens of a call, end it as a connection that breaks; a generation that is taken
+            up goes on from there.
         drop_end: End without a finish reason, as no daemon should.
     """
 
@@ -29,6 +31,7 @@ class GenerateScript:
     hold_after: int | None = None
     fail_after: int | None = None
     failure: WireFailure | None = None
+    lost_after: int | None = None
     drop_end: bool = False
 
 
