@@ -93,6 +93,10 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
                 yield inference_pb2.GenerateResponse(
                     waiting=inference_pb2.Waiting(position=place, estimate_seconds=1.5 * place)
                 )
+            for missing in script.paused:
+                yield inference_pb2.GenerateResponse(
+                    paused=inference_pb2.Paused(reason="NOT_READY", message=missing)
+                )
             had = len(request.resume.token_ids)
             if request.HasField("resume"):
                 yield inference_pb2.GenerateResponse(

@@ -16,6 +16,7 @@ class GenerateScript:
     Attributes:
         pieces: Text of each token; token ids count up from `first_token_id`.
         waiting: Positions told before the first token, each with an estimate of 1.5 seconds for a place.
+        paused: What is told to be missing before the first token, with the reason NOT_READY.
         hold_after: After so many tokens, wait until the call is cancelled or `FakeDaemon.release` is called;
             None never waits. 0 waits before the first token.
         fail_after: After so many tokens, end with `failure`.
@@ -28,6 +29,7 @@ class GenerateScript:
     pieces: tuple[str, ...] = ("Once", " upon", " a", " time", ".")
     first_token_id: int = 100
     waiting: tuple[int, ...] = ()
+    paused: tuple[str, ...] = ()
     hold_after: int | None = None
     fail_after: int | None = None
     failure: WireFailure | None = None
