@@ -97,7 +97,9 @@ class Recovery:
         """
         if not self.is_on or not is_loss(error):
             return None
-        if self._facts is None and nodes < 2:  # noqa: PLR2004  nothing was begun, and there is nobody else
+        if (
+            self._facts is None and self._tries >= nodes - 1
+        ):  # nothing was begun, and nobody else is left to ask
             return None
         if self._lost_at is None:
             self._lost_at = now

@@ -259,7 +259,7 @@ class AsyncClient:
         """Learn where the other members are, without waiting for it."""
 
         async def learn() -> None:
-            with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
+            with contextlib.suppress(grpc.RpcError, MacmeshError, asyncio.CancelledError):
                 asked = cluster_pb2.GetStatusRequest()
                 self._book.learn(await self._cluster().GetStatus(asked, timeout=self._timeouts.status))
 

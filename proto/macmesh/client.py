@@ -277,8 +277,6 @@ class Client:
         recovery = Recovery(
             _messages.generate_request(prompt, **options), seconds=times.generate_resume, ends_at=now + total
         )
-        if recovery.is_on and self._book.wants_news(now):
-            self._look_around()
         node = self._target
 
         def reopen(request: inference_pb2.GenerateRequest) -> Any:
@@ -299,6 +297,8 @@ class Client:
             else first_token_timeout_seconds,
             idle_seconds=times.generate_idle if idle_timeout_seconds is None else idle_timeout_seconds,
         )
+        if recovery.is_on and self._book.wants_news(now):
+            self._look_around()
         arguments["failed"] = lambda error: self._failed(error, "Generate", grpc_timeout(total), node)
         return Generation(recovery=recovery, reopen=reopen, nodes=lambda: len(self._book), **arguments)
 

@@ -99,6 +99,7 @@ def test_what_was_never_begun_is_begun_elsewhere_or_told() -> None:
     retry = kept.after(LOST, 0.0, nodes=2)
     assert retry is not None
     assert retry.request is kept.request
+    assert kept.after(LOST, 0.0, nodes=2) is None
 
 
 @pytest.mark.parametrize(
