@@ -346,6 +346,21 @@ class Config:
         ),
     )
 
+    request_patience_seconds: float = field(
+        default=120.0,
+        metadata=_doc(
+            "Longest time a request waits without stages to run it, since its last token, before it fails with "
+            "what is missing.",
+            reason=(
+                "a new plan is ready within seconds where the weights are there, and within a minute or two where "
+                "they have to be read; people have given up after that"
+            ),
+            unit="seconds",
+            minimum=0,
+            maximum=86400,
+        ),
+    )
+
     sync_mode: SyncMode = field(
         default="auto",
         metadata=_doc(

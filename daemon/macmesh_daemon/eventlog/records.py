@@ -63,12 +63,17 @@ class Kind(enum.StrEnum):
     WORKER_FAILED = "worker failed"
     #: Its process is gone: epoch.
     WORKER_STOPPED = "worker stopped"
-    #: The head took a request: request, epoch.
+    #: The head took a run of a request: request, run (its name), epoch, first (index of its first token).
     RUN_STARTED = "run started"
-    #: The head has no more to do for it: request, how (finished, cancelled, failed).
+    #: The head has no more to do for it: request, run, how (finished, cancelled, failed).
     RUN_ENDED = "run ended"
-    #: The API node took a request: request, epoch, prompt_tokens, max_tokens.
+    #: The API node took a request: request, epoch (None while no plan is ready), prompt_tokens, max_tokens (0: up to
+    #: the context). A request that was taken up: resumed_from (tokens that the client brought) and attempt (from 1).
     ACCEPTED = "request accepted"
+    #: The API node asked a head for a run: request, run (its number), epoch, head, first (index of its first token).
+    RUN_ASKED = "run asked"
+    #: The API node gave it up, and will ask for another: request, run, epoch, reason.
+    RUN_LOST = "run lost"
     #: It was not taken: reason.
     REFUSED = "request refused"
     #: Tokens went to the client: request, index (of the first), count.

@@ -84,6 +84,8 @@ class CoreDriver:
         #: Set once the goodbye of a `LeaveWanted` has been said.
         self.left = asyncio.Event()
         self.view: ClusterView = machine.view
+        #: Is told every view, on the event loop.
+        self.on_view: Callable[[ClusterView], None] = lambda _view: None
         # Set by the runtime before run(): these need the driver, and the driver needs them.
         self.stage_host: StageHost
         self.planning: Planner
@@ -136,6 +138,7 @@ class CoreDriver:
                 await self._carry_out(effect)
             self.view = view
             self._recorder.settled(view)
+            self.on_view(view)
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
 

@@ -197,8 +197,9 @@ class Node:
         self.driver.stage_host = self.stage_host
         self.driver.planning = self.planning
         self.driver.changes = self.changes
-        self.requests = RequestDesk(node=self)
+        self.requests = RequestDesk(node=self, tasks=tasks)
         self.head_schedule = HeadSchedule(partial(newest_stats, self), self.clock)
+        self.driver.on_view = self.requests.look
         self._dialer = CandidateDialer(
             node_id=self.node_id,
             credentials=credentials,

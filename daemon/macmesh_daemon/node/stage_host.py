@@ -169,7 +169,7 @@ class StageHost:
         hosted = self._serving(request)
         queue: asyncio.Queue[peer_pb2.RunRequestResponse | CallError | None] = asyncio.Queue()
         hosted.requests[request.request_id] = queue
-        self._recorder.run_started(request.request_id, hosted.epoch)
+        self._recorder.run_started(request.request_id, hosted.epoch, first=len(request.generated_token_ids))
         ended = False
         how = "cancelled"
         try:
@@ -217,7 +217,7 @@ class StageHost:
         if request.request_id in hosted.requests:
             raise CallError(
                 Reason.INVALID_ARGUMENT,
-                f"request {request.request_id} is already running",
+                f"run {request.request_id} is already running",
             )
         return hosted
 
@@ -225,7 +225,7 @@ class StageHost:
         try:
             async with asyncio.timeout(SEND_DEADLINE_SECONDS):
                 await hosted.worker.send(command)
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, SupervisorError) as error:
             # The end of the process is reported by its event stream; here it is only noted.
             _log.warning(
                 "worker did not take command", command=command.WhichOneof("command"), error=str(error)

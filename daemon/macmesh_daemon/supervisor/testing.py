@@ -150,7 +150,7 @@ class FakeWorker(Worker):
                 estimate_seconds=1.5 * position if told else None,
             )
             self._tell(lane_pb2.WorkerEvent(waiting=waiting))
-        for index in range(count):
+        for index in range(len(request.generated_token_ids), count):
             if self._gate is not None:
                 await self._gate.wait()
             await asyncio.sleep(0)

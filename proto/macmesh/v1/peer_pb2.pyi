@@ -1252,7 +1252,7 @@ Global___ProposeChangeResponse: _TypeAlias = ProposeChangeResponse  # noqa: Y015
 
 @_typing.final
 class RunRequestRequest(_message.Message):
-    """RunRequestRequest is one tokenised request."""
+    """RunRequestRequest is one run of a tokenised request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1264,10 +1264,11 @@ class RunRequestRequest(_message.Message):
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     REUSE_PREFIX_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Unique in the cluster."""
+    """Unique in the cluster, for every run: the request's id, a slash, and which run of it this is."""
     max_tokens: _builtins.int
-    """Most tokens to generate."""
+    """Most tokens to generate, those generated before included."""
     reuse_prefix: _builtins.bool
     """Whether kept caches of an earlier request may be taken up; absent: yes."""
     keep: _builtins.bool
@@ -1288,6 +1289,10 @@ class RunRequestRequest(_message.Message):
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids that end the generation."""
 
+    @_builtins.property
+    def generated_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What earlier runs generated: the run goes on behind it, as if it had generated it."""
+
     def __init__(
         self,
         *,
@@ -1299,10 +1304,11 @@ class RunRequestRequest(_message.Message):
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         reuse_prefix: _builtins.bool | None = ...,
         keep: _builtins.bool | None = ...,
+        generated_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "epoch", b"epoch", "keep", b"keep", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "epoch", b"epoch", "keep", b"keep", "max_tokens", b"max_tokens", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "stop_token_ids", b"stop_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "epoch", b"epoch", "generated_token_ids", b"generated_token_ids", "keep", b"keep", "max_tokens", b"max_tokens", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "stop_token_ids", b"stop_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep: _TypeAlias = _typing.Literal["keep"]  # noqa: Y015
     _WhichOneofArgType__keep: _TypeAlias = _typing.Literal["_keep", b"_keep"]  # noqa: Y015
@@ -1328,7 +1334,7 @@ class RunRequestResponse(_message.Message):
     HAS_TOKEN_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Position among the generated tokens, from 0."""
+    """Position among the generated tokens, those of earlier runs included, from 0."""
     token_id: _builtins.int
     """The token."""
     logprob: _builtins.float

@@ -138,6 +138,24 @@ async def test_request_ends_once_with_its_tokens_in_order(make_worker: Callable[
     ]
 
 
+async def test_a_run_goes_on_behind_what_was_generated_before(make_worker: Callable[[], Worker]) -> None:
+    worker = make_worker()
+    await ready_worker(worker)
+    request = run_request("r1/2", max_tokens=4)
+    request.generated_token_ids.extend(fake_token((1, 2), i) for i in range(2))
+    await worker.submit(request)
+    told: list[tuple[int, int]] = []
+    async with asyncio.timeout(20):
+        async for event in worker.events():
+            if event.WhichOneof("event") == "progress":
+                response = event.progress.response
+                told.append((response.index, response.token_id))
+                if response.finish_reason:
+                    break
+    assert told == [(i, fake_token((1, 2), i)) for i in (2, 3)]
+    await worker.stop(10)
+
+
 async def test_too_long_request_is_refused_with_a_reason(make_worker: Callable[[], Worker]) -> None:
     worker = make_worker()
     await ready_worker(worker)
