@@ -297,6 +297,10 @@ class WorkerReport:
     links: tuple[LinkStatus, ...] = ()
     transport_failure: str = ""
     start_phases: tuple[StartPhase, ...] = ()
+    kept_bytes: int = 0
+    process: str = ""
+    process_reason: str = ""
+    resting: bool = False
 
 
 @dataclass(frozen=True, slots=True)

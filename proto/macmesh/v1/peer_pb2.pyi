@@ -378,6 +378,10 @@ class WorkerReport(_message.Message):
     HUNG_FIELD_NUMBER: _builtins.int
     TRANSPORT_FAILURE_FIELD_NUMBER: _builtins.int
     START_PHASES_FIELD_NUMBER: _builtins.int
+    KEPT_BYTES_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
+    PROCESS_REASON_FIELD_NUMBER: _builtins.int
+    RESTING_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     """Its stage."""
     state: Global___WorkerState.ValueType
@@ -402,6 +406,14 @@ class WorkerReport(_message.Message):
     """True where the worker was killed because its inference loop did not turn any more."""
     transport_failure: _builtins.str
     """What went wrong with the plan's transport itself, where that is why it failed; the next plan takes another."""
+    kept_bytes: _builtins.int
+    """Of loaded_bytes, those that its process held already, from the epoch before."""
+    process: _builtins.str
+    """"new", "kept" (the process of the epoch before took the stage up) or "replaced" (it could not)."""
+    process_reason: _builtins.str
+    """Why it was replaced, for people."""
+    resting: _builtins.bool
+    """It has ended (failed or stopped), and its process lives on with its weights, to take up a later plan."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch that the worker belongs to."""
@@ -432,10 +444,14 @@ class WorkerReport(_message.Message):
         hung: _builtins.bool = ...,
         transport_failure: _builtins.str = ...,
         start_phases: _abc.Iterable[Global___StartPhase] | None = ...,
+        kept_bytes: _builtins.int = ...,
+        process: _builtins.str = ...,
+        process_reason: _builtins.str = ...,
+        resting: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "hung", b"hung", "links", b"links", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "start_phases", b"start_phases", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes", "transport_failure", b"transport_failure"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "hung", b"hung", "kept_bytes", b"kept_bytes", "links", b"links", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "process", b"process", "process_reason", b"process_reason", "resting", b"resting", "stage_index", b"stage_index", "start_phases", b"start_phases", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes", "transport_failure", b"transport_failure"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
