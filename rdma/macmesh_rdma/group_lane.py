@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
@@ -27,8 +28,7 @@ class GroupLane(TensorLane):
         self.group = group
         """What carries it."""
         # A receive has no inputs: on a stream shared with sends it could run before the send that it follows.
-        self._send_stream = mx.new_stream(mx.cpu)
-        self._receive_stream = mx.new_stream(mx.cpu)
+        self._send_stream, self._receive_stream = _streams()
         self._sending: collections.deque[mx.array] = collections.deque()
         self._closed = False
         self._broken = ""
@@ -89,3 +89,17 @@ class GroupLane(TensorLane):
         except RuntimeError as error:
             self._broken = str(error)
             self.group.raise_failure(error)
+
+
+_own = threading.local()
+
+
+def _streams() -> tuple[mx.Stream, mx.Stream]:
+    """Two streams of this thread, for sends and for receives.
+
+    MLX keeps a thread for every stream as long as the process lives, so lanes that follow one another share them.
+    """
+    if not hasattr(_own, "streams"):
+        _own.streams = mx.new_stream(mx.cpu), mx.new_stream(mx.cpu)
+    streams: tuple[mx.Stream, mx.Stream] = _own.streams
+    return streams

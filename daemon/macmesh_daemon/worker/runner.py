@@ -54,6 +54,10 @@ class Stage(Protocol):
         """Name of the mlx-lm module that implements the model."""
 
     @property
+    def kinds(self) -> frozenset[str]:
+        """What decides which kernels its steps need."""
+
+    @property
     def openings(self) -> list[mx.array]:
         """What some layers put out in the decode step that was described last."""
 
