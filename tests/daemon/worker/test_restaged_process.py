@@ -164,7 +164,7 @@ async def test_a_busy_epoch_ends_at_once_and_a_late_word_to_it_is_dropped(folder
 
 def held(pid: int | None) -> tuple[int, int]:
     """Descriptors and threads of a process."""
-    return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
+    return tuple(sum(1 for _ in Path(f"/proc/{pid}/{what}").iterdir()) for what in ("fd", "task"))  # type: ignore[return-value]
 
 
 async def memory(worker: WorkerProcess, nonce: int) -> int:
@@ -179,19 +179,25 @@ async def memory(worker: WorkerProcess, nonce: int) -> int:
     not Path("/proc/self/fd").exists(), reason="the system does not show what a process holds"
 )
 async def test_nothing_is_left_of_twenty_epochs(folder: Path) -> None:
+    """Those of two stages have lanes; those of one are quick."""
     mesh = Mesh(folder)
-    workers = [WorkerProcess(ping_interval_seconds=600), WorkerProcess(ping_interval_seconds=600)]
-    rounds: list[tuple[object, ...]] = []
+    one, other = (WorkerProcess(ping_interval_seconds=600) for _ in range(2))
+    descriptors, threads, memories = [], [], []
     try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with asyncio.timeout(2 * DEADLINE_SECONDS):
             for number in range(20):
-                await mesh.stage(workers, [2 + number % 2])
+                await (mesh.stage([one], []) if number % 3 else mesh.stage([one, other], [2]))
                 await mesh.tokens("r")
-                if number % 2:
-                    memories = [await memory(worker, 1000 + number) for worker in workers]
-                    rounds.append((*[held(worker.pid) for worker in workers], memories))
+                if not number % 3:
+                    memories.append(await memory(one, 1000 + number))
+                    of_both = [held(worker.pid) for worker in (one, other)]
+                    descriptors.append(max(count for count, _ in of_both))
+                    threads.append(max(count for _, count in of_both))
                 await mesh.retire()
-        assert rounds[-1] == rounds[1], rounds
+        # A connection may be seen while it closes: more than that is left of no epoch.
+        assert max(descriptors[3:]) <= max(descriptors[:3]) + 2, descriptors
+        assert max(threads[3:]) <= max(threads[:3]), threads
+        assert max(memories[1:]) <= memories[0], memories
     finally:
-        for worker in workers:
+        for worker in (one, other):
             await worker.stop(5)
