@@ -42,6 +42,7 @@ _WORKER_STATES: Final = {
     peer_pb2.WORKER_STATE_FAILED: "failed",
     peer_pb2.WORKER_STATE_STOPPED: "stopped",
 }
+_LIVING: Final = frozenset(_WORKER_STATES) - {peer_pb2.WORKER_STATE_FAILED, peer_pb2.WORKER_STATE_STOPPED}
 _COLOR_OF_STATE: Final = {
     "ready": GREEN,
     "idle": "",
@@ -123,7 +124,7 @@ def _summary(status: cluster_pb2.GetStatusResponse) -> list[str]:
         f"{alive} of {_many(len(status.nodes), 'node')} alive",
         "quorum" if status.has_quorum else "NO QUORUM",
     ]
-    return [" · ".join(served), *_transport(status), " · ".join(cluster)]
+    return [" · ".join(served), *_transport(status), *_moved(status), " · ".join(cluster)]
 
 
 def _transport(status: cluster_pb2.GetStatusResponse) -> list[str]:
@@ -133,6 +134,24 @@ def _transport(status: cluster_pb2.GetStatusResponse) -> list[str]:
     if plan is None or len(hosts) < 2 or not plan.transport_reason:  # noqa: PLR2004  one machine has none between
         return []
     return [f"transport: {printable(units.transport(plan.transport, plan.transport_reason))}"]
+
+
+def _moved(status: cluster_pb2.GetStatusResponse) -> list[str]:
+    """What the running plan cost the workers that served one before: bytes of weights kept and read."""
+    told = [told_move(node) for node in status.nodes if node.HasField("stage")]
+    return [f"moved: {' · '.join(filter(None, told))}"] if any(told) else []
+
+
+def told_move(node: cluster_pb2.NodeStatus) -> str:
+    """How a node's worker came by its stage; "" where it began with nothing, or has ended."""
+    worker = node.worker
+    if worker.process not in {"kept", "replaced"} or worker.state not in _LIVING:
+        return ""
+    name = node.member.node_id[:SHORT_ID]
+    read = units.size(max(0, worker.loaded_bytes - worker.kept_bytes))
+    if worker.process == "kept":
+        return f"{name} kept {units.size(worker.kept_bytes)}, read {read}"
+    return f"{name} read {read}, process replaced: {printable(worker.process_reason)}"
 
 
 def _row(node: cluster_pb2.NodeStatus, state: str, *, answers: bool) -> list[str]:
