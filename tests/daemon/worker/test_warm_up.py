@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 
 from macmesh_daemon.engine.stage import StageModel, load_stage
-from macmesh_daemon.worker.warm_up import PROBE_TOKENS, warm_up
+from macmesh_daemon.worker.warm_up import PROBE_TOKENS, Warmth, warm_up
 from macmesh_rdma.messages.progress_page import ProgressWriter
 from tinymodels import write_tiny_model
 
@@ -132,3 +132,22 @@ def test_where_nothing_is_compiled_one_token_is_all(folder: Path) -> None:
     facts = warm_up(stage, context_tokens=4096, chunk_tokens=200, compiles=False, clock=Clock(0.25))
     assert (stage.ran, facts.chunk_tokens) == ([1], 0)
     assert facts.decode_seconds > 0
+
+
+def test_what_is_warm_is_not_warmed_up_again(folder: Path) -> None:
+    warmth = Warmth()
+
+    def ran(first: int, end: int, chunk: int = 40) -> list[int]:
+        stage = Watched(load_stage(folder, first, end, LAYERS))
+        facts = warmth.warm_up(stage, context_tokens=100, chunk_tokens=chunk, kv_bits=0, compiles=True)
+        assert bool(facts.skipped) == (not stage.ran)
+        return stage.ran
+
+    assert ran(1, 2)
+    assert not ran(1, 3), "its layers are all of one kind"
+    assert ran(0, 3), "it is a head now"
+    assert not ran(0, 1)
+    assert ran(2, LAYERS), "it is a tail now"
+    assert not ran(0, LAYERS)
+    assert ran(1, 2, chunk=30), "other sizes need other kernels"
+    assert ran(0, 2, chunk=30), "which are not those of before"
