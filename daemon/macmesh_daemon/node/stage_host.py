@@ -228,6 +228,8 @@ class StageHost:
         return hosted
 
     async def _send(self, hosted: _Hosted, command: lane_pb2.WorkerCommand) -> None:
+        if self._hosted is not hosted:
+            return  # its epoch has ended, and its process may serve another one
         try:
             async with asyncio.timeout(SEND_DEADLINE_SECONDS):
                 await hosted.worker.send(command)

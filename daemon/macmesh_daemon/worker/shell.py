@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 
-from macmesh.v1 import lane_pb2, peer_pb2
+from macmesh.v1 import lane_pb2, peer_pb2, types_pb2
 from macmesh_daemon.worker.checks import JACCL, check_start
 from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError, WorkerError
@@ -175,8 +175,8 @@ class WorkerShell:
 
     def _take_peers(self, peers: peer_pb2.SetPeersRequest) -> None:
         """Joins the other stages. The same addresses may come twice: an answer may have been lost."""
-        if self._end.done() or self._group is None:
-            return
+        if self._end.done() or self._group is None or _numbers(peers.epoch) < _numbers(self._start.epoch):
+            return  # it came too late for its epoch
         if self._peers is None:
             self._peers = peers
             log.info("the other stages are known", stage=self._start.stage_index)
@@ -478,3 +478,7 @@ class WorkerShell:
 
 def _tell_stranger(reason: str) -> None:
     log.warning("connection turned away", reason=reason)
+
+
+def _numbers(epoch: types_pb2.Epoch) -> tuple[int, int, int]:
+    return epoch.generation, epoch.term, epoch.seq

@@ -156,6 +156,8 @@ async def test_a_busy_epoch_ends_at_once_and_a_late_word_to_it_is_dropped(folder
             await mesh.stage(workers, [3])
             for worker in workers:
                 await worker.send(lane_pb2.WorkerCommand(retire=lane_pb2.RetireEpoch(epoch=old)))
+                await worker.set_peers(peer_pb2.SetPeersRequest(epoch=old, epoch_key=bytes(32)))
+                await worker.cancel("long")
             assert await mesh.tokens("second") == expected
     finally:
         for worker in workers:
