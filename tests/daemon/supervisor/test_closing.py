@@ -1,5 +1,7 @@
 """What passes of what a worker tells, epoch by epoch."""
 
+from typing import Any
+
 import pytest
 
 from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2, types_pb2
@@ -15,7 +17,7 @@ def business(epoch: types_pb2.Epoch) -> OpenBusiness:
 
 
 def report(
-    epoch: types_pb2.Epoch, state: peer_pb2.WorkerState.ValueType, **facts: bool
+    epoch: types_pb2.Epoch, state: peer_pb2.WorkerState.ValueType, **facts: Any
 ) -> lane_pb2.WorkerEvent:
     return lane_pb2.WorkerEvent(report=peer_pb2.WorkerReport(epoch=epoch, state=state, **facts))
 
