@@ -200,7 +200,8 @@ async def partition_while_serving(world: World) -> None:
     async def obsolete_worker_gone() -> bool | None:
         seen = await leader.status()
         epoch = seen.document.plan.epoch if seen is not None else None
-        old = [r for r in victim.records() if r.kind == Kind.WORKER_STOPPED and r.mono > hurt]
+        ends = {Kind.WORKER_STOPPED, Kind.WORKER_RESTS}
+        old = [r for r in victim.records() if r.kind in ends and r.mono > hurt]
         return True if epoch is not None and old else None
 
     healed_at = now()

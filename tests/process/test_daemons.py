@@ -103,6 +103,8 @@ async def test_processes_are_killed_and_the_cluster_recovers(tmp_path: Path) -> 
                 assert {c.laddr.ip for c in lanes} == {"127.0.0.1"}
 
             victim = next(n for n in cluster.nodes if n.node_id != loaded.deployment.stages[0].node_id)
+            survivor = next(n for n in cluster.nodes if n is not victim)
+            kept = _worker(survivor)
             undisturbed = await client.complete("A plan is", **LONG)
             assert undisturbed.token_ids == await _tokens_although_killed(client, _worker(victim))
             await until(
@@ -111,6 +113,11 @@ async def test_processes_are_killed_and_the_cluster_recovers(tmp_path: Path) -> 
                 "ready after the loss of a worker",
             )
             assert await _tokens(client) == greedy
+            assert _worker(survivor) == kept, "the worker that lost the other one lives on"
+            reports = {n.member.node_id: n.worker for n in (await client.status()).nodes}
+            told = reports[survivor.node_id]
+            assert (told.process, told.kept_bytes) == ("kept", told.loaded_bytes)
+            assert reports[victim.node_id].process == "new"
 
         orphan = _worker(second)
         second.signal(signal.SIGKILL)
@@ -130,6 +137,36 @@ async def test_processes_are_killed_and_the_cluster_recovers(tmp_path: Path) -> 
             node.signal(signal.SIGTERM)
         assert [await node.wait(12) for node in cluster.nodes] == [0, 0]
         assert await asyncio.to_thread(_gone, everything)
+
+
+async def test_the_survivors_keep_their_processes_and_layers(tmp_path: Path) -> None:
+    """A daemon of three is killed: the node that was left out takes its part, the other one goes on as it is."""
+    async with await _cluster(tmp_path, 3, needed=2) as cluster:
+        await _start(cluster)
+        async with cluster.nodes[0].client() as client:
+            await until(client, lambda s: s.has_quorum and len(s.document.members) == 3, "formed")
+            loaded = await client.load(MODEL, context_tokens=CONTEXT_TOKENS)
+            assert loaded.deployment is not None
+            placed = [stage.node_id for stage in loaded.deployment.stages]
+            assert len(placed) == 2
+            greedy = await _tokens(client)
+        victim = next(n for n in cluster.nodes if n.node_id == placed[1])
+        survivor = next(n for n in cluster.nodes if n.node_id == placed[0])
+        kept = _worker(survivor)
+        victim.signal(signal.SIGKILL)
+        await victim.wait(5)
+        async with survivor.client() as client:
+            await until(
+                client,
+                lambda s: s.serving_state == "ready" and _epoch(s) > loaded.epoch,
+                "ready without the node",
+            )
+            assert await _tokens(client) == greedy
+            status = await client.status()
+        assert _worker(survivor) == kept
+        report = next(n.worker for n in status.nodes if n.member.node_id == survivor.node_id)
+        assert (report.process, report.resting) == ("kept", False)
+        assert report.kept_bytes > 0
 
 
 async def _tokens_although_killed(client: AsyncClient, worker: psutil.Process) -> tuple[int, ...]:

@@ -236,7 +236,7 @@ class VirtualNode:
             tasks.create_task(self._look_for_peers(), name="dialer")
 
     def _new_worker(self) -> FakeWorker:
-        worker = FakeWorker()
+        worker = FakeWorker(pid=4_000_000 + len(self.workers))
         self.workers.append(worker)
         return worker
 

@@ -317,6 +317,10 @@ class WorkerReport:
     transfers: str = ""
     transfers_reason: str = ""
     fetch: FetchProgress | None = None
+    kept_bytes: int = 0
+    process: str = ""
+    process_reason: str = ""
+    resting: bool = False
 
 
 @dataclass(frozen=True, slots=True)

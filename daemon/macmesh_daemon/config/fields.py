@@ -332,6 +332,16 @@ class Config:
             reason="TCP and memory check already; for a network that is suspected of altering packets",
         ),
     )
+    worker_rest_seconds: float = field(
+        default=120.0,
+        metadata=_doc(
+            "How long a worker's process that outlived its epoch holds its weights for the next plan.",
+            reason="a new plan follows within seconds, a machine that restarts is back within two minutes",
+            unit="seconds",
+            minimum=1.0,
+            maximum=3600,
+        ),
+    )
     step_deadline_seconds: float = field(
         default=30.0,
         metadata=_doc(

@@ -53,16 +53,20 @@ class Kind(enum.StrEnum):
     PREPARE_ANSWERED = "prepare answered"
     #: Answer to a COMMIT: epoch, ok, reason, peer.
     COMMIT_ANSWERED = "commit answered"
-    #: A worker's process is about to be started: epoch, stage.
+    #: A worker is about to be given a stage: epoch, stage.
     WORKER_STARTED = "worker started"
-    #: The process lives: epoch, stage, pid.
+    #: Its process lives: epoch, stage, pid, process (new, kept from the epoch before, replaced), reason (why replaced).
     WORKER_RUNS = "worker runs"
-    #: Every stage is connected: epoch, stage.
+    #: Every stage is connected: epoch, stage, kept_bytes (of weights that it held), read_bytes (of the others).
     WORKER_READY = "worker ready"
     #: It failed: epoch, stage, error.
     WORKER_FAILED = "worker failed"
     #: Its process is gone: epoch.
     WORKER_STOPPED = "worker stopped"
+    #: Its epoch has ended, and its process lives on and does nothing: epoch, pid.
+    WORKER_RESTS = "worker rests"
+    #: The process that rested is gone, and no epoch took it up: epoch (its last), pid, reason.
+    WORKER_DISMISSED = "worker dismissed"
     #: The head took a run of a request: request, run (its name), epoch, first (index of its first token).
     RUN_STARTED = "run started"
     #: The head has no more to do for it: request, run, how (finished, cancelled, failed).

@@ -173,7 +173,9 @@ class CoreDriver:
             case fx.StartWorker():
                 self.stage_host.start(effect.epoch, effect.deployment, effect.stage_index)
             case fx.StopWorker():
-                self.stage_host.stop(effect.epoch, effect.deadline_seconds)
+                self.stage_host.stop(effect.epoch, effect.deadline_seconds, keep=effect.keep)
+            case fx.ReleaseWorker():
+                self.stage_host.release()
             case fx.GivePeers():
                 self.stage_host.give_peers(effect.request)
             case fx.ChangeAccepted() | fx.ChangeDone() | fx.ChangeRejected():

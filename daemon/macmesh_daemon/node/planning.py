@@ -20,6 +20,7 @@ from macmesh_daemon.node.translation import (
     link_options,
     reason_of_refusal,
     reserves,
+    with_holdings,
 )
 from macmesh_daemon.plan_ask import PlanAsk, answer_json
 from macmesh_placement import LocalPlacementError, ModelProfile, Objective, PlanRequest, Refusal, plan
@@ -215,7 +216,7 @@ class Planning:
         self, profile: ModelProfile, wanted: WantedModel, effect: fx.ComputePlan
     ) -> tuple[Placement, TransportChoice, str] | Refusal:
         """The plan, what carries it, and why it is no split of every layer where one was allowed."""
-        nodes = capacities(effect.members)
+        nodes = with_holdings(capacities(effect.members), effect.current, wanted.model or ModelRef())
         failures = {failure.node_ids: failure.reason for failure in effect.transport_failures}
         rdma = self._rdma_links(effect.members, nodes, failures)
         request = PlanRequest(

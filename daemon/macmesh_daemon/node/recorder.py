@@ -102,15 +102,38 @@ class Recorder:
         """A worker's process is about to be started."""
         self._log.record(Kind.WORKER_STARTED, epoch=_epoch(epoch), stage=stage)
 
-    def worker_runs(self, epoch: msg.Epoch, stage: int, pid: int | None) -> None:
-        """Its process lives."""
-        self._log.record(Kind.WORKER_RUNS, epoch=_epoch(epoch), stage=stage, pid=pid)
+    def worker_runs(
+        self, epoch: msg.Epoch, stage: int, pid: int | None, process: str = "new", reason: str = ""
+    ) -> None:
+        """Its process lives, and has been given its stage.
+
+        Args:
+            epoch: Its epoch.
+            stage: Its stage.
+            pid: Its process.
+            process: "new", "kept" (from the epoch before) or "replaced".
+            reason: Why it was replaced.
+        """
+        self._log.record(
+            Kind.WORKER_RUNS, epoch=_epoch(epoch), stage=stage, pid=pid, process=process, reason=reason
+        )
+
+    def worker_rests(self, epoch: msg.Epoch, pid: int | None) -> None:
+        """Its epoch has ended, and its process lives on."""
+        self._log.record(Kind.WORKER_RESTS, epoch=_epoch(epoch), pid=pid)
+
+    def worker_dismissed(self, epoch: msg.Epoch, pid: int | None, reason: str) -> None:
+        """The process that rested is gone."""
+        self._log.record(Kind.WORKER_DISMISSED, epoch=_epoch(epoch), pid=pid, reason=reason)
 
     def worker_reported(self, report: msg.WorkerReport) -> None:
         """It became ready, or failed; its other states are no news here."""
         facts = {"epoch": _epoch(report.epoch), "stage": report.stage_index}
         if report.state is msg.WorkerState.READY:
-            self._log.record(Kind.WORKER_READY, **facts)
+            read_bytes = report.loaded_bytes - report.kept_bytes
+            self._log.record(
+                Kind.WORKER_READY, **facts, kept_bytes=report.kept_bytes, read_bytes=max(0, read_bytes)
+            )
         elif report.state is msg.WorkerState.FAILED:
             self._log.record(Kind.WORKER_FAILED, **facts, error=report.error)
 

@@ -189,6 +189,7 @@ class Node:
             bind_host=lambda: lanes_host(self.addresses.hosts),
             host_id=facts.host_id,
             step_deadline_seconds=config.step_deadline_seconds,
+            rest_seconds=config.worker_rest_seconds,
             sync=self._sync,
             notify=self.driver.notify,
             recorder=self.recorder,

@@ -381,6 +381,10 @@ class WorkerReport(_message.Message):
     TRANSFERS_FIELD_NUMBER: _builtins.int
     TRANSFERS_REASON_FIELD_NUMBER: _builtins.int
     FETCH_FIELD_NUMBER: _builtins.int
+    KEPT_BYTES_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
+    PROCESS_REASON_FIELD_NUMBER: _builtins.int
+    RESTING_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     """Its stage."""
     state: Global___WorkerState.ValueType
@@ -409,6 +413,14 @@ class WorkerReport(_message.Message):
     """How decode steps go from stage to stage, once the stages stand: "host" or "graph"; empty where there is one stage."""
     transfers_reason: _builtins.str
     """Why that one."""
+    kept_bytes: _builtins.int
+    """Of loaded_bytes, those that its process held already, from the epoch before."""
+    process: _builtins.str
+    """"new", "kept" (the process of the epoch before took the stage up) or "replaced" (it could not)."""
+    process_reason: _builtins.str
+    """Why it was replaced, for people."""
+    resting: _builtins.bool
+    """It has ended (failed or stopped), and its process lives on with its weights, to take up a later plan."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch that the worker belongs to."""
@@ -446,10 +458,14 @@ class WorkerReport(_message.Message):
         transfers: _builtins.str = ...,
         transfers_reason: _builtins.str = ...,
         fetch: Global___FetchProgress | None = ...,
+        kept_bytes: _builtins.int = ...,
+        process: _builtins.str = ...,
+        process_reason: _builtins.str = ...,
+        resting: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fetch", b"fetch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "fetch", b"fetch", "hung", b"hung", "links", b"links", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "start_phases", b"start_phases", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes", "transfers", b"transfers", "transfers_reason", b"transfers_reason", "transport_failure", b"transport_failure"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "fetch", b"fetch", "hung", b"hung", "kept_bytes", b"kept_bytes", "links", b"links", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "process", b"process", "process_reason", b"process_reason", "resting", b"resting", "stage_index", b"stage_index", "start_phases", b"start_phases", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes", "transfers", b"transfers", "transfers_reason", b"transfers_reason", "transport_failure", b"transport_failure"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

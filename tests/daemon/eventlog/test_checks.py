@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 Records = list[Record]
 
 
+def _other(stages: int, change_id: int) -> ev.LoadWanted:
+    return ev.LoadWanted(change_id, wanted_model("other", stages))
+
+
 async def _run(folder: Path) -> None:
     async with VirtualMesh(folder, 3) as mesh:
         first = await mesh.led()
@@ -37,9 +42,11 @@ async def _run(folder: Path) -> None:
         second = await mesh.led()
         first.start()
         await mesh.until(lambda: len(mesh.up) == 3 and mesh.leader() is not None, "together again")
-        again = await second.change(lambda i: ev.LoadWanted(i, wanted_model("other", 2)))
-        assert isinstance(again, Epoch)
-        await mesh.until(mesh.is_ready, "ready again")
+        # The second of these finds processes that hold the model already.
+        for stages in (2, 3):
+            again = await second.change(partial(_other, stages))
+            assert isinstance(again, Epoch)
+            await mesh.until(mesh.is_ready, "ready again")
         head = next(n for n in mesh.nodes if n.node_id == second.plan_nodes[0])
         await serve_requests(head, "later")
         # The client of the one that was left at its seventh token had missed the last two of them.
@@ -49,7 +56,7 @@ async def _run(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The folders of three nodes with all that the checks look at: failover, two plans, requests."""
+    """The folders of three nodes with all that the checks look at: failover, plans, kept processes, requests."""
     folder = tmp_path_factory.mktemp("recorded")
     run_virtual(_run(folder))
     return sorted(folder.iterdir())
@@ -116,7 +123,34 @@ def second_plan(records: Records) -> Records:
 
 
 def second_worker(records: Records) -> Records:
-    return _removed(records, _of(records, Kind.WORKER_STOPPED))
+    return _removed(records, _of(records, Kind.WORKER_RESTS))
+
+
+def second_process(records: Records) -> Records:
+    kept = next(r for r in records if r.kind == Kind.WORKER_RUNS and r.facts["process"] == "kept")
+    return _changed(records, kept, pid=kept.facts["pid"] + 1)
+
+
+def kept_without_rest(records: Records) -> Records:
+    rests = _of(records, Kind.WORKER_RESTS)
+    stopped = dataclasses.replace(rests, kind=Kind.WORKER_STOPPED, facts={"epoch": rests.facts["epoch"]})
+    return [stopped if record is rests else record for record in records]
+
+
+def served_at_rest(records: Records) -> Records:
+    rests = next(r for r in records if r.kind == Kind.WORKER_RESTS)
+    return _inserted(records, rests, Kind.RUN_STARTED, request="late", epoch=rests.facts["epoch"])
+
+
+def rest_outlives_daemon(records: Records) -> Records:
+    ended = _of(records, Kind.ENDED)
+    mine = [r for r in records if (r.node, r.incarnation) == (ended.node, ended.incarnation)]
+    last = [r for r in mine if r.kind in {Kind.WORKER_STARTED, Kind.WORKER_STOPPED}][-1]
+    runs = [r for r in mine if r.kind == Kind.WORKER_RUNS][-1]
+    rests = dataclasses.replace(
+        last, kind=Kind.WORKER_RESTS, facts={"epoch": last.facts["epoch"], "pid": runs.facts["pid"]}
+    )
+    return [rests if record is last else record for record in records]
 
 
 def worker_outlives_daemon(records: Records) -> Records:
@@ -277,7 +311,11 @@ def run_of_an_older_epoch(records: Records) -> Records:
         (1, forgotten_term),
         (2, second_plan),
         (3, second_worker),
+        (3, second_process),
+        (3, kept_without_rest),
+        (3, rest_outlives_daemon),
         (3, worker_outlives_daemon),
+        (4, served_at_rest),
         (4, worker_of_another_epoch),
         (4, old_epoch_comes_back),
         (4, promise_not_durable),
