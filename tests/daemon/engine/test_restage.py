@@ -10,7 +10,10 @@ import mlx.core as mx
 import pytest
 
 from macmesh_daemon.engine.held import HeldWeights
+from macmesh_daemon.engine.profile import map_tensors
 from macmesh_daemon.engine.stage import StageModel, load_stage
+from macmesh_daemon.models.folder import read_folder
+from macmesh_daemon.weights.partial import ABOUT_NAME, About, PartialModel, read_at
 from tinymodels import write_tiny_model
 from zoo import config, write_model
 
@@ -153,6 +156,31 @@ def test_nothing_of_other_files_is_taken_over(tmp_path: Path, how: str) -> None:
         outputs(again, 64), outputs(load_stage(other, 0, LAYERS, LAYERS), 64), strict=True
     ):
         assert mx.array_equal(ours, theirs).item()
+
+
+def test_a_part_of_a_model_that_grows_is_the_same_until_something_of_it_proves_wrong(tmp_path: Path) -> None:
+    folder = read_folder(write_tiny_model(tmp_path, "qwen3", shards=1))
+    tensors = map_tensors(folder)
+    (folder.path / ABOUT_NAME).write_text(About(folder.digest).to_json_text())
+    partial = PartialModel(folder.path)
+
+    def come(first: int, end: int) -> None:
+        pieces = partial.missing(folder.tensors, tensors.needed(first, end))
+        for piece in pieces:
+            partial.write(piece, read_at(folder.path / piece.file, piece.begin, piece.size_bytes))
+        partial.commit(dict.fromkeys(pieces, "00"))
+
+    held = HeldWeights()
+    come(0, 2)
+    before = load_stage(folder.path, 0, 2, LAYERS, held=held)
+    before.let_go()
+    come(2, LAYERS)
+    again = load_stage(folder.path, 0, LAYERS, LAYERS, held=held)
+    assert again.kept_bytes == before.owned_bytes
+    again.let_go()
+    partial.forget("model.safetensors")
+    come(0, LAYERS)
+    assert load_stage(folder.path, 0, LAYERS, LAYERS, held=held).kept_bytes == 0
 
 
 @pytest.mark.parametrize(("before", "after"), [((0, 3), (2, 4)), ((0, 2), (2, 4)), ((1, 2), (0, 4))])

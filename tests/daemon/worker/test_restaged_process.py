@@ -35,8 +35,9 @@ async def reached(worker: WorkerProcess, state: peer_pb2.WorkerState.ValueType) 
 class Mesh:
     """Workers on this machine, and the epochs that they serve."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, transfers: str = "") -> None:
         self._folder = folder
+        self._transfers = transfers
         self._seq = 0
         self.starts: list[lane_pb2.StartStage] = []
         self.serving: list[WorkerProcess] = []
@@ -55,6 +56,7 @@ class Mesh:
         )
         for start in starts:
             start.epoch.seq = self._seq
+            start.deployment.transfers = self._transfers
         self.serving = list(workers)
         for worker, start in zip(workers, starts, strict=True):
             await (worker.restart(start) if worker.resting else worker.start(start))
@@ -98,8 +100,11 @@ async def last_report(worker: WorkerProcess) -> peer_pb2.WorkerReport:
     return reports[-1]
 
 
-async def test_a_process_serves_stage_after_stage_and_keeps_what_it_holds(folder: Path) -> None:
-    mesh = Mesh(folder)
+@pytest.mark.parametrize("transfers", ["host", "graph"])
+async def test_a_process_serves_stage_after_stage_and_keeps_what_it_holds(
+    folder: Path, transfers: str
+) -> None:
+    mesh = Mesh(folder, transfers)
     one, other = WorkerProcess(), WorkerProcess()
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
@@ -113,6 +118,7 @@ async def test_a_process_serves_stage_after_stage_and_keeps_what_it_holds(folder
             head, tail = await mesh.stage([one, other], [2])
             assert head.kept_bytes == head.loaded_bytes > 0
             assert tail.kept_bytes == 0
+            assert head.transfers == transfers
             assert await mesh.tokens("two") == expected
             await mesh.retire()
 
@@ -180,9 +186,10 @@ async def memory(worker: WorkerProcess, nonce: int) -> int:
 @pytest.mark.skipif(
     not Path("/proc/self/fd").exists(), reason="the system does not show what a process holds"
 )
-async def test_nothing_is_left_of_twenty_epochs(folder: Path) -> None:
+@pytest.mark.parametrize("transfers", ["host", "graph"])
+async def test_nothing_is_left_of_twenty_epochs(folder: Path, transfers: str) -> None:
     """Those of two stages have lanes; those of one are quick."""
-    mesh = Mesh(folder)
+    mesh = Mesh(folder, transfers)
     one, other = (WorkerProcess(ping_interval_seconds=600) for _ in range(2))
     descriptors, threads, memories = [], [], []
     try:
@@ -199,7 +206,8 @@ async def test_nothing_is_left_of_twenty_epochs(folder: Path) -> None:
         # A connection may be seen while it closes: more than that is left of no epoch.
         assert max(descriptors[3:]) <= max(descriptors[:3]) + 2, descriptors
         assert max(threads[3:]) <= max(threads[:3]), threads
-        assert max(memories[1:]) <= memories[0], memories
+        # The last step may have let go of its arrays by then, or not: some hundred bytes. An epoch's caches are more.
+        assert max(memories[1:]) <= memories[0] + 1000, memories
     finally:
         for worker in (one, other):
             await worker.stop(5)
