@@ -10,8 +10,9 @@ from typing import Any, Generic, Self, TypeVar
 import grpc
 
 from macmesh._patience import Patience
-from macmesh._streams import GenerationFacts, begins
-from macmesh.errors import LocalClosedError, LocalDeadlineError, MacmeshError
+from macmesh._recovery import Recovery
+from macmesh._streams import GenerationFacts, begins, longest_silence, too_late
+from macmesh.errors import LocalClosedError, MacmeshError
 from macmesh.types import GenerateChunk
 from macmesh.v1 import inference_pb2
 
@@ -43,6 +44,7 @@ class AsyncStream(AsyncIterator[T], Generic[T]):
         self._patience = Patience(first_seconds, idle_seconds)
         self._closed = False
         self._ended = False
+        self._closing = asyncio.Event()
 
     def __aiter__(self) -> Self:
         return self
@@ -65,7 +67,7 @@ class AsyncStream(AsyncIterator[T], Generic[T]):
             raise LocalClosedError(f"{self._name}: the stream was closed")
         if self._ended:
             raise StopAsyncIteration
-        seconds = self._patience.seconds
+        seconds = min(self._patience.seconds, self._longest_silence())
         began = time.monotonic()
         try:
             async with asyncio.timeout(None if math.isinf(seconds) else seconds):
@@ -73,10 +75,7 @@ class AsyncStream(AsyncIterator[T], Generic[T]):
         except TimeoutError:
             self._ended = True
             self._call.cancel()
-            seconds = self._patience.asked_seconds
-            raise LocalDeadlineError(
-                f"{self._name}: nothing came for {seconds:g} s", {"timeout_seconds": f"{seconds:g}"}
-            ) from None
+            raise too_late(self._name, self._patience, seconds) from None
         except grpc.RpcError as error:
             self._ended = True
             raise self._failed(error) from error
@@ -98,6 +97,10 @@ class AsyncStream(AsyncIterator[T], Generic[T]):
         """Whether what the first deadline is for has come."""
         return True
 
+    def _longest_silence(self) -> float:
+        """After so many seconds without anything the daemon is taken for lost."""
+        return math.inf
+
     def _check_end(self) -> None:
         """Whether the stream may end here."""
 
@@ -105,6 +108,7 @@ class AsyncStream(AsyncIterator[T], Generic[T]):
         """Cancel the call; does nothing where it has ended."""
         if not self._ended:
             self._closed = True
+            self._closing.set()
             self._call.cancel()
 
     async def __aenter__(self) -> Self:
@@ -117,21 +121,65 @@ class AsyncStream(AsyncIterator[T], Generic[T]):
 
 
 class AsyncGeneration(AsyncStream[GenerateChunk]):
-    """A generation that is being streamed; iterate it for its pieces.
+    """A generation that is being streamed; iterate it for its pieces. See `macmesh.Generation`.
 
     Attributes:
         facts: What is known so far: request, finish reason, usage.
     """
 
-    def __init__(self, call: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        call: Any,
+        *,
+        recovery: Recovery,
+        reopen: Callable[[inference_pb2.GenerateRequest], Any],
+        nodes: Callable[[], int],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(call, **kwargs)
         self.facts = GenerationFacts()
+        self._recovery = recovery
+        self._reopen = reopen
+        self._nodes = nodes
 
     async def __anext__(self) -> GenerateChunk:
         """Wait for the next piece; see `AsyncStream`."""
-        chunk = await super().__anext__()
-        self.facts.note(chunk)
-        return chunk
+        while True:
+            try:
+                chunk = await super().__anext__()
+            except MacmeshError as error:
+                await self._recover(error)
+                continue
+            self.facts.note(chunk)
+            return chunk
+
+    async def _receive(self) -> inference_pb2.GenerateResponse:
+        message: inference_pb2.GenerateResponse = await super()._receive()
+        self._recovery.note(message)
+        if message.HasField("paused"):
+            self._patience.interrupted()
+        return message
+
+    def _longest_silence(self) -> float:
+        return longest_silence(self._recovery)
+
+    async def _recover(self, error: MacmeshError) -> None:
+        """Have another node go on, or raise the error."""
+        retry = self._recovery.after(error, time.monotonic(), nodes=self._nodes())
+        if retry is None:
+            raise error
+        self._ended = False  # `close` has something to do again
+        if await self._closes_within(retry.pause_seconds):
+            raise LocalClosedError(f"{self._name}: the stream was closed") from None
+        self._call = self._reopen(retry.request)
+        self._patience.interrupted()
+
+    async def _closes_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._closing.wait()
+        except TimeoutError:
+            return False
 
     def _begins(self, message: inference_pb2.GenerateResponse) -> bool:
         return begins(message)

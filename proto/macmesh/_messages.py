@@ -14,6 +14,7 @@ from macmesh.types import (
     FinishReason,
     GenerateChunk,
     LoadProgress,
+    Paused,
     PlanResult,
     RequestFacts,
     Usage,
@@ -274,8 +275,17 @@ def update(response: cluster_pb2.WatchClusterResponse) -> ClusterStatus | Cluste
             return None
 
 
-def chunk(response: inference_pb2.GenerateResponse) -> GenerateChunk:
-    """Read a piece of a generation."""
+def chunk(response: inference_pb2.GenerateResponse) -> GenerateChunk | None:
+    """Read a piece of a generation; None for a mere sign of life."""
+    if not (
+        response.text
+        or response.token_ids
+        or response.finish_reason
+        or response.HasField("request")
+        or response.HasField("waiting")
+        or response.HasField("paused")
+    ):
+        return None
     usage = response.usage
     request = response.request
     return GenerateChunk(
@@ -292,6 +302,9 @@ def chunk(response: inference_pb2.GenerateResponse) -> GenerateChunk:
         if response.HasField("request")
         else None,
         waiting=_waiting(response.waiting) if response.HasField("waiting") else None,
+        paused=Paused(response.paused.reason, response.paused.message)
+        if response.HasField("paused")
+        else None,
     )
 
 

@@ -18,7 +18,7 @@ class Patience:
     @property
     def seconds(self) -> float:
         """How long to wait now."""
-        return self._idle_seconds if self._begun else self._left_seconds
+        return self._left_seconds
 
     @property
     def asked_seconds(self) -> float:
@@ -29,8 +29,16 @@ class Patience:
         """Something came.
 
         Args:
-            begins: It is a proper value, and no sign of life before the first.
+            begins: It is a proper value, and no sign of life.
             waited_seconds: For so long it was waited for.
         """
-        self._begun = self._begun or begins
-        self._left_seconds = max(0.0, self._left_seconds - waited_seconds)
+        if begins:
+            self._begun = True
+            self._left_seconds = self._idle_seconds
+        else:
+            self._left_seconds = max(0.0, self._left_seconds - waited_seconds)
+
+    def interrupted(self) -> None:
+        """It begins anew, with all that comes before a first value."""
+        self._begun = False
+        self._left_seconds = self._first_seconds

@@ -1,5 +1,8 @@
 """The async client."""
 
+import asyncio
+import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
@@ -10,9 +13,11 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from macmesh import _messages
+from macmesh._addresses import AddressBook
 from macmesh._aio_streams import AsyncGeneration, AsyncStream
+from macmesh._recovery import Recovery
 from macmesh._rpc_errors import translate
-from macmesh._targets import check_owner, parse_target
+from macmesh._targets import Target, check_owner, parse_target
 from macmesh.client import loaded
 from macmesh.credentials import Credentials
 from macmesh.errors import LocalClosedError, MacmeshError
@@ -26,7 +31,7 @@ from macmesh.types import (
     StagesStats,
     epoch_text,
 )
-from macmesh.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
+from macmesh.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 R = TypeVar("R", bound=Message)
 
@@ -55,6 +60,10 @@ class AsyncClient:
         self._timeouts = timeouts or Timeouts()
         self._channel: grpc.aio.Channel | None = None
         self._closed = False
+        self._book = AddressBook(self._target)
+        # Of other nodes, where a generation went on.
+        self._others: dict[str, grpc.aio.Channel] = {}
+        self._looking: asyncio.Task[None] | None = None
 
     @property
     def target(self) -> str:
@@ -67,13 +76,15 @@ class AsyncClient:
         Args:
             timeout_seconds: Deadline; None takes `Timeouts.status`.
         """
-        return await self._unary(
+        status = await self._unary(
             "GetStatus",
             self._cluster().GetStatus,
             cluster_pb2.GetStatusRequest(),
             timeout_seconds,
             self._timeouts.status,
         )
+        self._book.learn(status)
+        return status
 
     async def stage_stats(self, *, timeout_seconds: float | None = None) -> StagesStats:
         """Memory and time of every stage of the running plan; each stage's worker is asked now.
@@ -227,21 +238,53 @@ class AsyncClient:
 
         Arguments as for `macmesh.Client.generate`.
         """
-        request = _messages.generate_request(prompt, **options)
         times = self._timeouts
-        return AsyncGeneration(
-            **self._start(
-                "Generate",
-                self._inference().Generate,
-                request,
-                convert=_messages.chunk,
-                total_seconds=times.generate if timeout_seconds is None else timeout_seconds,
-                first_seconds=times.generate_first_token
-                if first_token_timeout_seconds is None
-                else first_token_timeout_seconds,
-                idle_seconds=times.generate_idle if idle_timeout_seconds is None else idle_timeout_seconds,
-            )
+        total = times.generate if timeout_seconds is None else timeout_seconds
+        now = time.monotonic()
+        recovery = Recovery(
+            _messages.generate_request(prompt, **options), seconds=times.generate_resume, ends_at=now + total
         )
+        arguments = self._start(
+            "Generate",
+            self._inference().Generate,
+            recovery.request,
+            convert=_messages.chunk,
+            total_seconds=total,
+            first_seconds=times.generate_first_token
+            if first_token_timeout_seconds is None
+            else first_token_timeout_seconds,
+            idle_seconds=times.generate_idle if idle_timeout_seconds is None else idle_timeout_seconds,
+        )
+        if recovery.is_on and self._book.wants_news(now):
+            self._look_around()
+        node = self._target
+
+        def reopen(request: inference_pb2.GenerateRequest) -> Any:
+            nonlocal node
+            node = self._book.after(node)
+            stub = inference_pb2_grpc.InferenceServiceStub(self._channel_to(node))
+            return stub.Generate(request, timeout=grpc_timeout(max(0.0, recovery.ends_at - time.monotonic())))
+
+        arguments["failed"] = lambda error: self._failed(error, "Generate", grpc_timeout(total), node)
+        return AsyncGeneration(recovery=recovery, reopen=reopen, nodes=lambda: len(self._book), **arguments)
+
+    def _look_around(self) -> None:
+        """Learn where the other members are, without waiting for it."""
+
+        async def learn() -> None:
+            with contextlib.suppress(grpc.RpcError, MacmeshError, asyncio.CancelledError):
+                asked = cluster_pb2.GetStatusRequest()
+                self._book.learn(await self._cluster().GetStatus(asked, timeout=self._timeouts.status))
+
+        self._looking = asyncio.get_running_loop().create_task(learn(), name="macmesh-members")
+
+    def _channel_to(self, target: Target) -> grpc.aio.Channel:
+        if target.address == self._target.address or self._closed:
+            return self._open()
+        channel = self._others.get(target.address)
+        if channel is None:
+            channel = self._others[target.address] = _channel(target)
+        return channel
 
     async def complete(
         self,
@@ -257,8 +300,11 @@ class AsyncClient:
     async def close(self) -> None:
         """Cancel what runs and disconnect. Calling it again does nothing."""
         self._closed = True
-        channel, self._channel = self._channel, None
-        if channel is not None:
+        if self._looking is not None:
+            self._looking.cancel()
+        own, self._channel = self._channel, None
+        others, self._others = self._others, {}
+        for channel in (*([own] if own is not None else []), *others.values()):
             await channel.close()
 
     async def __aenter__(self) -> Self:
@@ -274,13 +320,7 @@ class AsyncClient:
         if self._closed:
             raise LocalClosedError("this client was closed")
         if self._channel is None:
-            tls = self._target.tls()
-            address, options = self._target.address, self._target.options()
-            self._channel = (
-                grpc.aio.secure_channel(address, tls, options)
-                if tls
-                else grpc.aio.insecure_channel(address, options)
-            )
+            self._channel = _channel(self._target)
         return self._channel
 
     def _cluster(self) -> "cluster_pb2_grpc.ClusterServiceAsyncStub":
@@ -289,10 +329,12 @@ class AsyncClient:
     def _inference(self) -> "inference_pb2_grpc.InferenceServiceAsyncStub":
         return inference_pb2_grpc.InferenceServiceStub(self._open())
 
-    def _failed(self, error: grpc.RpcError, name: str, seconds: float | None) -> MacmeshError:
+    def _failed(
+        self, error: grpc.RpcError, name: str, seconds: float | None, node: Target | None = None
+    ) -> MacmeshError:
         if self._closed:
             return LocalClosedError(f"{name}: this client was closed")
-        return translate(error, self._target, name, seconds)
+        return translate(error, node or self._target, name, seconds)
 
     async def _unary(
         self,
@@ -329,3 +371,10 @@ class AsyncClient:
             "first_seconds": first_seconds,
             "idle_seconds": idle_seconds,
         }
+
+
+def _channel(target: Target) -> grpc.aio.Channel:
+    tls, options = target.tls(), target.options()
+    if tls is None:
+        return grpc.aio.insecure_channel(target.address, options)
+    return grpc.aio.secure_channel(target.address, tls, options)

@@ -1,5 +1,7 @@
 """The sync client."""
 
+import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -9,9 +11,11 @@ import grpc
 from google.protobuf.message import Message
 
 from macmesh import _messages
+from macmesh._addresses import AddressBook
+from macmesh._recovery import Recovery
 from macmesh._rpc_errors import translate
 from macmesh._streams import Generation, Stream
-from macmesh._targets import check_owner, parse_target
+from macmesh._targets import Target, check_owner, parse_target
 from macmesh._watchdog import Watchdog
 from macmesh.credentials import Credentials
 from macmesh.errors import LocalClosedError, MacmeshError, RemoteInternalError
@@ -26,7 +30,7 @@ from macmesh.types import (
     StagesStats,
     epoch_text,
 )
-from macmesh.v1 import access_pb2_grpc, cluster_pb2, cluster_pb2_grpc, inference_pb2_grpc
+from macmesh.v1 import access_pb2_grpc, cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 R = TypeVar("R", bound=Message)
 
@@ -74,6 +78,9 @@ class Client:
         self._access = access_pb2_grpc.AccessServiceStub(self._channel)
         self._watchdog = Watchdog()
         self._closed = False
+        self._book = AddressBook(self._target)
+        # Of other nodes, where a generation went on.
+        self._others: dict[str, grpc.Channel] = {}
 
     @property
     def target(self) -> str:
@@ -86,13 +93,15 @@ class Client:
         Args:
             timeout_seconds: Deadline; None takes `Timeouts.status`.
         """
-        return self._unary(
+        status = self._unary(
             "GetStatus",
             self._cluster.GetStatus,
             cluster_pb2.GetStatusRequest(),
             timeout_seconds,
             self._timeouts.status,
         )
+        self._book.learn(status)
+        return status
 
     def stage_stats(self, *, timeout_seconds: float | None = None) -> StagesStats:
         """Memory and time of every stage of the running plan; each stage's worker is asked now.
@@ -267,6 +276,9 @@ class Client:
     ) -> Generation:
         """Generate and stream; iterate the result for `GenerateChunk`. Closing it cancels the request.
 
+        Where the node is lost, the generation goes on at another one, or at the same once it is back, behind the
+        last piece; `Timeouts.generate_resume` limits how long that may take.
+
         Args:
             prompt: Plain text, tokenised as it is; or give ``messages`` or ``token_ids``.
             timeout_seconds: Deadline of the whole; None takes `Timeouts.generate`.
@@ -274,21 +286,60 @@ class Client:
             idle_timeout_seconds: Longest wait between tokens; None takes `Timeouts.generate_idle`.
             **options: See `macmesh.GenerateOptions`.
         """
-        request = _messages.generate_request(prompt, **options)
         times = self._timeouts
-        return Generation(
-            **self._start(
-                "Generate",
-                self._inference.Generate,
-                request,
-                convert=_messages.chunk,
-                total_seconds=times.generate if timeout_seconds is None else timeout_seconds,
-                first_seconds=times.generate_first_token
-                if first_token_timeout_seconds is None
-                else first_token_timeout_seconds,
-                idle_seconds=times.generate_idle if idle_timeout_seconds is None else idle_timeout_seconds,
-            )
+        total = times.generate if timeout_seconds is None else timeout_seconds
+        now = time.monotonic()
+        recovery = Recovery(
+            _messages.generate_request(prompt, **options), seconds=times.generate_resume, ends_at=now + total
         )
+        node = self._target
+
+        def reopen(request: inference_pb2.GenerateRequest) -> Any:
+            nonlocal node
+            self._check_open("Generate")
+            node = self._book.after(node)
+            stub = inference_pb2_grpc.InferenceServiceStub(self._channel_to(node))
+            return stub.Generate(request, timeout=grpc_timeout(max(0.0, recovery.ends_at - time.monotonic())))
+
+        arguments = self._start(
+            "Generate",
+            self._inference.Generate,
+            recovery.request,
+            convert=_messages.chunk,
+            total_seconds=total,
+            first_seconds=times.generate_first_token
+            if first_token_timeout_seconds is None
+            else first_token_timeout_seconds,
+            idle_seconds=times.generate_idle if idle_timeout_seconds is None else idle_timeout_seconds,
+        )
+        if recovery.is_on and self._book.wants_news(now):
+            self._look_around()
+        arguments["failed"] = lambda error: self._failed(error, "Generate", grpc_timeout(total), node)
+        return Generation(recovery=recovery, reopen=reopen, nodes=lambda: len(self._book), **arguments)
+
+    def _look_around(self) -> None:
+        """Learn where the other members are, without waiting for it."""
+        asked = self._cluster.GetStatus.future(cluster_pb2.GetStatusRequest(), timeout=self._timeouts.status)
+
+        def learn(answer: Any) -> None:
+            with contextlib.suppress(grpc.RpcError, grpc.FutureCancelledError):
+                self._book.learn(answer.result())
+
+        asked.add_done_callback(learn)
+
+    def _channel_to(self, target: Target) -> grpc.Channel:
+        if target.address == self._target.address:
+            return self._channel
+        channel = self._others.get(target.address)
+        if channel is None:
+            tls = target.tls()
+            options = target.options()
+            channel = self._others[target.address] = (
+                grpc.secure_channel(target.address, tls, options)
+                if tls
+                else grpc.insecure_channel(target.address, options)
+            )
+        return channel
 
     def complete(
         self,
@@ -315,7 +366,8 @@ class Client:
         """Cancel what runs and disconnect. Calling it again does nothing."""
         self._closed = True
         self._watchdog.close()
-        self._channel.close()
+        for channel in (self._channel, *self._others.values()):
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -325,10 +377,12 @@ class Client:
     ) -> None:
         self.close()
 
-    def _failed(self, error: grpc.RpcError, name: str, seconds: float | None) -> MacmeshError:
+    def _failed(
+        self, error: grpc.RpcError, name: str, seconds: float | None, node: Target | None = None
+    ) -> MacmeshError:
         if self._closed:
             return LocalClosedError(f"{name}: this client was closed")
-        return translate(error, self._target, name, seconds)
+        return translate(error, node or self._target, name, seconds)
 
     def _check_open(self, name: str) -> None:
         if self._closed:

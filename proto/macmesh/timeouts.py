@@ -21,7 +21,9 @@ class Timeouts:
         watch_first: ``watch()`` to the first status. After it the stream may stay silent for ever.
         generate: ``generate()`` from start to end.
         generate_first_token: ``generate()`` to its first token: the wait for a slot and the prefill.
-        generate_idle: ``generate()`` from one token to the next.
+        generate_idle: ``generate()`` from one token to the next, where stages run it.
+        generate_resume: ``generate()`` from the loss of its node to the answer of one that takes it up; 0 tells the
+            loss at once.
     """
 
     status: float = 5.0
@@ -34,6 +36,7 @@ class Timeouts:
     generate: float = math.inf
     generate_first_token: float = 600.0
     generate_idle: float = 60.0
+    generate_resume: float = 30.0
 
 
 def grpc_timeout(seconds: float) -> float | None:

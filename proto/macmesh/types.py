@@ -61,7 +61,7 @@ class RequestFacts:
         request_id: Unique in the cluster.
         seed: The seed in use; the same seed, prompt and plan give the same tokens.
         model_id: The model that answers.
-        epoch: The epoch that serves it, ``generation.term.seq``.
+        epoch: The epoch that serves it first, ``generation.term.seq``; empty where none does yet.
     """
 
     request_id: str
@@ -84,6 +84,19 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """A request that no stages run just now: it is kept, and goes on once there is a plan.
+
+    Attributes:
+        reason: UPPER_SNAKE, usually one of `macmesh.reasons.Reason`.
+        message: What is missing, for people.
+    """
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateChunk:
     """A piece of a generation.
 
@@ -95,6 +108,8 @@ class GenerateChunk:
         usage: Set on the last piece.
         request: Set on the first piece.
         waiting: Set on pieces before the first token that tell that the request has to wait; they have no text.
+        paused: Set on pieces that tell that no stages run the request, before the first token or between two; they
+            have no text. Told when it begins and again every few seconds.
     """
 
     text: str
@@ -104,6 +119,7 @@ class GenerateChunk:
     usage: Usage | None = None
     request: RequestFacts | None = None
     waiting: Waiting | None = None
+    paused: Paused | None = None
 
 
 @dataclass(frozen=True, slots=True)

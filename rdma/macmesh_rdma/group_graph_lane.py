@@ -8,6 +8,7 @@ import mlx.core as mx
 from macmesh_rdma.errors import LocalLaneStateError
 from macmesh_rdma.graph_lane import Facts, GraphLane
 from macmesh_rdma.group import Group
+from macmesh_rdma.streams import transfer_streams
 
 
 class GroupGraphLane(GraphLane):
@@ -30,8 +31,7 @@ class GroupGraphLane(GraphLane):
         """What carries it."""
         if receive_seconds is not None:
             group.receive_timeout_seconds = receive_seconds
-        self._send_stream = mx.new_stream(mx.cpu)
-        self._receive_stream = mx.new_stream(mx.cpu)
+        self._send_stream, self._receive_stream = transfer_streams()
         self._sent: dict[int, mx.array] = {}
         self._received: dict[int, mx.array] = {}
         self._closed = False

@@ -9,6 +9,7 @@ import mlx.core as mx
 from macmesh_rdma.errors import LocalLaneStateError
 from macmesh_rdma.group import Group
 from macmesh_rdma.lane import TensorLane
+from macmesh_rdma.streams import transfer_streams
 
 MAX_SENDS_IN_FLIGHT = 2
 
@@ -27,8 +28,7 @@ class GroupLane(TensorLane):
         self.group = group
         """What carries it."""
         # A receive has no inputs: on a stream shared with sends it could run before the send that it follows.
-        self._send_stream = mx.new_stream(mx.cpu)
-        self._receive_stream = mx.new_stream(mx.cpu)
+        self._send_stream, self._receive_stream = transfer_streams()
         self._sending: collections.deque[mx.array] = collections.deque()
         self._closed = False
         self._broken = ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from faults import disks, links, neighbours, processes, serving, splits, strangers
+from faults import disks, links, losses, neighbours, processes, serving, splits, strangers
 
 GROUPS = {
     group.name: group
     for group in (
+        losses.GROUP,
         links.GROUP,
         serving.GROUP,
         neighbours.GROUP,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from faults.cluster import announced, eventually, now, told
+from faults.streams import account, compare, flowing, served, undisturbed
 from faults.world import Group
-from macmesh import MacmeshError
 from macmesh_daemon.eventlog.records import Kind
 
 if TYPE_CHECKING:
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from faults.world import World
 
 DEAD_SECONDS = 4.0
+TOKENS = 300
 FAILOVER_SECONDS = 2.5
 HEAL_SECONDS = 5.0
 #: Three points are too many; each return is one, and points fade from the first second on.
@@ -183,40 +183,30 @@ async def partition_while_serving(world: World) -> None:
     stages = [s.node_id for s in status.document.plan.deployments[0].stages]
     victim = next(n for n in others if n.node_id in stages)
     other = next(n for n in others if n is not victim)
-    stream = asyncio.create_task(_generate(other), name="stream")
-    await told([other], lambda r: r.kind == Kind.ACCEPTED, "the request is taken", since=0)
-    hurt = now()
-    await world.network.unplug(victim.machine)
+    expected = await undisturbed(other, TOKENS)
+    before = await served(world)
+    client = other.client()
+    async with client, flowing(client, TOKENS, until_token=20) as streams:
+        hurt = now()
+        await world.network.unplug(victim.machine)
+    compare(world, streams, expected)
+    account(world, before, streams, hurt, target=DEAD_SECONDS + 5.0, lost=[victim])
     committed = await told([leader], announced("plan committed"), "a plan without it", since=hurt)
     world.measure("cut off -> plan without it committed", committed.mono - hurt, target=DEAD_SECONDS + 1.0)
-    reason = await stream
-    world.measure("-> the stream has ended with a reason", now() - hurt, target=DEAD_SECONDS + 2.0)
-    world.holds("the client is told", reason, reason)
-    ready = await told([leader], announced("plan ready"), "ready", since=hurt, deadline_seconds=60)
-    world.measure("-> ready again without it", ready.mono - hurt, target=DEAD_SECONDS + 6.0)
     await world.network.plug(victim.machine)
     await healed(world)
 
     async def obsolete_worker_gone() -> bool | None:
         seen = await leader.status()
         epoch = seen.document.plan.epoch if seen is not None else None
-        old = [r for r in victim.records() if r.kind == Kind.WORKER_STOPPED and r.mono > hurt]
+        ends = {Kind.WORKER_STOPPED, Kind.WORKER_RESTS}
+        old = [r for r in victim.records() if r.kind in ends and r.mono > hurt]
         return True if epoch is not None and old else None
 
     healed_at = now()
     await eventually(obsolete_worker_gone, "the worker of the old epoch is gone", 30)
     world.measure("-> the old epoch's worker is gone", max(0.0, now() - healed_at), target=HEAL_SECONDS)
     await world.cluster.serving(victim, 60)
-
-
-async def _generate(node: Node) -> str:
-    """Generate until the end; the reason of a failure, "" where it went well."""
-    try:
-        async with node.client() as client:
-            await client.complete("A plan is", max_tokens=1900, ignore_eos=True)
-    except MacmeshError as error:
-        return str(error.reason)
-    return ""
 
 
 async def flapping_link(world: World) -> None:

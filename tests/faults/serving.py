@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING
 
 from faults.cluster import announced, eventually, now, told
 from faults.results import LocalOutcomeWrongError
+from faults.streams import account, compare, flowing, lose, served, undisturbed, waited
 from faults.world import Group
 from macmesh import MacmeshError
 from macmesh_daemon.eventlog.records import Kind
 
 if TYPE_CHECKING:
     from faults.cluster import Node
+    from faults.streams import Whole
     from faults.world import World
 
 STEP_DEADLINE_SECONDS = 2.0
 LONG_TOKENS = 1900
+TOKENS = 300
+
+_expected: dict[str, Whole] = {}
 
 
 async def set_up(world: World) -> None:
@@ -40,6 +45,7 @@ async def set_up(world: World) -> None:
     await cluster.formed()
     await cluster.load(founder)
     await cluster.serving(others[0])
+    _expected.update(await undisturbed(others[0], TOKENS))
 
 
 async def _stream(node: Node, arrivals: list[tuple[float, int]], max_tokens: int = LONG_TOKENS) -> None:
@@ -118,41 +124,54 @@ async def coordinator_killed(world: World) -> None:
 
 
 async def _lose_worker(world: World, number: signal.Signals, failure_target: float) -> None:
-    cluster = world.cluster
-    leader = await cluster.formed()
-    status = await cluster.serving(leader)
-    head, tail = (cluster.named(s.node_id) for s in status.document.plan.deployments[0].stages)
-    arrivals: list[tuple[float, int]] = []
-    stream = asyncio.create_task(_stream(head, arrivals), name="stream")
-    await _flowing(arrivals, stream)
-    worker = tail.worker()
-    hurt = now()
-    worker.send_signal(number)
-    try:
-        await stream
-        raise LocalOutcomeWrongError("the stream was not told of the loss")
-    except MacmeshError as error:
-        world.measure(f"{number.name} -> the stream ends with a reason", now() - hurt, target=failure_target)
-        reason = str(error.reason)
-    world.holds("the client is told", reason, reason)
-    failed = await told([head, tail], lambda r: r.kind == Kind.WORKER_FAILED, "worker failed", since=hurt)
+    before = await served(world)
+    client = before.head.client()
+    async with client, flowing(client, TOKENS, until_token=20) as streams:
+        hurt = now()
+        before.tail.worker().send_signal(number)
+    compare(world, streams, _expected)
+    account(world, before, streams, hurt, target=failure_target + 4.0, lost=[before.tail])
+    failed = await told(
+        list(before.order), lambda r: r.kind == Kind.WORKER_FAILED, "worker failed", since=hurt
+    )
     world.measure("-> a node reports its worker as failed", failed.mono - hurt, target=failure_target)
-    ready = await told([leader], announced("plan ready"), "ready again", since=hurt, deadline_seconds=60)
-    world.measure("-> ready again under a new epoch", ready.mono - hurt, target=failure_target + 6.0)
-    await cluster.serving(head)
-    again: list[tuple[float, int]] = []
-    await _stream(head, again, max_tokens=8)
-    world.holds("the same tokens as before", [t for _, t in again] == [t for _, t in arrivals[:8]])
+    world.holds("the clients were told of the pause", all(s.pauses for s in streams.values()))
+    await served(world)
 
 
 async def worker_killed(world: World) -> None:
-    """SIGKILL a worker in the middle of a generation: its daemon lives, the plan is made anew."""
+    """SIGKILL a worker in the middle of a generation: the plan is made anew, and the stream goes on."""
     await _lose_worker(world, signal.SIGKILL, 1.0)
 
 
 async def worker_frozen(world: World) -> None:
-    """SIGSTOP a worker in the middle of a generation: the step's deadline ends the request, the plan is made anew."""
+    """SIGSTOP a worker in the middle of a generation: the step's deadline ends the run, and the stream goes on."""
     await _lose_worker(world, signal.SIGSTOP, 2 * STEP_DEADLINE_SECONDS + 1.0)
+
+
+async def too_small(world: World) -> None:
+    """SIGKILL a node that serves where no other has room: refused with the reason, until it returns."""
+    before = await served(world)
+    victim = before.tail
+    client = before.leader.client()
+    async with client, flowing(client, TOKENS, until_token=20) as streams:
+        hurt = lose(victim)
+        refused = await told([before.leader], announced("plan refused"), "refused", since=hurt)
+        world.measure("SIGKILL -> the plan is refused", refused.mono - hurt, target=2.0)
+        await waited(2.0)
+        status = await before.leader.status()
+        state = status.serving_state if status is not None else ""
+        world.holds("`status` says that it is not served", state != "ready", state)
+        back = now()
+        await victim.wait(5)
+        await victim.up()
+    compare(world, streams, _expected)
+    account(world, before, streams, hurt, target=None, lost=[victim])
+    reasons = {reason for stream in streams.values() for reason in stream.pauses}
+    world.holds("the clients were told that the model does not fit", "DOES_NOT_FIT" in reasons, reasons)
+    resumed = max(stream.pause_around(hurt)[1] for stream in streams.values())
+    world.measure("start of the node -> next token", resumed - back, target=15.0)
+    await served(world)
 
 
 async def two_of_three_lost(world: World) -> None:
@@ -200,6 +219,7 @@ GROUP = Group(
         "coordinator-killed-while-serving": coordinator_killed,
         "worker-killed": worker_killed,
         "worker-frozen": worker_frozen,
+        "too-small": too_small,
         "two-of-three-lost": two_of_three_lost,
     },
     unprivileged=True,

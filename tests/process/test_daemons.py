@@ -12,23 +12,25 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from macmesh import AsyncClient, MacmeshError
-from macmesh.reasons import Reason
+from macmesh import AsyncClient
 from macmesh_daemon.demo.nodes import DemoCluster, DemoNode, NodeSettings
 from macmesh_daemon.demo.scenario import RUNTIME_RESERVE_BYTES
 from macmesh_daemon.demo.sizing import demo_reserves, usable_bytes_for
 from macmesh_daemon.models.demo import demo_model_folder
 from support import mesh
+from support.clients import issue_client
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from macmesh import ClusterStatus
+    from macmesh import ClusterStatus, GenerateOptions
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(150)]
 MODEL = str(demo_model_folder())
 CONTEXT_TOKENS = 2048
 DEADLINE_SECONDS = 60.0
+#: Much more than is generated until a signal has its effect.
+LONG: GenerateOptions = {"max_tokens": 150, "temperature": 0.9, "seed": 5, "ignore_eos": True}
 # Real processes take longer to start than nodes of this one.
 until = partial(mesh.until, deadline_seconds=DEADLINE_SECONDS)
 
@@ -101,15 +103,21 @@ async def test_processes_are_killed_and_the_cluster_recovers(tmp_path: Path) -> 
                 assert {c.laddr.ip for c in lanes} == {"127.0.0.1"}
 
             victim = next(n for n in cluster.nodes if n.node_id != loaded.deployment.stages[0].node_id)
-            with pytest.raises(MacmeshError) as lost:
-                await _generate_and_kill(client, _worker(victim))
-            assert lost.value.reason in {Reason.WORKER_FAILED, Reason.EPOCH_CHANGED}
+            survivor = next(n for n in cluster.nodes if n is not victim)
+            kept = _worker(survivor)
+            undisturbed = await client.complete("A plan is", **LONG)
+            assert undisturbed.token_ids == await _tokens_although_killed(client, _worker(victim))
             await until(
                 client,
                 lambda s: s.serving_state == "ready" and _epoch(s) > loaded.epoch,
                 "ready after the loss of a worker",
             )
             assert await _tokens(client) == greedy
+            assert _worker(survivor) == kept, "the worker that lost the other one lives on"
+            reports = {n.member.node_id: n.worker for n in (await client.status()).nodes}
+            told = reports[survivor.node_id]
+            assert (told.process, told.kept_bytes) == ("kept", told.loaded_bytes)
+            assert reports[victim.node_id].process == "new"
 
         orphan = _worker(second)
         second.signal(signal.SIGKILL)
@@ -131,20 +139,86 @@ async def test_processes_are_killed_and_the_cluster_recovers(tmp_path: Path) -> 
         assert await asyncio.to_thread(_gone, everything)
 
 
-async def _generate_and_kill(client: AsyncClient, worker: psutil.Process) -> None:
-    """Kill the worker at the first token of a long generation, and read on."""
-    async with aclosing(client.generate("A plan is", max_tokens=1500, ignore_eos=True)) as chunks:
+async def test_the_survivors_keep_their_processes_and_layers(tmp_path: Path) -> None:
+    """A daemon of three is killed: the node that was left out takes its part, the other one goes on as it is."""
+    async with await _cluster(tmp_path, 3, needed=2) as cluster:
+        await _start(cluster)
+        async with cluster.nodes[0].client() as client:
+            await until(client, lambda s: s.has_quorum and len(s.document.members) == 3, "formed")
+            loaded = await client.load(MODEL, context_tokens=CONTEXT_TOKENS)
+            assert loaded.deployment is not None
+            placed = [stage.node_id for stage in loaded.deployment.stages]
+            assert len(placed) == 2
+            greedy = await _tokens(client)
+        victim = next(n for n in cluster.nodes if n.node_id == placed[1])
+        survivor = next(n for n in cluster.nodes if n.node_id == placed[0])
+        kept = _worker(survivor)
+        victim.signal(signal.SIGKILL)
+        await victim.wait(5)
+        async with survivor.client() as client:
+            await until(
+                client,
+                lambda s: s.serving_state == "ready" and _epoch(s) > loaded.epoch,
+                "ready without the node",
+            )
+            assert await _tokens(client) == greedy
+            status = await client.status()
+        assert _worker(survivor) == kept
+        report = next(n.worker for n in status.nodes if n.member.node_id == survivor.node_id)
+        assert (report.process, report.resting) == ("kept", False)
+        assert report.kept_bytes > 0
+
+
+async def _tokens_although_killed(client: AsyncClient, worker: psutil.Process) -> tuple[int, ...]:
+    """The tokens of a long generation whose worker is killed at its eleventh."""
+    tokens: list[int] = []
+    paused = 0
+    async with aclosing(client.generate("A plan is", **LONG)) as chunks:
         async for chunk in chunks:
-            if chunk.token_ids:
+            paused += chunk.paused is not None
+            if len(tokens) <= 10 < len(tokens) + len(chunk.token_ids):
                 worker.send_signal(signal.SIGKILL)
-                break
-        async for _ in chunks:
-            pass
+            tokens += chunk.token_ids
+    assert paused
+    return tuple(tokens)
 
 
 def _epoch(status: ClusterStatus) -> str:
     epoch = status.document.plan.epoch
     return f"{epoch.generation}.{epoch.term}.{epoch.seq}"
+
+
+async def test_a_client_goes_on_at_another_daemon_where_its_own_is_killed(tmp_path: Path) -> None:
+    async with await _cluster(tmp_path, 2, needed=1) as cluster:
+        await _start(cluster)
+        founder = cluster.nodes[0]
+        async with founder.client() as client:
+            status = await until(client, lambda s: s.has_quorum and len(s.document.members) == 2, "formed")
+            loaded = await client.load(MODEL, context_tokens=CONTEXT_TOKENS, stage_count=1)
+            assert loaded.deployment is not None
+            undisturbed = await client.complete("A plan is", **LONG)
+        head_id = loaded.deployment.stages[0].node_id
+        addresses = {member.node_id: member.addresses[0] for member in status.document.members}
+        api = next(node for node in cluster.nodes if node.node_id != head_id)
+        async with api.client() as client:
+            await until(client, lambda s: s.serving_state == "ready", "told ready")
+        credentials = await issue_client(
+            founder.socket_path, "user", [addresses[api.node_id], addresses[head_id]]
+        )
+        tokens: list[int] = []
+        text = ""
+        async with (
+            AsyncClient(credentials=credentials) as client,
+            aclosing(client.generate("A plan is", **LONG)) as chunks,
+        ):
+            async for chunk in chunks:
+                if len(tokens) <= 10 < len(tokens) + len(chunk.token_ids):
+                    api.signal(signal.SIGKILL)
+                tokens += chunk.token_ids
+                text += chunk.text
+        assert tuple(tokens) == undisturbed.token_ids
+        assert text == undisturbed.text
+        await api.wait(5)
 
 
 async def test_a_second_daemon_on_a_data_folder_says_so_and_ends(tmp_path: Path) -> None:

@@ -310,13 +310,14 @@ def test_a_daemon_that_restarts_is_found_again(socket_file: Path) -> None:
                 pytest.fail("the client never came back")
 
 
-def test_a_daemon_lost_in_the_stream(threaded: ThreadedFakeDaemon, client: macmesh.Client) -> None:
+def test_a_daemon_lost_in_the_stream(threaded: ThreadedFakeDaemon) -> None:
     threaded.script.generate = GenerateScript(hold_after=1)
-    generation = client.generate("x")
-    next(generation)
-    threaded.stop()
-    with pytest.raises(macmesh.MacmeshError) as caught:
+    with macmesh.Client(threaded.target, timeouts=macmesh.Timeouts(generate_resume=0)) as client:
+        generation = client.generate("x")
         next(generation)
+        threaded.stop()
+        with pytest.raises(macmesh.MacmeshError) as caught:
+            next(generation)
     assert caught.value.code in {"UNAVAILABLE", "CANCELLED"}
 
 

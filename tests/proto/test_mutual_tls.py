@@ -16,7 +16,8 @@ import macmesh
 from macmesh.credentials import Credentials
 from macmesh.errors import LocalCredentialsError, RemoteUnavailableError
 from macmesh.reasons import Reason
-from macmesh.testing import ThreadedFakeDaemon
+from macmesh.testing import GenerateScript, ThreadedFakeDaemon
+from macmesh.v1 import inference_pb2
 
 
 class Authority:
@@ -127,3 +128,25 @@ def test_nobody_there(authority: Authority) -> None:
     ):
         client.status()
     assert caught.value.is_transient
+
+
+def test_a_generation_goes_on_at_another_node_that_the_cluster_named(authority: Authority) -> None:
+    certificate, key = authority.issue("n2", ("n2.node.macmesh", "node.macmesh"))
+    server = grpc.ssl_server_credentials([(key, certificate)], authority.pem, require_client_auth=True)
+    with (
+        ThreadedFakeDaemon("127.0.0.1:0", credentials=server) as first,
+        ThreadedFakeDaemon("127.0.0.1:0", credentials=server) as second,
+        macmesh.Client(first.target, credentials=authority.client()) as client,
+    ):
+        first.script.generate = GenerateScript(hold_after=2)
+        first.script.status.nodes[0].member.addresses[:] = [second.target]
+        client.status()
+        generation = client.generate("x")
+        texts = [next(generation).text, next(generation).text]
+        first.stop()
+        texts += [chunk.text for chunk in generation]
+        assert "".join(texts) == "Once upon a time."
+        [taken_up] = [r for _, r in second.calls if isinstance(r, inference_pb2.GenerateRequest)]
+        assert list(taken_up.resume.token_ids) == [100, 101]
+        # Its own node is away for good: another one begins what comes next.
+        assert client.complete("x").text == "Once upon a time."

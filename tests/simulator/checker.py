@@ -219,6 +219,14 @@ class Checker:
         self._must(not is_led, node, f"worker of {epoch} in spite of a coordinator")
         self.started_alone[node.node_id] = epoch
 
+    def on_stop_worker(self, node: SimNode, effect: fx.StopWorker) -> None:
+        """A worker is about to be stopped, or retired for the plan that takes its place."""
+        following = node.up._replica.slot._next_plan
+        if effect.keep and following is not None and node.worker is not None:
+            mine = following.stage_of(node.node_id)
+            digest = mine[0].model.digest if mine is not None and mine[0].model is not None else ""
+            self._must(digest == node.worker.digest, node, "a process is kept for a plan that cannot use it")
+
     def on_give_peers(self, node: SimNode, epoch: Epoch | None) -> None:
         """A worker is about to get the key of an epoch."""
         if epoch is None or not epoch.is_local:

@@ -23,6 +23,7 @@ class Worker:
     epoch: Epoch
     stage_index: int
     node_ids: tuple[str, ...]
+    digest: str = ""
     state: WorkerState = WorkerState.STARTING
     key: bytes = b""
 
@@ -33,6 +34,7 @@ class SimNode:
     Attributes:
         node_id: What its certificate says.
         away: "frozen" (stopped; what comes in waits) or "asleep" (what comes in is lost), or None.
+        resting: A process that outlived its epoch and waits for a plan that can use its layers.
         queue: What waits until it is back.
         slowness: Seconds that each event takes.
         busy_until: When it is through with what came before.
@@ -62,6 +64,7 @@ class SimNode:
         self.has_left = False
         self.machine: ClusterMachine | None = None
         self.worker: Worker | None = None
+        self.resting: Worker | None = None
         self.next_tick: float | None = None
         self.away: Literal["frozen", "asleep"] | None = None
         self.queue: deque[ev.Event] = deque()

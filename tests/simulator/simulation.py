@@ -99,6 +99,7 @@ class Simulation:
             fx.CheckPrepare: self._check_prepare,
             fx.StartWorker: self.workers.start,
             fx.StopWorker: self.workers.stop,
+            fx.ReleaseWorker: self.workers.release,
             fx.GivePeers: self.workers.give_peers,
             fx.ChangeAccepted: self._outcome,
             fx.ChangeDone: self._outcome,
@@ -227,7 +228,7 @@ class Simulation:
         if node.machine is not None:
             self.tale.tell(self.now, node.node_id, "power loss" if power else "crash")
             node.machine = None
-            node.worker = None
+            node.worker = node.resting = None
             if not power:
                 self._reset_connections(node)
             node.open_requests = {}

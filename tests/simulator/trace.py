@@ -77,7 +77,9 @@ def _plain(line: Line) -> str:  # noqa: PLR0911  one shape, one return
         case fx.StartWorker():
             return f"{start}starts its worker of {value.epoch}"
         case fx.StopWorker():
-            return f"{start}stops its worker of {value.epoch}"
+            return f"{start}{'retires' if value.keep else 'stops'} its worker of {value.epoch}"
+        case fx.ReleaseWorker():
+            return f"{start}lets its resting worker go"
         case fx.ChangeAccepted():
             return f"{start}change {value.change_id} accepted in {'.'.join(map(str, value.document_version))}"
         case fx.ChangeDone():

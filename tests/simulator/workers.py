@@ -1,4 +1,4 @@
-"""Simulated worker processes: they load, connect, crash, hang and stop."""
+"""Simulated worker processes: they load, connect, crash, hang, rest between two epochs and stop."""
 
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from .simulation import Simulation
 
 
+REST_SECONDS = 120.0
+"""A process that no plan takes up ends by itself."""
+
+
 class Workers:
     """The worker processes of all nodes."""
 
@@ -19,20 +23,27 @@ class Workers:
         self._simulation = simulation
 
     def start(self, node: SimNode, effect: fx.StartWorker) -> None:
-        """Start a process."""
+        """Start a process, or let the one that rests take the stage up."""
         simulation = self._simulation
         simulation.checker.on_start_worker(node, effect.epoch)
+        node.resting = None
         ids = tuple(stage.node_id for stage in effect.deployment.stages)
-        worker = node.worker = Worker(effect.epoch, effect.stage_index, ids)
+        digest = effect.deployment.model.digest if effect.deployment.model is not None else ""
+        worker = node.worker = Worker(effect.epoch, effect.stage_index, ids, digest)
         rng = simulation.rng
         simulation.later(rng.uniform(0.0, 0.1), self.report, node, worker, WorkerState.LOADING)
         if not (simulation.faults.worker_hang and rng.random() < simulation.faults.worker_hang):
             simulation.later(rng.uniform(0.1, 0.6), self._load, node, worker)
 
     def stop(self, node: SimNode, effect: fx.StopWorker) -> None:
-        """Stop a process; it is gone after a while."""
+        """Stop a process; it is gone, or rests, after a while."""
+        self._simulation.checker.on_stop_worker(node, effect)
         seconds = self._simulation.rng.uniform(0.0, 0.3)
         self._simulation.later(seconds, self._gone, node, node.boots, node.worker, effect)
+
+    def release(self, node: SimNode, effect: fx.ReleaseWorker) -> None:  # noqa: ARG002  there is one at most
+        """End the process that rests."""
+        node.resting = None
 
     def give_peers(self, node: SimNode, given: fx.GivePeers) -> None:
         """Hand a key to a process; those of an epoch that hold the same key connect."""
@@ -78,7 +89,14 @@ class Workers:
         if node.boots == boots:
             if node.worker is worker:
                 node.worker = None
+                if effect.keep and worker is not None:
+                    node.resting = worker
+                    self._simulation.later(REST_SECONDS, self._rested, node, worker)
             self._simulation.give(node, ev.WorkerStopped(effect.epoch))
+
+    def _rested(self, node: SimNode, worker: Worker) -> None:
+        if node.resting is worker:
+            node.resting = None
 
     def _connect(self, node: SimNode, worker: Worker, key: bytes) -> None:
         if worker.key == key:

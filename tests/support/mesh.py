@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from macmesh import AsyncClient, ClusterEvent
+from macmesh import AsyncClient, ClusterEvent, Timeouts
 from macmesh_daemon.config import Config
 from macmesh_daemon.demo.nodes import free_ports
 from macmesh_daemon.demo.sizing import demo_link_settings
@@ -116,9 +116,14 @@ class MeshNode:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    def client(self) -> AsyncClient:
+    def client(self, timeouts: Timeouts | None = None) -> AsyncClient:
         """A client of this node."""
-        return AsyncClient(f"unix://{self.config.resolved_socket_path()}")
+        return AsyncClient(f"unix://{self.config.resolved_socket_path()}", timeouts=timeouts)
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"{LOOPBACK}:{self.config.listen_port}"
 
     async def status(self) -> GetStatusResponse:
         """The status that this node gives."""

@@ -49,6 +49,10 @@ def wanted_model(name: str = "m", stage_count: int = 0) -> WantedModel:
     return WantedModel(ModelRef(name, f"/models/{name}", f"digest-{name}"), 1024, 1, "balanced", stage_count)
 
 
+async def _weights_are_there(deployment: Deployment, *_: object) -> Path:
+    return Path(deployment.model.path if deployment.model else "")
+
+
 class EvenPlanner:
     """Spreads the layers evenly over the first members that are asked for; every check passes."""
 
@@ -215,7 +219,7 @@ class VirtualNode:
             self.host = driver.stage_host = StageHost(
                 factory=self._new_worker,
                 credentials=LiveCredentials(stand_in_credentials(self.node_id)),
-                resolve_path=lambda _id, path, _digest: Path(path),
+                provide=_weights_are_there,
                 bind_host=lambda: "127.0.0.1",
                 host_id=self.node_id,
                 step_deadline_seconds=1.0,
@@ -232,7 +236,7 @@ class VirtualNode:
             tasks.create_task(self._look_for_peers(), name="dialer")
 
     def _new_worker(self) -> FakeWorker:
-        worker = FakeWorker()
+        worker = FakeWorker(pid=4_000_000 + len(self.workers))
         self.workers.append(worker)
         return worker
 

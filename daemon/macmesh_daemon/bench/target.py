@@ -6,6 +6,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol
 
 from macmesh.types import epoch_text
+from macmesh_daemon.bench.errors import RemoteAnswerError
 from macmesh_daemon.bench.results import Served
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class ClientTarget:
         )
         async with aclosing(chunks):
             async for chunk in chunks:
+                if chunk.paused is not None:
+                    raise RemoteAnswerError(
+                        f"a request was interrupted, which nothing measured outlives: {chunk.paused.message}"
+                    )
                 yield chunk.token_ids
 
 

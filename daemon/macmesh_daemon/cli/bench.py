@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macmesh import AsyncClient
+from macmesh import AsyncClient, Timeouts
 from macmesh_daemon.bench.arrival import ArrivalResult, measure_arrival
 from macmesh_daemon.bench.baseline import Job, run_alone, run_ring
 from macmesh_daemon.bench.cases import (
@@ -76,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _measure(args: argparse.Namespace) -> BenchReport:
-    async with AsyncClient(socket_argument(args)) as client:
+    # What is measured must not be taken up elsewhere.
+    timeouts = Timeouts(generate_resume=0)
+    async with AsyncClient(socket_argument(args), timeouts=timeouts) as client:
         target = ClientTarget(client, args.timeout)
         served = served_of(await target.stage_stats())
         vocabulary = args.vocabulary or served.vocabulary_tokens

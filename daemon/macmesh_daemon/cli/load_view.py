@@ -106,7 +106,8 @@ def stage_bars(step: LoadProgress, columns: int, *, color: bool = False) -> list
         loaded, total = report.loaded_bytes, report.total_bytes
         left = f"stage {stage.index} {stage.node_id[:8]} "
         share = f"{100 * loaded // total:3d}%" if total else "   -"
-        right = f" {share} {_of_total(loaded, total) if total else ''}".rstrip() + f" {_STATES[report.state]}"
+        does = fetching(report) or _STATES[report.state]
+        right = f" {share} {_of_total(loaded, total) if total else ''}".rstrip() + f" {does}"
         cells = min(MOST_CELLS, columns - 1 - len(left) - len(right))
         if cells < LEAST_CELLS:
             lines.append((left.rstrip() + right)[: max(1, columns - 1)])
@@ -115,6 +116,21 @@ def stage_bars(step: LoadProgress, columns: int, *, color: bool = False) -> list
         bar, drawn = render_bar(segments, scale_bytes=max(total, 1), cells=cells, color=color)
         lines.append(left + bar + TO_LOAD.sign * (cells - drawn) + right)
     return lines
+
+
+def fetching(report: peer_pb2.WorkerReport) -> str:
+    """Where the weights of a stage come from, while they come; else empty."""
+    if not report.HasField("fetch"):
+        return ""
+    fetch = report.fetch
+    nodes = len(fetch.source_node_ids)
+    parts = [
+        (fetch.disk_bytes, "the disk"),
+        (fetch.peer_bytes, "a node" if nodes == 1 else f"{nodes} nodes"),
+        (fetch.hub_bytes, "the hub"),
+    ]
+    told = ", ".join(f"{units.size(size)} of {place}" for size, place in parts if size)
+    return f"fetches ({told})" if told else "fetches"
 
 
 def stages_line(step: LoadProgress) -> str:

@@ -123,7 +123,11 @@ def amount(text: str) -> float:
 
 def add_demand(parser: argparse.ArgumentParser) -> None:
     """Add what `plan` and `load` ask for."""
-    parser.add_argument("model", metavar="MODEL", help="a model folder, or a name below a models folder")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a model folder, a name below a models folder, or organisation/model on a hub",
+    )
     parser.add_argument(
         "--context",
         type=natural,

@@ -45,6 +45,7 @@ _WORKER_STATES: Final = {
     peer_pb2.WORKER_STATE_FAILED: "failed",
     peer_pb2.WORKER_STATE_STOPPED: "stopped",
 }
+_LIVING: Final = frozenset(_WORKER_STATES) - {peer_pb2.WORKER_STATE_FAILED, peer_pb2.WORKER_STATE_STOPPED}
 _COLOR_OF_STATE: Final = {
     "ready": GREEN,
     "idle": "",
@@ -135,6 +136,7 @@ def _summary(status: cluster_pb2.GetStatusResponse) -> list[str]:
         *_parallelism(status),
         *_transport(status),
         *_transfers(status),
+        *_moved(status),
         " · ".join(cluster),
     ]
 
@@ -193,6 +195,24 @@ def _transfers(status: cluster_pb2.GetStatusResponse) -> list[str]:
     return [f"decode steps travel {how}: {printable(head.transfers_reason)}"]
 
 
+def _moved(status: cluster_pb2.GetStatusResponse) -> list[str]:
+    """What the running plan cost the workers that served one before: bytes of weights kept and read."""
+    told = [told_move(node) for node in status.nodes if node.HasField("stage")]
+    return [f"moved: {' · '.join(filter(None, told))}"] if any(told) else []
+
+
+def told_move(node: cluster_pb2.NodeStatus) -> str:
+    """How a node's worker came by its stage; "" where it began with nothing, or has ended."""
+    worker = node.worker
+    if worker.process not in {"kept", "replaced"} or worker.state not in _LIVING:
+        return ""
+    name = node.member.node_id[:SHORT_ID]
+    read = units.size(max(0, worker.loaded_bytes - worker.kept_bytes))
+    if worker.process == "kept":
+        return f"{name} kept {units.size(worker.kept_bytes)}, read {read}"
+    return f"{name} read {read}, process replaced: {printable(worker.process_reason)}"
+
+
 def _row(node: cluster_pb2.NodeStatus, state: str, *, answers: bool) -> list[str]:
     facts = node.member.facts
     placed = node.HasField("stage")
@@ -247,7 +267,8 @@ def node_state(node: cluster_pb2.NodeStatus) -> str:
     if word is None:
         return "waiting" if node.HasField("stage") else "idle"
     if word == "loading" and worker.total_bytes:
-        return f"loading {100 * worker.loaded_bytes // worker.total_bytes}%"
+        word = "fetching" if worker.HasField("fetch") else word
+        return f"{word} {100 * worker.loaded_bytes // worker.total_bytes}%"
     if word == "failed" and worker.error:
         return f"failed: {printable(worker.error)}"
     return word

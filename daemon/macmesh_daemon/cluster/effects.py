@@ -8,6 +8,8 @@ The shell owes the machine this:
 4. Every `Send` ends in one `ResponseReceived` or `RequestFailed`, every `ComputePlan` in one `PlanComputed`
    or `PlanRefused`, every `CheckPrepare` in one `PrepareChecked`, every `StopWorker` in one `WorkerStopped`
    (kill after its deadline). A `StartWorker` that fails is a `WorkerReported` in state FAILED.
+5. A process that outlives its epoch serves nothing and reports nothing until a `StartWorker` takes it up. It ends
+   by itself where none does within a bounded time.
 """
 
 from dataclasses import dataclass, field
@@ -96,7 +98,10 @@ class CheckPrepare:
 
 @dataclass(frozen=True, slots=True)
 class StartWorker:
-    """Start the worker of this node's stage. No other worker is running: the machine has stopped it."""
+    """Start the worker of this node's stage. No process serves an epoch here: the machine has seen to it.
+
+    A process that was kept takes the stage up where it can, else it is ended first.
+    """
 
     epoch: Epoch
     deployment: Deployment
@@ -105,10 +110,22 @@ class StartWorker:
 
 @dataclass(frozen=True, slots=True)
 class StopWorker:
-    """Stop the worker of ``epoch``; kill it where it is still there after ``deadline_seconds``."""
+    """End ``epoch`` in its worker; kill the process where it still serves after ``deadline_seconds``.
+
+    Attributes:
+        epoch: What ends.
+        deadline_seconds: For its end.
+        keep: The process may live on with its layers: the plan that comes next can use them. Else it ends too.
+    """
 
     epoch: Epoch
     deadline_seconds: float
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseWorker:
+    """No plan of this node needs what a kept process holds: end it, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +196,7 @@ Effect = (
     | CheckPrepare
     | StartWorker
     | StopWorker
+    | ReleaseWorker
     | GivePeers
     | ChangeAccepted
     | ChangeDone

@@ -205,7 +205,10 @@ class WorkerReported:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStopped:
-    """The answer to `StopWorker`: the process of that epoch is gone (or never was) and reports no more."""
+    """That epoch has ended here, as `StopWorker` asks or by itself: nothing serves it, or reports on it, any more.
+
+    Its process is gone, or rests: then it holds its layers for a later plan, and does nothing.
+    """
 
     epoch: Epoch
 

@@ -52,6 +52,7 @@ class ModelRef:
     model_id: str = ""
     path: str = ""
     digest: str = ""
+    hub_commit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +285,17 @@ class StartPhase:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchProgress:
+    """Where the weights of a stage come from, while they come."""
+
+    total_bytes: int = 0
+    disk_bytes: int = 0
+    peer_bytes: int = 0
+    hub_bytes: int = 0
+    source_node_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerReport:
     """What a member says about its own worker."""
 
@@ -304,6 +316,11 @@ class WorkerReport:
     start_phases: tuple[StartPhase, ...] = ()
     transfers: str = ""
     transfers_reason: str = ""
+    fetch: FetchProgress | None = None
+    kept_bytes: int = 0
+    process: str = ""
+    process_reason: str = ""
+    resting: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,9 +220,16 @@ class Standalone:
             return
         if self._phase == "running":
             self._context.announce("standalone ended")
+        keep = self._is_wanted(self._plan)
         self._phase, self._plan, self._refused = "", None, None
         self._not_before = self._context.now
-        self._replica.slot.end_local()
+        self._replica.slot.end_local(keep=keep)
+
+    def _is_wanted(self, plan: Plan | None) -> bool:
+        """Whether the cluster wants the model of that plan, as far as this node knows."""
+        document = self._context.state.document
+        wanted = document.wanted.model if document is not None and document.wanted is not None else None
+        return plan is not None and wanted is not None and plan.deployments[0].model == wanted
 
     def _enter(self, phase: Literal["computing", "checking", "running"]) -> None:
         self._phase = phase

@@ -91,6 +91,34 @@ class Config:
         ),
     )
 
+    weights_folder: Path | None = field(
+        default=None,
+        metadata=_doc(
+            "Folder of what is fetched of models from other nodes and hubs. It may be removed while no daemon runs.",
+            reason="beside the rest of the node's data; another disk where that one is small",
+            default_text="`weights` in `data_dir`",
+        ),
+    )
+    weights_serving_bytes_per_second: int = field(
+        default=200_000_000,
+        metadata=_doc(
+            (
+                "Most that this node sends of its models to other nodes while its worker may be at work on requests; "
+                "0 means no limit. While it is idle there is none."
+            ),
+            reason="a fraction of what disk, memory and network take, so that those who generate hardly notice",
+            unit="bytes per second",
+            minimum=0,
+        ),
+    )
+    hub_endpoint: str = field(
+        default="",
+        metadata=_doc(
+            "Address of the hub from which models named `organisation/model` are downloaded that no node has.",
+            reason="empty: that of `HF_ENDPOINT`, or Hugging Face's own",
+        ),
+    )
+
     listen_host: str = field(
         default="0.0.0.0",  # noqa: S104  peers are on the network; the port speaks mutual TLS only
         metadata=_doc(
@@ -304,6 +332,16 @@ class Config:
             reason="TCP and memory check already; for a network that is suspected of altering packets",
         ),
     )
+    worker_rest_seconds: float = field(
+        default=120.0,
+        metadata=_doc(
+            "How long a worker's process that outlived its epoch holds its weights for the next plan.",
+            reason="a new plan follows within seconds, a machine that restarts is back within two minutes",
+            unit="seconds",
+            minimum=1.0,
+            maximum=3600,
+        ),
+    )
     step_deadline_seconds: float = field(
         default=30.0,
         metadata=_doc(
@@ -315,6 +353,21 @@ class Config:
             unit="seconds",
             minimum=0.1,
             maximum=3600,
+        ),
+    )
+
+    request_patience_seconds: float = field(
+        default=120.0,
+        metadata=_doc(
+            "Longest time a request waits without stages to run it, since its last token, before it fails with "
+            "what is missing.",
+            reason=(
+                "a new plan is ready within seconds where the weights are there, and within a minute or two where "
+                "they have to be read; people have given up after that"
+            ),
+            unit="seconds",
+            minimum=0,
+            maximum=86400,
         ),
     )
 
@@ -446,6 +499,10 @@ class Config:
             return self.advertise_addresses
         everywhere = ipaddress.ip_address(self.listen_host).is_unspecified
         return () if everywhere else (self.listen_host,)
+
+    def resolved_weights_folder(self) -> Path:
+        """Return the folder of partial models."""
+        return self.data_dir / "weights" if self.weights_folder is None else self.weights_folder
 
     def resolved_probe_cache_dir(self) -> Path:
         """Return the folder of the kept bandwidth measurement."""

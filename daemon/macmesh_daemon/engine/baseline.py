@@ -4,8 +4,8 @@
 of prompts, ``max_tokens`` goes with each of ``runs``, ``prefill_step_size`` with all. It prints, for each run, the
 tokens and the time of each since the run began, and what MLX held at most. With ``--ring`` it is one rank of the group
 that the environment describes (MLX_RANK, MLX_HOSTFILE); every rank reads the same job and answers. A model without
-mlx-lm's ``pipeline()`` answers with ``refusal``. It uses nothing of this project but the placeholders of packages that
-are not needed here, so that no tokenizers are imported.
+mlx-lm's ``pipeline()`` answers with ``refusal``. It uses nothing of this project but the check that the folder is
+whole and the placeholders of packages that are not needed here, so that no tokenizers are imported.
 """
 
 import argparse
@@ -23,6 +23,8 @@ import mlx.core as mx  # noqa: E402  after the placeholders
 from mlx_lm.generate import generate_step, generation_stream  # noqa: E402  same
 from mlx_lm.utils import load_model  # noqa: E402  same
 
+from macmesh_daemon.engine.files import require_whole  # noqa: E402  same
+
 
 def main() -> None:
     """Runs one job."""
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--ring", action="store_true", help="be one rank of a pipeline")
     options = parser.parse_args()
     job = json.load(sys.stdin)
+    require_whole(options.model)
     group = None
     if options.ring:
         model, group, refusal = _load_part(options.model)

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from macmesh_daemon.engine.errors import LocalModelFilesError
+from macmesh_daemon.models.errors import LocalModelFolderError
+from macmesh_daemon.models.folder import read_folder
+from macmesh_daemon.weights.errors import LocalWeightsError
+from macmesh_daemon.weights.partial import is_partial, require_held
 
 INDEX_NAME = "model.safetensors.index.json"
 HEADER_LENGTH = struct.Struct("<Q")
@@ -53,6 +57,21 @@ def check_model_files(folder: Path) -> ModelFiles:
         _compare(index, weight_map, headers)
     tensor_bytes = {name: size for header in headers.values() for name, size in header.items()}
     return ModelFiles(config, tensor_bytes)
+
+
+def require_whole(folder: Path) -> None:
+    """Lets a model be read as a whole, by code that does not ask which of its bytes are there.
+
+    Raises:
+        LocalModelFilesError: the folder holds a part of its model only.
+    """
+    if not is_partial(folder):
+        return
+    try:
+        tensors = read_folder(folder).tensors
+        require_held(folder, tensors, tensors)
+    except (LocalWeightsError, LocalModelFolderError) as problem:
+        raise LocalModelFilesError(str(problem)) from problem
 
 
 def read_header(shard: Path) -> dict[str, int]:

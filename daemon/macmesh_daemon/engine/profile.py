@@ -25,8 +25,10 @@ from macmesh_daemon.engine.profile_shards import tensor_shards
 from macmesh_daemon.engine.profile_trace import LayerTrace, Trace, layers_of, trace_step
 from macmesh_daemon.engine.profile_weights import layer_weights, outer_weights
 from macmesh_daemon.engine.stand_ins import UNPROFILED, kernels_replaced
-from macmesh_daemon.models.errors import LocalArchitectureError
+from macmesh_daemon.engine.tensor_sources import noted_loads, tensor_map
+from macmesh_daemon.models.errors import LocalArchitectureError, LocalModelFolderError
 from macmesh_daemon.models.folder import ModelFolder
+from macmesh_daemon.weights.tensor_map import TensorMap
 from macmesh_placement import AttentionFacts, CachePiece, LayerProfile, ModelProfile, Scratch, ScratchTerm
 
 #: Tokens of the traced step: more than one, so that the paths of prefill are taken.
@@ -55,6 +57,22 @@ def profile_folder(folder: ModelFolder, lengths: Sequence[int] = ()) -> ModelPro
     scratches = [layer.scratch for layer in profile.layers]
     shards = tensor_shards(model, lambda part: profile_model(part, folder, (_PROBE_TOKENS,), scratches))
     return replace(profile, tensor_shards=shards)
+
+
+@kernels_replaced()
+def map_tensors(folder: ModelFolder) -> TensorMap:
+    """Which tensors of a folder's files each part of its model is computed from.
+
+    Raises:
+        LocalArchitectureError: mlx-lm lacks the architecture.
+        LocalModelFolderError: Config and weights do not make a model, or there are no weights.
+    """
+    if not folder.weight_files:
+        raise LocalModelFolderError(f"{folder.path} holds no weights whose tensors could be told apart")
+    mx.set_default_device(mx.cpu)
+    with noted_loads() as loaded:
+        model = build(folder)
+    return tensor_map(model, examine(model), loaded)
 
 
 @kernels_replaced()

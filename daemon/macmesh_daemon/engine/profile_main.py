@@ -1,6 +1,7 @@
 """The profile process: prints the profile of one model as JSON and ends.
 
 Usage: macmesh-profile MODEL [--revision REVISION] [--hub-endpoint URL] [--model-id ID] [--lengths 300,40,1]
+[--tensors]
 
 MODEL is a folder, or organisation/model on a hub, of which only the config and the headers of the weight
 files are read.
@@ -35,17 +36,17 @@ def main(arguments: list[str] | None = None) -> int:
         with _folder(options) as folder:
             # mlx-lm takes time to import: only once the folder is known to be sound.
             import_without_tokenizers()
-            from macmesh_daemon.engine.profile import profile_folder  # noqa: PLC0415  see above
+            from macmesh_daemon.engine.profile import map_tensors, profile_folder  # noqa: PLC0415  see above
 
             with redirect_stdout(sys.stderr):
-                profile = profile_folder(folder, options.lengths)
+                answer = map_tensors(folder) if options.tensors else profile_folder(folder, options.lengths)
     except LocalProfileError as problem:
         return _fail(
             LocalArchitectureError(f"{options.model} has a shape that a profile cannot tell: {problem}")
         )
     except ModelError as problem:
         return _fail(problem)
-    sys.stdout.write(profile.to_json_text())
+    sys.stdout.write(answer.to_json_text())
     return EXIT_OK
 
 
@@ -85,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--revision", help="branch, tag or commit on the hub (default: its main branch)")
     parser.add_argument("--hub-endpoint", help="address of the hub (default: HF_ENDPOINT, or Hugging Face)")
+    parser.add_argument(
+        "--tensors", action="store_true", help="print which tensors each layer is computed from instead"
+    )
     parser.add_argument("--model-id", default="", help="name to write into the profile (default: the folder)")
     parser.add_argument(
         "--lengths",

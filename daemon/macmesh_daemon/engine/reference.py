@@ -2,7 +2,8 @@
 
 ``python -m macmesh_daemon.engine.reference MODEL`` reads a job as JSON from stdin (``prompt``,
 ``max_tokens``, ``prefill_step_size``, ``kv_bits``) and prints the tokens and times as JSON. It uses nothing of this
-project but the placeholders of packages that are not needed here, so that no tokenizers are imported.
+project but the check that the folder is whole and the placeholders of packages that are not needed here, so that no
+tokenizers are imported.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from mlx_lm.generate import generate_step  # noqa: E402  same
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache  # noqa: E402  same
 from mlx_lm.utils import load_model  # noqa: E402  same
 
+from macmesh_daemon.engine.files import require_whole  # noqa: E402  same
+
 
 def _caches(model: Any, kv_bits: int) -> list[Any]:
     # `generate_step` quantises what the first chunk has computed with; here the first chunk itself is.
@@ -36,6 +39,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of the model")
     options = parser.parse_args()
     job = json.load(sys.stdin)
+    require_whole(options.model)
     model, _ = load_model(options.model)
     loaded = time.monotonic()
     times, tokens = [], []

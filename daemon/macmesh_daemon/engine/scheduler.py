@@ -326,7 +326,7 @@ class Scheduler:
 
     def _sampled(self, running: Running, sampled: Sampled) -> Generated:
         request = running.request
-        index = len(running.generated)
+        index = request.replayed_tokens + len(running.generated)
         running.generated.append(sampled.token)
         self._generated_tokens += 1
         finish = None
@@ -410,7 +410,10 @@ class Scheduler:
             token = running.request.prompt[-1]
         elif not self._limits.lookahead:
             token = running.generated[-1]
-        return Row(running.slot, running.request.request_id, running.fed, token, running.samples)
+        request = running.request
+        return Row(
+            running.slot, request.request_id, running.fed, token, request.replayed_tokens + running.samples
+        )
 
     def _join(self, group: Group, rows: list[Running]) -> None:
         """Makes these the group's rows; composes its batch where that changes it."""

@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.utils import load_model
 
 from macmesh_daemon.engine.adapters import adapter_of
@@ -23,10 +23,13 @@ from macmesh_daemon.engine.caches import Caches, StageCaches, arrays_of, make_ca
 from macmesh_daemon.engine.errors import LocalModelLoadError, LocalStageError
 from macmesh_daemon.engine.files import check_model_files
 from macmesh_daemon.engine.handover import ArrayFacts, arrays_in
+from macmesh_daemon.engine.held import HeldWeights
 from macmesh_daemon.engine.payload import Payload, payload_of
+from macmesh_daemon.engine.tensor_sources import noted_loads, require_tensors
+from macmesh_daemon.weights.partial import is_partial
 
 Progress = Callable[[int, int], None]
-"""Is told bytes loaded and bytes to load."""
+"""Is told bytes loaded and bytes to load. The first call tells what was there before anything was read."""
 
 
 @dataclasses.dataclass
@@ -89,6 +92,10 @@ class StageModel:
         self._owned = self._owned_parameters()
         self.owned_bytes = sum(array.nbytes for group in self._owned for array in group)
         """Bytes of the weights that this stage needs."""
+        self.kept_bytes = 0
+        """Of these, what was held and not read."""
+        self.kinds = self._kinds()
+        """What decides which kernels its steps need: equal sets, equal kernels, for steps of equal sizes."""
 
     @property
     def architecture(self) -> str:
@@ -109,14 +116,80 @@ class StageModel:
             return [ArrayFacts((rows, tokens), "int32")]
         return self._incoming.facts(rows, tokens)
 
-    def read_weights(self, progress: Progress) -> None:
-        """Reads the weights of this stage, and no others, layer by layer."""
-        loaded = 0
+    def owned_arrays(self) -> list[mx.array]:
+        """The weights of this stage, each once."""
+        return [array for group in self._owned for array in group]
+
+    def read_weights(self, progress: Progress, held: HeldWeights | None = None) -> None:
+        """Reads the weights of this stage, and no others, layer by layer.
+
+        Args:
+            progress: an exception that it raises ends the reading.
+            held: of the same files. What this stage owns of it is taken over and not read; the rest is let go before
+                anything is read. Holds whatever is read as soon as it is.
+        """
+        held = HeldWeights() if held is None else held
+        kept = self._take_over(held)
+        names = self._owned_names()
+        loaded = self.kept_bytes
         progress(loaded, self.owned_bytes)
         for group in self._owned:
-            mx.eval(group)
-            loaded += sum(array.nbytes for array in group)
+            missing = [array for array in group if id(array) not in kept]
+            if not missing:
+                continue
+            mx.eval(missing)
+            for array in missing:
+                for name in names[id(array)]:
+                    held.hold(name, array)
+            loaded += sum(array.nbytes for array in missing)
             progress(loaded, self.owned_bytes)
+
+    def let_go(self) -> None:
+        """Gives up all weights; the stage cannot be used any more."""
+        self._owned = []
+        nothing = [(name, mx.zeros(0, array.dtype)) for name, array in _leaves(self._model)]
+        self._model.update(tree_unflatten(nothing))
+
+    def _take_over(self, held: HeldWeights) -> set[int]:
+        """Puts held arrays in the place of the same ones unread, and lets all others go; the ids of these arrays."""
+        found: dict[str, mx.array] = {}
+        names = self._owned_names()
+        for group in self._owned:
+            for array in group:
+                # One array may have several names, of which the stage before needed only one.
+                known = held.find(names[id(array)], array)
+                if known is not None:
+                    found |= dict.fromkeys(names[id(array)], known)
+        held.keep_only(frozenset(found))
+        for name, array in found.items():
+            held.hold(name, array)
+        if found:
+            self._model.update(tree_unflatten(list(found.items())))
+            self._owned = self._owned_parameters()
+        kept = {id(array): array for array in found.values()}
+        self.kept_bytes = sum(array.nbytes for array in kept.values())
+        return set(kept)
+
+    def _owned_names(self) -> dict[int, list[str]]:
+        """The names of every owned array, by its id."""
+        names: dict[int, list[str]] = {id(array): [] for group in self._owned for array in group}
+        for name, array in _leaves(self._model):
+            if id(array) in names:
+                names[id(array)].append(name)
+        return names
+
+    def _kinds(self) -> frozenset[str]:
+        layers = list(self._model.layers)
+        kinds = {
+            " ".join(
+                [type(layers[index]).__name__]
+                + [f"{name}:{array.shape}:{array.dtype}" for name, array in _leaves(layers[index])]
+            )
+            for index in self.layers
+        }
+        return frozenset(
+            kinds | ({"head"} if self.is_head else set()) | ({"tail"} if self.is_tail else set())
+        )
 
     def make_caches(self, reserve_tokens: int, *, kv_bits: int = 0) -> StageCaches:
         """New caches for a request.
@@ -306,18 +379,32 @@ def load_stage(
     end_layer: int,
     layer_count: int,
     progress: Progress = lambda _loaded, _total: None,
+    held: HeldWeights | None = None,
 ) -> StageModel:
     """Loads a range of layers, with the embedding at the head, and norm and output head at the tail.
 
+    Args:
+        model_path: folder of the model.
+        first_layer: the first of this stage.
+        end_layer: the first behind it.
+        layer_count: of the whole model, as the plan has it.
+        progress: an exception that it raises ends the loading.
+        held: what a stage before, which has let go, left to be taken over; see `StageModel.read_weights`. After an
+            error it holds what was read so far.
+
     Raises:
-        LocalModelFilesError: the folder is incomplete or damaged.
+        LocalModelFilesError: the folder is incomplete or damaged, or holds a part of its model that lacks some
+            of what the stage reads.
         LocalModelLoadError: mlx-lm cannot load the model, or it has another number of layers.
         LocalUnsplittableError: the architecture cannot be cut.
         LocalStageError: the range is none of this model.
     """
     check_model_files(model_path)
+    if held is not None:
+        held.begin(model_path)
     try:
-        model, _ = load_model(model_path, lazy=True)
+        with noted_loads() as loaded:
+            model, _ = load_model(model_path, lazy=True)
     except Exception as error:
         raise LocalModelLoadError(f"mlx-lm cannot load {model_path}: {error}") from error
     anatomy = examine(model)
@@ -327,8 +414,21 @@ def load_stage(
             "the nodes hold different models"
         )
     stage = StageModel(model, anatomy, first_layer, end_layer)
+    if is_partial(model_path):
+        require_tensors(model_path, loaded, stage.owned_arrays())
+    # Tensors that were stacked or converted would else stay in memory beside what was made of them.
+    loaded.clear()
     try:
-        stage.read_weights(progress)
+        stage.read_weights(progress, held)
     except RuntimeError as error:
         raise LocalModelLoadError(f"the weights in {model_path} cannot be read: {error}") from error
+    except BaseException:
+        stage.let_go()
+        raise
     return stage
+
+
+def _leaves(module: Any) -> list[tuple[str, mx.array]]:
+    """The parameters of a module and all below it, with their names."""
+    flat = cast("list[tuple[str, Any]]", tree_flatten(module.parameters()))
+    return [(name, leaf) for name, leaf in flat if isinstance(leaf, mx.array)]

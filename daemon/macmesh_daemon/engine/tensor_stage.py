@@ -19,6 +19,7 @@ from macmesh_daemon.engine.anatomy import Anatomy, examine, modules_by_path
 from macmesh_daemon.engine.caches import Caches
 from macmesh_daemon.engine.errors import LocalModelLoadError, LocalStageError, LocalUnsplittableError
 from macmesh_daemon.engine.files import check_model_files
+from macmesh_daemon.engine.held import HeldWeights
 from macmesh_daemon.engine.profile_shards import PretendedGroup, pretended_communication
 from macmesh_daemon.engine.stage import Progress, StageModel
 
@@ -61,10 +62,11 @@ class TensorStage(StageModel):
         with pretended_communication():
             return super().step(inputs, caches)
 
-    def read_weights(self, progress: Progress) -> None:
+    def read_weights(self, progress: Progress, held: HeldWeights | None = None) -> None:  # noqa: ARG002  nothing is kept
         """Reads this rank's part of the weights, and holds little else at a time.
 
-        Of each array all is read, the part is copied, and the rest is freed before the next one is read.
+        Of each array all is read, the part is copied, and the rest is freed before the next one is read. Nothing that
+        is held is of use to a part of every layer.
         """
         loaded = 0
         progress(loaded, self.owned_bytes)

@@ -1,4 +1,4 @@
-"""Invariants 3 and 4: one worker at a time, and of no older epoch than the node's active one."""
+"""Invariants 3 and 4: one epoch and one process at a time, and of no older epoch than the node's active one."""
 
 from __future__ import annotations
 
@@ -14,31 +14,71 @@ if TYPE_CHECKING:
     from macmesh_daemon.eventlog.records import Record
 
 
-def check_workers(history: History) -> Iterator[Violation]:
-    """A worker is started only when the one before is gone, and all are gone when the daemon ends in order.
+_LIFE = (
+    Kind.WORKER_STARTED,
+    Kind.WORKER_RUNS,
+    Kind.WORKER_STOPPED,
+    Kind.WORKER_RESTS,
+    Kind.WORKER_DISMISSED,
+    Kind.ENDED,
+)
 
-    A daemon that is killed says nothing of its worker, which ends with it: a later start begins with none.
+
+def check_workers(history: History) -> Iterator[Violation]:
+    """An epoch begins only when the one before has ended, and all is gone when the daemon ends in order.
+
+    One process may serve epochs one after the other: it rests between them, and meanwhile no other one runs. A daemon
+    that is killed says nothing of its worker, which ends with it: a later start begins with none.
     """
     for run in history.runs:
-        if not run.is_whole:
-            continue
-        running: Record | None = None
-        for record in run.of(Kind.WORKER_STARTED, Kind.WORKER_STOPPED, Kind.ENDED):
-            match record.kind:
-                case Kind.WORKER_STARTED:
-                    if running is not None:
-                        epochs = (numbers(r.facts["epoch"]) for r in (running, record))
-                        yield Violation(
-                            3,
-                            f"workers of epochs {' and '.join(map(spelled, epochs))} at once",
-                            (running, record),
-                        )
-                    running = record
-                case Kind.WORKER_STOPPED:
-                    if running is not None and running.facts["epoch"] == record.facts["epoch"]:
-                        running = None
-                case _ if running is not None:
-                    yield Violation(3, "the daemon ended before its worker", (running, record))
+        if run.is_whole:
+            yield from _check_processes(run)
+
+
+def _check_processes(run: Run) -> Iterator[Violation]:  # noqa: C901  one case per kind of record
+    running: Record | None = None
+    runs: Record | None = None
+    resting: Record | None = None
+    for record in run.of(*_LIFE):
+        match record.kind:
+            case Kind.WORKER_STARTED:
+                if running is not None:
+                    epochs = (numbers(r.facts["epoch"]) for r in (running, record))
+                    yield Violation(
+                        3,
+                        f"workers of epochs {' and '.join(map(spelled, epochs))} at once",
+                        (running, record),
+                    )
+                running, runs = record, None
+            case Kind.WORKER_RUNS:
+                yield from _check_process(resting, record)
+                resting, runs = None, record
+            case Kind.WORKER_STOPPED | Kind.WORKER_RESTS:
+                if running is None or running.facts["epoch"] != record.facts["epoch"]:
+                    continue
+                if record.kind == Kind.WORKER_RESTS:
+                    if runs is not None and runs.facts["pid"] != record.facts["pid"]:
+                        yield Violation(3, "another process rests than the one that ran", (runs, record))
+                    resting = record
+                elif runs is None:
+                    resting = None  # it was to take this epoch up, and ended before it did
+                running = None
+            case Kind.WORKER_DISMISSED if resting is not None:
+                resting = None if resting.facts["pid"] == record.facts["pid"] else resting
+            case Kind.ENDED:
+                left = running or resting
+                if left is not None:
+                    yield Violation(3, "the daemon ended before its worker", (left, record))
+
+
+def _check_process(resting: Record | None, runs: Record) -> Iterator[Violation]:
+    """A process that rests runs next, or is gone by then."""
+    if resting is None:
+        if runs.facts.get("process") == "kept":
+            yield Violation(3, f"process {runs.facts['pid']} is said to be kept, but none rested", (runs,))
+    elif resting.facts["pid"] != runs.facts["pid"]:
+        pids = f"{resting.facts['pid']} and {runs.facts['pid']}"
+        yield Violation(3, f"worker processes {pids} at once", (resting, runs))
 
 
 def check_epochs(history: History) -> Iterator[Violation]:
@@ -111,7 +151,7 @@ def _check_run(run: Run) -> Iterator[Violation]:  # noqa: C901, PLR0912  one cas
                         f"a worker of epoch {spelled(epoch)} was started, but {spelled(wanted)} is durable",
                         (told["active"], record) if "active" in told else (record,),
                     )
-            case Kind.WORKER_STOPPED if epoch == running:
+            case Kind.WORKER_STOPPED | Kind.WORKER_RESTS if epoch == running:
                 running = None
             case Kind.WORKER_READY if epoch != running:
                 yield Violation(

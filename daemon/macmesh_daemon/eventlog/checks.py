@@ -75,5 +75,5 @@ def check(records: Iterable[Record]) -> Verdict:
         nodes=len(history.nodes()),
         terms=len({tuple(r.facts["ballot"]) for r in history.of_kind(Kind.LEADS)}),
         epochs=len({tuple(r.facts["epoch"]) for r in history.of_kind(Kind.WORKER_STARTED)}),
-        requests=sum(1 for _ in history.of_kind(Kind.ACCEPTED)),
+        requests=len({r.facts["request"] for r in history.of_kind(Kind.ACCEPTED)}),
     )

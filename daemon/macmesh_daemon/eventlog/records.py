@@ -53,22 +53,31 @@ class Kind(enum.StrEnum):
     PREPARE_ANSWERED = "prepare answered"
     #: Answer to a COMMIT: epoch, ok, reason, peer.
     COMMIT_ANSWERED = "commit answered"
-    #: A worker's process is about to be started: epoch, stage.
+    #: A worker is about to be given a stage: epoch, stage.
     WORKER_STARTED = "worker started"
-    #: The process lives: epoch, stage, pid.
+    #: Its process lives: epoch, stage, pid, process (new, kept from the epoch before, replaced), reason (why replaced).
     WORKER_RUNS = "worker runs"
-    #: Every stage is connected: epoch, stage.
+    #: Every stage is connected: epoch, stage, kept_bytes (of weights that it held), read_bytes (of the others).
     WORKER_READY = "worker ready"
     #: It failed: epoch, stage, error.
     WORKER_FAILED = "worker failed"
     #: Its process is gone: epoch.
     WORKER_STOPPED = "worker stopped"
-    #: The head took a request: request, epoch.
+    #: Its epoch has ended, and its process lives on and does nothing: epoch, pid.
+    WORKER_RESTS = "worker rests"
+    #: The process that rested is gone, and no epoch took it up: epoch (its last), pid, reason.
+    WORKER_DISMISSED = "worker dismissed"
+    #: The head took a run of a request: request, run (its name), epoch, first (index of its first token).
     RUN_STARTED = "run started"
-    #: The head has no more to do for it: request, how (finished, cancelled, failed).
+    #: The head has no more to do for it: request, run, how (finished, cancelled, failed).
     RUN_ENDED = "run ended"
-    #: The API node took a request: request, epoch, prompt_tokens, max_tokens.
+    #: The API node took a request: request, epoch (None while no plan is ready), prompt_tokens, max_tokens (0: up to
+    #: the context). A request that was taken up: resumed_from (tokens that the client brought) and attempt (from 1).
     ACCEPTED = "request accepted"
+    #: The API node asked a head for a run: request, run (its number), epoch, head, first (index of its first token).
+    RUN_ASKED = "run asked"
+    #: The API node gave it up, and will ask for another: request, run, epoch, reason.
+    RUN_LOST = "run lost"
     #: It was not taken: reason.
     REFUSED = "request refused"
     #: Tokens went to the client: request, index (of the first), count.

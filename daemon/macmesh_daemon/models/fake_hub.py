@@ -164,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
                 for name, path in files.items()
             ]
         else:
-            siblings = [{"rfilename": name, "size": path.stat().st_size} for name, path in files.items()]
+            siblings = [_sibling(name, path) for name, path in files.items()]
             content = {"id": model, "modelId": model, "sha": hub.commit(model), "siblings": siblings}
         self._send(HTTPStatus.OK, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
@@ -226,6 +226,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _note(self, status: int, body_bytes: int) -> None:
         served = Served(self.command, self.path, self.headers.get("Range", ""), status, body_bytes)
         self.server.hub.served.append(served)
+
+
+def _sibling(name: str, path: Path) -> dict[str, Any]:
+    """A file of the list: large ones are stored aside, under their SHA-256."""
+    size = path.stat().st_size
+    told: dict[str, Any] = {"rfilename": name, "size": size}
+    if name.endswith(".safetensors"):
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        told["lfs"] = {"sha256": sha256, "size": size, "pointerSize": 134}
+    return told
 
 
 def _etag(path: Path) -> str:

@@ -93,7 +93,7 @@ def read_hub(model: str, path: Path, *, revision: str | None = None, hub: Hub | 
         RemoteModelBrokenError: There are no safetensors weights, or a file contradicts itself.
         RemoteHubUnavailableError: The hub cannot be reached, fails, or is too slow.
     """
-    client = _Client(model, hub or Hub())
+    client = HubClient(model, hub or Hub())
     with client.errors_told():
         client.read_into(path, revision)
     try:
@@ -103,18 +103,76 @@ def read_hub(model: str, path: Path, *, revision: str | None = None, hub: Hub | 
         raise RemoteModelBrokenError(text) from problem
 
 
-class _Client:
-    """The requests for one model."""
+@dataclass(frozen=True, slots=True)
+class HubListing:
+    """What a hub says of a model's files.
 
-    def __init__(self, model: str, hub: Hub) -> None:
+    Attributes:
+        commit: That it says it of.
+        files: Names of all files.
+        sha256: SHA-256, hex, of whole files, where the hub states it.
+    """
+
+    commit: str
+    files: tuple[str, ...]
+    sha256: dict[str, str]
+
+
+class HubClient:
+    """The requests for one model. Blocks on the network; use `errors_told` around calls.
+
+    Args:
+        model: ``organisation/model``.
+        hub: Where to ask. Its deadline counts from here.
+        commit: What to read; empty until `list_files` or `read_into` has found it.
+
+    Raises:
+        LocalModelNotFoundError: The name is none of a hub.
+    """
+
+    def __init__(self, model: str, hub: Hub, commit: str = "") -> None:
         if not is_hub_id(model):
             raise LocalModelNotFoundError(f"{model!r} names no model on a hub: give organisation/model")
         self.model = model
         self.name = model
         self._hub = hub
         self._api = HfApi(endpoint=hub.endpoint)
-        self._commit = ""
+        self._commit = commit
         self._ends = time.monotonic() + hub.deadline_seconds
+
+    def list_files(self, revision: str | None) -> HubListing:
+        """The files at a revision; what is read afterwards is of the commit that it names now."""
+        if revision:
+            self.name = f"{self.model} at {revision}"
+        info = self._api.model_info(
+            self.model, revision=revision, timeout=self._timeout(), files_metadata=True
+        )
+        self._commit = str(info.sha)
+        siblings = info.siblings or ()
+        return HubListing(
+            commit=self._commit,
+            files=tuple(sibling.rfilename for sibling in siblings),
+            sha256={s.rfilename: str(s.lfs.sha256) for s in siblings if s.lfs is not None},
+        )
+
+    def read_small(self, name: str, most_bytes: int) -> bytes:
+        """A whole file."""
+        return self._bytes(name, None, most_bytes)[0]
+
+    def read_head(self, name: str) -> tuple[bytes, int]:
+        """What comes before the data in a safetensors file, and the size of the whole file."""
+        prefix, size = self._bytes(name, (0, _LENGTH_BYTES), _LENGTH_BYTES)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < _LENGTH_BYTES or length > min(MAX_HEADER_BYTES, size - _LENGTH_BYTES):
+            raise RemoteModelBrokenError(
+                f"{self.name}/{name} is truncated or no safetensors file ({size} bytes)"
+            )
+        header, _ = self._bytes(name, (_LENGTH_BYTES, length), length)
+        return prefix + header, size
+
+    def read_range(self, name: str, begin: int, size: int) -> bytes:
+        """Bytes of a file."""
+        return self._bytes(name, (begin, size), size)[0]
 
     def read_into(self, path: Path, revision: str | None) -> None:
         """Fills a folder with the small files, and stand-ins for the weights."""
@@ -149,15 +207,9 @@ class _Client:
 
     def _stand_in(self, name: str, path: Path) -> None:
         """Writes a file that has a remote one's header and size."""
-        prefix, size = self._bytes(name, (0, _LENGTH_BYTES), _LENGTH_BYTES)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < _LENGTH_BYTES or length > min(MAX_HEADER_BYTES, size - _LENGTH_BYTES):
-            raise RemoteModelBrokenError(
-                f"{self.name}/{name} is truncated or no safetensors file ({size} bytes)"
-            )
-        header, _ = self._bytes(name, (_LENGTH_BYTES, length), length)
+        head, size = self.read_head(name)
         with (path / name).open("wb") as file:
-            file.write(prefix + header)
+            file.write(head)
             file.truncate(size)
 
     def _bytes(self, name: str, part: tuple[int, int] | None, limit: int) -> tuple[bytes, int]:

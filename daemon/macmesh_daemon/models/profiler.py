@@ -23,6 +23,7 @@ from macmesh_daemon.models.errors import (
     RemoteHubUnavailableError,
 )
 from macmesh_daemon.models.folder import ModelFolder
+from macmesh_daemon.weights.tensor_map import TensorMap
 from macmesh_placement import LocalProfileError, ModelProfile
 from macmesh_placement.profile import PROFILE_FORMAT
 
@@ -75,10 +76,47 @@ async def profile_model(
             f"the profile process printed no profile of {folder.path}: {problem}"
         ) from problem
     try:
-        await asyncio.to_thread(_keep, path, profile)
+        await asyncio.to_thread(_keep, path, profile.to_json_text())
     except OSError as problem:
         _log.warning("profile not kept", path=str(path), error=str(problem))
     return profile
+
+
+async def map_tensors(
+    folder: ModelFolder,
+    cache_dir: Path,
+    *,
+    deadline_seconds: float = 60.0,
+    command: Sequence[str] = PROFILE_COMMAND,
+) -> TensorMap:
+    """Which tensors of a folder's files each part of its model is computed from; cached as profiles are.
+
+    Args:
+        folder: The folder; of its weight files only the headers are looked at.
+        cache_dir: As for `profile_model`.
+        deadline_seconds: As for `profile_model`.
+        command: As for `profile_model`.
+
+    Raises:
+        LocalModelError: As `profile_model`.
+    """
+    path = cache_dir / f"{profile_key(folder)}.tensors.json"
+    with contextlib.suppress(OSError, ValueError):
+        return TensorMap.from_json_text(await asyncio.to_thread(path.read_text))
+    code, output, errors = await _run([*command, str(folder.path), "--tensors"], deadline_seconds)
+    if code != 0:
+        raise _error_of(code, errors, folder)
+    try:
+        found = TensorMap.from_json_text(output.decode())
+    except ValueError as problem:
+        raise LocalProfileProcessError(
+            f"the profile process printed no map of the tensors of {folder.path}: {problem}"
+        ) from problem
+    try:
+        await asyncio.to_thread(_keep, path, output.decode())
+    except OSError as problem:
+        _log.warning("map of tensors not kept", path=str(path), error=str(problem))
+    return found
 
 
 async def profile_hub_model(
@@ -176,9 +214,9 @@ def _read_kept(path: Path) -> ModelProfile | None:
         return None
 
 
-def _keep(path: Path, profile: ModelProfile) -> None:
-    """Writes the profile so that a reader sees all of it or nothing."""
+def _keep(path: Path, text: str) -> None:
+    """Writes the text so that a reader sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        file.write(profile.to_json_text())
+        file.write(text)
     Path(file.name).replace(path)

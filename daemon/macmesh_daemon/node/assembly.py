@@ -9,7 +9,8 @@ from macmesh.v1 import inference_pb2
 from macmesh_daemon.models.stop_matcher import StopMatcher
 
 if TYPE_CHECKING:
-    from macmesh.v1 import peer_pb2
+    from collections.abc import Sequence
+
     from macmesh_daemon.models.tokenizer import ModelTokenizer
 
 
@@ -39,23 +40,34 @@ class TextAssembler:
         self._stops = StopMatcher(stops)
         self._end_ids = end_ids
 
-    def take(self, token: peer_pb2.RunRequestResponse) -> Piece:
-        """One token of the head, in order; where it carries the end, that is told too."""
-        ended_by_model = token.token_id in self._end_ids
-        text, stopped = ("", False)
-        if not ended_by_model:
-            result = self._stops.push(self._detokenizer.add(token.token_id))
-            text, stopped = result.text, result.stopped
-        finish = token.finish_reason
+    def take(self, token_id: int, logprob: float, finish: inference_pb2.FinishReason.ValueType) -> Piece:
+        """One token, in order; where it carries the end, that is told too."""
+        text, stopped = self._add(token_id)
         if stopped:
             finish = inference_pb2.FINISH_REASON_STOP
         elif finish:
             text += self._rest()
-        return Piece(text, (token.token_id,), (token.logprob,), finish)
+        return Piece(text, (token_id,), (logprob,), finish)
 
-    def take_end(self, token: peer_pb2.RunRequestResponse) -> Piece:
-        """A message of the head that brings no new token."""
-        return Piece(self._rest() if token.finish_reason else "", finish_reason=token.finish_reason)
+    def take_end(self, finish: inference_pb2.FinishReason.ValueType) -> Piece:
+        """An end that brings no new token."""
+        return Piece(self._rest(), finish_reason=finish)
+
+    def replay(self, token_ids: Sequence[int]) -> tuple[str, bool]:
+        """Take tokens that were delivered before; the text that went with them, and whether it ended there."""
+        pieces = []
+        for token_id in token_ids:
+            text, stopped = self._add(token_id)
+            pieces.append(text)
+            if stopped:
+                return "".join(pieces), True
+        return "".join(pieces), False
+
+    def _add(self, token_id: int) -> tuple[str, bool]:
+        if token_id in self._end_ids:  # ended by the model
+            return "", False
+        result = self._stops.push(self._detokenizer.add(token_id))
+        return result.text, result.stopped
 
     def _rest(self) -> str:
         result = self._stops.push(self._detokenizer.flush())

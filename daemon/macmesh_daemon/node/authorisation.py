@@ -35,6 +35,11 @@ _SERVICES: Final[dict[str, dict[str, frozenset[Role]]]] = {
         "ProposeChange": _NODE,
         "RunRequest": _NODE,
         "GetOwnStageStats": _NODE,
+        # What a member holds of models, every member may have: by digest, never by a path.
+        "GetModelManifest": _NODE,
+        "GetHoldings": _NODE,
+        "HashRanges": _NODE,
+        "FetchRanges": _NODE,
     },
     "macmesh.v1.TrustService": {
         "RenewCertificate": _NODE,

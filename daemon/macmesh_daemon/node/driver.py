@@ -84,6 +84,8 @@ class CoreDriver:
         #: Set once the goodbye of a `LeaveWanted` has been said.
         self.left = asyncio.Event()
         self.view: ClusterView = machine.view
+        #: Is told every view, on the event loop.
+        self.on_view: Callable[[ClusterView], None] = lambda _view: None
         # Set by the runtime before run(): these need the driver, and the driver needs them.
         self.stage_host: StageHost
         self.planning: Planner
@@ -136,6 +138,7 @@ class CoreDriver:
                 await self._carry_out(effect)
             self.view = view
             self._recorder.settled(view)
+            self.on_view(view)
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
 
@@ -170,7 +173,9 @@ class CoreDriver:
             case fx.StartWorker():
                 self.stage_host.start(effect.epoch, effect.deployment, effect.stage_index)
             case fx.StopWorker():
-                self.stage_host.stop(effect.epoch, effect.deadline_seconds)
+                self.stage_host.stop(effect.epoch, effect.deadline_seconds, keep=effect.keep)
+            case fx.ReleaseWorker():
+                self.stage_host.release()
             case fx.GivePeers():
                 self.stage_host.give_peers(effect.request)
             case fx.ChangeAccepted() | fx.ChangeDone() | fx.ChangeRejected():

@@ -14,6 +14,7 @@ from macmesh_daemon.node.codec import from_proto, to_proto
 from macmesh_daemon.node.errors import RemoteCallFailed
 from macmesh_daemon.node.stage_stats import WORKER_DEADLINE_SECONDS
 from macmesh_daemon.node.tls import caller_node_id
+from macmesh_daemon.node.weights_service import WeightsService
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -98,11 +99,12 @@ class CorePeerService(peer_pb2_grpc.PeerServiceServicer):
         return response
 
 
-class PeerService(CorePeerService):
+class PeerService(CorePeerService, WeightsService):
     """All that a node answers other nodes."""
 
     def __init__(self, node: Node) -> None:
-        super().__init__(node.transport)
+        CorePeerService.__init__(self, node.transport)
+        WeightsService.__init__(self, node.library, node.weights_limits)
         self._node = node
 
     async def Hello(
@@ -141,7 +143,9 @@ class PeerService(CorePeerService):
         """The profile of a model that this node has."""
         await _caller(context)
         try:
-            model, profile = await self._node.planning.profile_here(request.model_id)
+            models = self._node.planning.models
+            answer = models.profile_partial if request.partial else models.profile_here
+            model, profile = await answer(request.model_id)
         except CallError as error:
             await abort(context, error)
         return peer_pb2.ProfileModelResponse(

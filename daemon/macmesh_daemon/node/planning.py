@@ -6,30 +6,21 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, cast, get_args
 
-import grpc
-
 from macmesh.reasons import Reason
-from macmesh.v1 import peer_pb2
 from macmesh_daemon.cluster import events as ev
 from macmesh_daemon.cluster.messages import ModelRef, WantedModel
 from macmesh_daemon.logs import get_logger
-from macmesh_daemon.models import (
-    LocalArchitectureError,
-    LocalModelError,
-    LocalModelNotFoundError,
-    LocalProfileProcessError,
-    resolve,
-)
-from macmesh_daemon.models.profiler import profile_model
-from macmesh_daemon.node.call_errors import CallError, from_rpc_error
-from macmesh_daemon.node.codec import from_proto
+from macmesh_daemon.models import LocalModelError, LocalModelNotFoundError
+from macmesh_daemon.node.call_errors import CallError
 from macmesh_daemon.node.lane_choice import choose_transport, rdma_links
+from macmesh_daemon.node.model_finder import ModelFinder
 from macmesh_daemon.node.translation import (
     capacities,
     deployment_of,
     link_options,
     reason_of_refusal,
     reserves,
+    with_holdings,
 )
 from macmesh_daemon.plan_ask import PlanAsk, answer_json
 from macmesh_placement import LocalPlacementError, ModelProfile, Objective, PlanRequest, Refusal, plan
@@ -37,28 +28,22 @@ from macmesh_placement.kvbits import OFFERED_KV_BITS
 from macmesh_placement.tensor_reason import why_no_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from pathlib import Path
 
     from macmesh.v1 import cluster_pb2
     from macmesh_daemon.cluster import effects as fx
-    from macmesh_daemon.cluster.messages import Member, NodeFacts
+    from macmesh_daemon.cluster.messages import Member, NodeFacts, Stage
     from macmesh_daemon.cluster.view import ClusterView
     from macmesh_daemon.config import Config
     from macmesh_daemon.models import ModelFolder
     from macmesh_daemon.node.lane_choice import RdmaLinks, TransportChoice
     from macmesh_daemon.node.peers import PeerPool
+    from macmesh_daemon.weights.hub_source import HubSource
+    from macmesh_daemon.weights.library import Library
     from macmesh_placement import NodeCapacity, Placement, Reserves
 
 _log = get_logger(part="planning")
-
-#: A 1T-parameter config profiles in seconds; a slow disk with thousands of headers takes longer.
-PROFILE_DEADLINE_SECONDS = 120.0
-_REASONS: dict[type[LocalModelError], Reason] = {
-    LocalModelNotFoundError: Reason.MODEL_NOT_FOUND,
-    LocalArchitectureError: Reason.UNSUPPORTED_ARCHITECTURE,
-    LocalProfileProcessError: Reason.INTERNAL,
-}
 
 
 class Planning:
@@ -71,15 +56,19 @@ class Planning:
         node_id: str,
         facts: Callable[[], NodeFacts],
         peers: PeerPool,
+        library: Library,
+        hub: HubSource,
+        obstacle: Callable[[ModelRef, int], Awaitable[str]],
         notify: Callable[[ev.Event], None],
     ) -> None:
         self._config = config
         self._links = link_options(config)
         self._node_id = node_id
         self._facts = facts
-        self._peers = peers
+        self._obstacle = obstacle
         self._notify = notify
-        self._profiles: dict[str, ModelProfile] = {}
+        #: Where models are.
+        self.models = ModelFinder(config=config, node_id=node_id, peers=peers, library=library, hub=hub)
 
     def resolve_path(self, model_id: str, path: str, digest: str) -> Path:
         """This machine's folder of a model with that digest. Reads the headers of its files: call in a thread.
@@ -89,52 +78,12 @@ class Planning:
         """
         return self._matching_folder(ModelRef(model_id=model_id, path=path, digest=digest)).path
 
-    async def profile_here(self, model_id: str) -> tuple[ModelRef, ModelProfile]:
-        """The reference and the profile of a model that this node can read.
-
-        Raises:
-            CallError: there is no such model here, it is broken, or nobody can run it.
-        """
-        try:
-            folder = await asyncio.to_thread(resolve, model_id, self._config.models_folders)
-            profile = self._profiles.get(folder.digest)
-            if profile is None:
-                profile = await profile_model(
-                    folder, self._config.data_dir / "profiles", deadline_seconds=PROFILE_DEADLINE_SECONDS
-                )
-                self._profiles[folder.digest] = profile
-        except LocalModelError as error:
-            reason = _REASONS.get(type(error), Reason.MODEL_BROKEN)
-            raise CallError(reason, str(error), {"model": model_id}) from error
-        return ModelRef(model_id=model_id, path=str(folder.path), digest=folder.digest), profile
-
     async def profile(self, model_id: str, members: tuple[str, ...]) -> tuple[ModelRef, ModelProfile]:
-        """As `profile_here`; where this node lacks the model, the first member that has it answers.
+        """See `ModelFinder.profile`."""
+        return await self.models.profile(model_id, members)
 
-        Raises:
-            CallError: no reachable member has it.
-        """
-        try:
-            return await self.profile_here(model_id)
-        except CallError as error:
-            if error.reason is not Reason.MODEL_NOT_FOUND:
-                raise
-            missing = error
-        for node_id in members:
-            stub = self._peers.stub(node_id) if node_id != self._node_id else None
-            if stub is None:
-                continue
-            try:
-                response = await stub.ProfileModel(
-                    peer_pb2.ProfileModelRequest(model_id=model_id), timeout=PROFILE_DEADLINE_SECONDS
-                )
-            except grpc.aio.AioRpcError as error:
-                passed_on = from_rpc_error(error)
-                if passed_on.reason in {Reason.MODEL_NOT_FOUND, Reason.PEER_UNREACHABLE}:
-                    continue
-                raise passed_on from error
-            return from_proto(response.model), ModelProfile.from_json_text(response.profile_json.decode())
-        raise missing
+    def _matching_folder(self, model: ModelRef) -> ModelFolder:
+        return self.models.folder(model)
 
     async def wanted(self, request: cluster_pb2.LoadModelRequest, view: ClusterView) -> WantedModel:
         """What a load asks for, its model resolved.
@@ -196,9 +145,11 @@ class Planning:
         wanted = effect.wanted
         model = wanted.model or ModelRef()
         try:
-            _, profile = await self.profile(
+            # What the others have under the name may have changed since: the digest says what is wanted.
+            found = await self.models.profile_by_digest(model.digest) or await self.profile(
                 model.path or model.model_id, tuple(m.node_id for m in effect.members)
             )
+            profile = found[1]
             profile = _quantised(profile, wanted.kv_bits)
             result = await self._plan(profile, wanted, effect)
         except CallError as error:
@@ -243,8 +194,12 @@ class Planning:
         found = effect.plan.stage_of(self._node_id)
         if found is not None:
             deployment, stage = found
+            model = deployment.model or ModelRef()
             try:
-                await asyncio.to_thread(self._matching_folder, deployment.model or ModelRef())
+                await asyncio.to_thread(self._matching_folder, model)
+            except LocalModelNotFoundError as error:
+                if obstacle := await self._obstacle(model, _weights_bytes(stage)):
+                    reason = f"{error}; {obstacle}"
             except LocalModelError as error:
                 reason = str(error)
             needed = sum(entry.size_bytes for entry in stage.ledger.entries) if stage.ledger else 0
@@ -261,7 +216,7 @@ class Planning:
         self, profile: ModelProfile, wanted: WantedModel, effect: fx.ComputePlan
     ) -> tuple[Placement, TransportChoice, str] | Refusal:
         """The plan, what carries it, and why it is no split of every layer where one was allowed."""
-        nodes = capacities(effect.members)
+        nodes = with_holdings(capacities(effect.members), effect.current, wanted.model or ModelRef())
         failures = {failure.node_ids: failure.reason for failure in effect.transport_failures}
         rdma = self._rdma_links(effect.members, nodes, failures)
         request = PlanRequest(
@@ -316,25 +271,6 @@ class Planning:
         )
         self._notify(ev.PlanRefused(request_id=request_id, reason=reason, refusal_json=refusal))
 
-    def _matching_folder(self, model: ModelRef) -> ModelFolder:
-        """The folder at the same path as on the node that resolved it, else by name; content must match."""
-        attempts = [text for text in dict.fromkeys((model.path, model.model_id)) if text]
-        error = LocalModelNotFoundError(f"no model folder {model.model_id!r} on this node")
-        for attempt in attempts:
-            try:
-                folder = resolve(attempt, self._config.models_folders)
-            except LocalModelNotFoundError as missing:
-                error = missing
-                continue
-            if model.digest and folder.digest != model.digest:
-                error = LocalModelNotFoundError(
-                    f"{folder.path} holds other content than the model of the plan "
-                    f"(digest {folder.digest[:12]}, wanted {model.digest[:12]}); copy the same files to every node"
-                )
-                continue
-            return folder
-        raise error
-
 
 def ask_of(request: cluster_pb2.PlanModelRequest, *, default_chunk_tokens: int) -> PlanAsk:
     """A dry run's request as an ask.
@@ -368,6 +304,11 @@ def ask_of(request: cluster_pb2.PlanModelRequest, *, default_chunk_tokens: int) 
 
 def _member_ids(view: ClusterView) -> tuple[str, ...]:
     return tuple(m.node_id for m in view.document.members) if view.document else ()
+
+
+def _weights_bytes(stage: Stage) -> int:
+    entries = stage.ledger.entries if stage.ledger else ()
+    return sum(entry.size_bytes for entry in entries if entry.name in {"weights", "embedding", "head"})
 
 
 def _checked_model_id(model_id: str) -> str:

@@ -102,15 +102,38 @@ class Recorder:
         """A worker's process is about to be started."""
         self._log.record(Kind.WORKER_STARTED, epoch=_epoch(epoch), stage=stage)
 
-    def worker_runs(self, epoch: msg.Epoch, stage: int, pid: int | None) -> None:
-        """Its process lives."""
-        self._log.record(Kind.WORKER_RUNS, epoch=_epoch(epoch), stage=stage, pid=pid)
+    def worker_runs(
+        self, epoch: msg.Epoch, stage: int, pid: int | None, process: str = "new", reason: str = ""
+    ) -> None:
+        """Its process lives, and has been given its stage.
+
+        Args:
+            epoch: Its epoch.
+            stage: Its stage.
+            pid: Its process.
+            process: "new", "kept" (from the epoch before) or "replaced".
+            reason: Why it was replaced.
+        """
+        self._log.record(
+            Kind.WORKER_RUNS, epoch=_epoch(epoch), stage=stage, pid=pid, process=process, reason=reason
+        )
+
+    def worker_rests(self, epoch: msg.Epoch, pid: int | None) -> None:
+        """Its epoch has ended, and its process lives on."""
+        self._log.record(Kind.WORKER_RESTS, epoch=_epoch(epoch), pid=pid)
+
+    def worker_dismissed(self, epoch: msg.Epoch, pid: int | None, reason: str) -> None:
+        """The process that rested is gone."""
+        self._log.record(Kind.WORKER_DISMISSED, epoch=_epoch(epoch), pid=pid, reason=reason)
 
     def worker_reported(self, report: msg.WorkerReport) -> None:
         """It became ready, or failed; its other states are no news here."""
         facts = {"epoch": _epoch(report.epoch), "stage": report.stage_index}
         if report.state is msg.WorkerState.READY:
-            self._log.record(Kind.WORKER_READY, **facts)
+            read_bytes = report.loaded_bytes - report.kept_bytes
+            self._log.record(
+                Kind.WORKER_READY, **facts, kept_bytes=report.kept_bytes, read_bytes=max(0, read_bytes)
+            )
         elif report.state is msg.WorkerState.FAILED:
             self._log.record(Kind.WORKER_FAILED, **facts, error=report.error)
 
@@ -118,30 +141,50 @@ class Recorder:
         """Its process is gone."""
         self._log.record(Kind.WORKER_STOPPED, epoch=_epoch(epoch))
 
-    def run_started(self, request_id: str, epoch: msg.Epoch) -> None:
-        """The head hands a request to its worker."""
-        self._log.record(Kind.RUN_STARTED, request=request_id, epoch=_epoch(epoch))
+    def run_started(self, run: str, epoch: msg.Epoch, *, first: int) -> None:
+        """The head hands a run of a request, named by both, to its worker; `first` is its first token's index."""
+        request, _, _ = run.partition("/")
+        self._log.record(Kind.RUN_STARTED, request=request, run=run, epoch=_epoch(epoch), first=first)
 
-    def run_ended(self, request_id: str, how: str) -> None:
+    def run_ended(self, run: str, how: str) -> None:
         """The head has no more to do for it."""
-        self._log.record(Kind.RUN_ENDED, request=request_id, how=how)
+        request, _, _ = run.partition("/")
+        self._log.record(Kind.RUN_ENDED, request=request, run=run, how=how)
 
     def refused(self, reason: str) -> None:
         """The API node did not take a request."""
         self._log.record(Kind.REFUSED, reason=reason)
 
     def request(
-        self, request_id: str, epoch: msg.Epoch, *, prompt_tokens: int, max_tokens: int
+        self,
+        request_id: str,
+        epoch: msg.Epoch | None,
+        *,
+        prompt_tokens: int,
+        max_tokens: int,
+        resumed_from: int = 0,
+        attempt: int = 0,
     ) -> RequestTrail:
-        """The API node takes a request; tell the trail what becomes of it."""
+        """The API node takes a request; tell the trail what becomes of it.
+
+        Args:
+            request_id: Unique in the cluster, but for a request that is taken up.
+            epoch: Of the plan that is ready; None where none is.
+            prompt_tokens: Tokens of the prompt.
+            max_tokens: Most tokens to generate; 0 for up to the context.
+            resumed_from: Tokens that the client brought.
+            attempt: Which of its tries to take the request up; 0 for a new request.
+        """
         self._log.record(
             Kind.ACCEPTED,
             request=request_id,
             epoch=_epoch(epoch),
             prompt_tokens=prompt_tokens,
             max_tokens=max_tokens,
+            resumed_from=resumed_from,
+            attempt=attempt,
         )
-        return RequestTrail(self._log, request_id)
+        return RequestTrail(self._log, request_id, tokens=resumed_from)
 
 
 class RequestTrail:
@@ -149,12 +192,12 @@ class RequestTrail:
 
     EVERY = 64
 
-    def __init__(self, log: EventLog, request_id: str) -> None:
+    def __init__(self, log: EventLog, request_id: str, *, tokens: int = 0) -> None:
         self._log = log
         self._request_id = request_id
         self._first = 0
         self._count = 0
-        self._tokens = 0
+        self._tokens = tokens
         self._ended = False
 
     def delivered(self, index: int, count: int) -> None:
@@ -169,6 +212,25 @@ class RequestTrail:
         self._tokens += count
         if self._count >= self.EVERY:
             self._tell()
+
+    def run_asked(self, number: int, epoch: msg.Epoch, *, head_node_id: str, first: int) -> None:
+        """The head of a plan is asked to run it from the token with index `first` on."""
+        self._tell()
+        self._log.record(
+            Kind.RUN_ASKED,
+            request=self._request_id,
+            run=number,
+            epoch=_epoch(epoch),
+            head=head_node_id,
+            first=first,
+        )
+
+    def run_lost(self, number: int, epoch: msg.Epoch, reason: str) -> None:
+        """A run was given up; nothing that it tells from now on is believed."""
+        self._tell()
+        self._log.record(
+            Kind.RUN_LOST, request=self._request_id, run=number, epoch=_epoch(epoch), reason=reason
+        )
 
     def finished(self, reason: str) -> None:
         """The client is told the last token, and why it is the last.

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import secrets
+import time
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from macmesh_daemon.files import FolderLock
 from macmesh_daemon.hostinfo import collect_facts
 from macmesh_daemon.identity import begin_start, load_or_create_identity
 from macmesh_daemon.logs import get_logger
-from macmesh_daemon.node.bulletin import BulletinBoard
+from macmesh_daemon.node.bulletin import Bulletin, BulletinBoard
 from macmesh_daemon.node.candidates import CandidateDialer
 from macmesh_daemon.node.changes import ChangeDesk
 from macmesh_daemon.node.codec import to_proto
@@ -50,9 +51,16 @@ from macmesh_daemon.node.transport import GrpcTransport
 from macmesh_daemon.node.trust import Denied, Trust
 from macmesh_daemon.node.trust_service import TrustService
 from macmesh_daemon.node.waiting import wait_for_membership
+from macmesh_daemon.node.weights_client import GrpcWeights
+from macmesh_daemon.node.weights_desk import WeightsDesk
+from macmesh_daemon.weights.hub_source import HubSource
+from macmesh_daemon.weights.library import Library
+from macmesh_daemon.weights.serving import ServingLimits
+from macmesh_daemon.weights.store import ModelStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from macmesh_daemon.config import Config
     from macmesh_daemon.identity import Start
@@ -140,11 +148,34 @@ class Node:
             tasks=tasks,
         )
         denied.read = lambda: self.driver.view
+        self.library = Library(
+            ModelStore(config.resolved_weights_folder()),
+            lambda: config.models_folders,
+            config.data_dir / "weights-hashes",
+        )
+        self.weights_limits = ServingLimits(
+            config.weights_serving_bytes_per_second, self._is_serving, self.clock
+        )
+        hub = HubSource(config.hub_endpoint)
+        self.weights = WeightsDesk(
+            node_id=self.node_id,
+            library=self.library,
+            resolve_path=self._resolve_path,
+            peers=GrpcWeights(self.peers),
+            members=self._reachable_members,
+            hub=hub,
+            cache_dir=config.data_dir / "profiles",
+            clock=self.clock,
+            announce=self._announce,
+        )
         self.planning = Planning(
             config=config,
             node_id=self.node_id,
             facts=lambda: self._facts,
             peers=self.peers,
+            library=self.library,
+            hub=hub,
+            obstacle=self.weights.obstacle,
             notify=self.driver.notify,
         )
         self.changes = ChangeDesk(driver=self.driver, peers=self.peers, node_id=self.node_id)
@@ -154,10 +185,11 @@ class Node:
         self.stage_host = StageHost(
             factory=worker_factory,
             credentials=credentials,
-            resolve_path=self.planning.resolve_path,
+            provide=self.weights.provide,
             bind_host=lambda: lanes_host(self.addresses.hosts),
             host_id=facts.host_id,
             step_deadline_seconds=config.step_deadline_seconds,
+            rest_seconds=config.worker_rest_seconds,
             sync=self._sync,
             notify=self.driver.notify,
             recorder=self.recorder,
@@ -166,8 +198,9 @@ class Node:
         self.driver.stage_host = self.stage_host
         self.driver.planning = self.planning
         self.driver.changes = self.changes
-        self.requests = RequestDesk(node=self)
+        self.requests = RequestDesk(node=self, tasks=tasks)
         self.head_schedule = HeadSchedule(partial(newest_stats, self), self.clock)
+        self.driver.on_view = self.requests.look
         self._dialer = CandidateDialer(
             node_id=self.node_id,
             credentials=credentials,
@@ -251,7 +284,34 @@ class Node:
 
     def health(self) -> tuple[str, ...]:
         """What this machine gives a person to know or do."""
-        return (*self._host_health(), *self.trust.health(), *self._sync.health(), *self._sources.health())
+        return (
+            *self._host_health(),
+            *self.trust.health(),
+            *self._sync.health(),
+            *self._sources.health(),
+            *self.weights.health(),
+        )
+
+    def _resolve_path(self, model_id: str, path: str, digest: str) -> Path:
+        return self.planning.resolve_path(model_id, path, digest)
+
+    def _is_serving(self) -> bool:
+        return self.requests.active > 0 or self.stage_host.is_serving
+
+    def _reachable_members(self) -> tuple[str, ...]:
+        """The other members, those that are not known to be gone; what each holds, it says itself."""
+        view = self.driver.view
+        members = view.document.members if view.document else ()
+        gone = {"dead", "left", "incompatible"}
+        return tuple(
+            member.node_id
+            for member in members
+            if member.node_id != self.node_id and view.liveness.get(member.node_id) not in gone
+        )
+
+    def _announce(self, event: str, facts: dict[str, object]) -> None:
+        self.recorder.announced(event, facts)
+        self.board.post(Bulletin(time.time(), event, facts))
 
     def _note_rdma(self, rdma_json: str) -> None:
         self._facts = replace(self._facts, rdma_json=rdma_json)

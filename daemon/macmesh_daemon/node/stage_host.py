@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from macmesh_daemon.cluster import events
 from macmesh_daemon.cluster.messages import (
     Deployment,
     Epoch,
-    ModelRef,
     SetPeersRequest,
     WorkerReport,
     WorkerState,
@@ -22,12 +22,14 @@ from macmesh_daemon.logs import get_logger
 from macmesh_daemon.node.call_errors import CallError, known_reason
 from macmesh_daemon.node.codec import from_proto, to_proto
 from macmesh_daemon.node.pings import Pings
+from macmesh_daemon.node.resting import Process, Resting, RestingPlace, why_replaced
 from macmesh_daemon.supervisor.errors import SupervisorError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from pathlib import Path
 
+    from macmesh_daemon.cluster.messages import FetchProgress
     from macmesh_daemon.node.live_credentials import LiveCredentials
     from macmesh_daemon.node.recorder import Recorder
     from macmesh_daemon.node.sync_keeper import SyncKeeper
@@ -39,6 +41,8 @@ _log = get_logger(part="stage host")
 SEND_DEADLINE_SECONDS = 5.0
 #: A worker whose epoch ended and that does not end by itself within this is killed.
 STOP_DEADLINE_SECONDS = 2.0
+#: A worker that outlived its epoch waits this long for a plan that can use what it holds.
+REST_SECONDS = 120.0
 #: A request that waits gives an empty response this often, so that silence means loss.
 SIGN_OF_LIFE_SECONDS = 5.0
 
@@ -47,16 +51,29 @@ SIGN_OF_LIFE_SECONDS = 5.0
 class _Hosted:
     worker: Worker
     epoch: Epoch
+    deployment: Deployment
     stage_index: int
+    process: Process = field(default_factory=Process)
+    ends: bool = False
     requests: dict[str, asyncio.Queue[peer_pb2.RunRequestResponse | CallError | None]] = field(
         default_factory=dict
     )
     ready: bool = False
+    is_stopping: bool = False
+    #: While the weights are brought here, before the worker is started.
+    providing: asyncio.Timeout | None = None
     pings: Pings = field(default_factory=Pings)
+
+    def require_wanted(self) -> None:
+        if self.is_stopping:
+            raise _StoppedError("the stage was taken away before it began")
 
 
 class StageHost:
     """Owns at most one worker at a time; tells the core what becomes of it.
+
+    Between two epochs the worker's process may rest, with its layers (`resting`), and is given the next stage where it
+    can take it up. What cannot be kept is gone before its successor starts.
 
     Every method must be called on the event loop. Commands for an epoch that is not the hosted one are
     ignored: the worker of an older epoch is already ending.
@@ -67,7 +84,7 @@ class StageHost:
         *,
         factory: WorkerFactory,
         credentials: LiveCredentials,
-        resolve_path: Callable[[str, str, str], Path],
+        provide: Callable[[Deployment, int, Callable[[FetchProgress], None]], Awaitable[Path]],
         bind_host: Callable[[], str],
         host_id: str,
         step_deadline_seconds: float,
@@ -75,10 +92,11 @@ class StageHost:
         notify: Callable[[events.Event], None],
         recorder: Recorder,
         tasks: asyncio.TaskGroup,
+        rest_seconds: float = REST_SECONDS,
     ) -> None:
         self._factory = factory
         self._credentials = credentials
-        self._resolve_path = resolve_path
+        self._provide = provide
         self._bind_host = bind_host
         self._host_id = host_id
         self._step_deadline_seconds = step_deadline_seconds
@@ -87,21 +105,41 @@ class StageHost:
         self._recorder = recorder
         self._tasks = tasks
         self._hosted: _Hosted | None = None
+        self._resting = RestingPlace(rest_seconds=rest_seconds, recorder=recorder, tasks=tasks)
 
     def start(self, epoch: Epoch, deployment: Deployment, stage_index: int) -> None:
-        """Start a worker process for a stage; its reports reach the core as WorkerReported."""
-        hosted = _Hosted(self._factory(), epoch, stage_index)
-        self._hosted = hosted
+        """Give a worker a stage: the one that rests, or a new one. Its reports reach the core as WorkerReported."""
+        resting, process = self._resting.choose(deployment)
+        worker = resting.worker if resting is not None and process.kind == "kept" else self._factory()
+        hosted = self._hosted = _Hosted(worker, epoch, deployment, stage_index, process)
         self._recorder.worker_started(epoch, stage_index)
-        self._tasks.create_task(self._run(hosted, deployment), name=f"worker of stage {stage_index}")
+        self._tasks.create_task(self._run(hosted, resting), name=f"worker of stage {stage_index}")
 
-    def stop(self, epoch: Epoch, deadline_seconds: float) -> None:
-        """End the worker of an epoch; WorkerStopped follows, at once where there is none."""
+    def stop(self, epoch: Epoch, deadline_seconds: float, *, keep: bool = False) -> None:
+        """End an epoch, and with it its process unless that is to be kept; WorkerStopped follows.
+
+        It comes at once where nothing serves that epoch.
+        """
         hosted = self._hosted
         if hosted is None or hosted.epoch != epoch:
+            if not keep:
+                self.release()
             self._notify(events.WorkerStopped(epoch=epoch))
             return
-        self._tasks.create_task(hosted.worker.stop(deadline_seconds), name="stop worker")
+        hosted.ends |= not keep
+        hosted.is_stopping = True
+        _interrupt(hosted.providing)
+        if keep:
+            self._resting.expect(deadline_seconds)
+            self._tasks.create_task(hosted.worker.retire(deadline_seconds), name="retire worker")
+        else:
+            self._tasks.create_task(hosted.worker.stop(deadline_seconds), name="stop worker")
+
+    def release(self) -> None:
+        """End the process that rests, where there is one: no plan needs what it holds."""
+        if not self._resting.is_empty:
+            reason = "no plan of this node needs what it holds"
+            self._tasks.create_task(self._resting.end(reason), name="release worker")
 
     def give_peers(self, request: SetPeersRequest) -> None:
         """Tell the worker where the other stages listen."""
@@ -109,6 +147,12 @@ class StageHost:
         if hosted is not None and hosted.epoch == request.epoch:
             command = lane_pb2.WorkerCommand(peers=to_proto(request))
             self._tasks.create_task(self._send(hosted, command), name="give peers")
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether the worker may be at work on requests; of one that is not the head, its head's node knows."""
+        hosted = self._hosted
+        return hosted is not None and hosted.ready and (hosted.stage_index > 0 or bool(hosted.requests))
 
     async def stats(self, epoch: Epoch, deadline_seconds: float) -> peer_pb2.StageStats:
         """What the worker of this epoch says of its memory and its time, now.
@@ -141,7 +185,10 @@ class StageHost:
     async def close(self) -> None:
         """End the worker, whatever it does."""
         if self._hosted is not None:
+            self._hosted.ends = self._hosted.is_stopping = True
+            _interrupt(self._hosted.providing)
             await self._hosted.worker.stop(STOP_DEADLINE_SECONDS)
+        await self._resting.end("the daemon ends")
 
     async def run_request(
         self, request: peer_pb2.RunRequestRequest
@@ -156,7 +203,7 @@ class StageHost:
         hosted = self._serving(request)
         queue: asyncio.Queue[peer_pb2.RunRequestResponse | CallError | None] = asyncio.Queue()
         hosted.requests[request.request_id] = queue
-        self._recorder.run_started(request.request_id, hosted.epoch)
+        self._recorder.run_started(request.request_id, hosted.epoch, first=len(request.generated_token_ids))
         ended = False
         how = "cancelled"
         try:
@@ -204,28 +251,47 @@ class StageHost:
         if request.request_id in hosted.requests:
             raise CallError(
                 Reason.INVALID_ARGUMENT,
-                f"request {request.request_id} is already running",
+                f"run {request.request_id} is already running",
             )
         return hosted
 
     async def _send(self, hosted: _Hosted, command: lane_pb2.WorkerCommand) -> None:
+        if self._hosted is not hosted:
+            return  # its epoch has ended, and its process may serve another one
         try:
             async with asyncio.timeout(SEND_DEADLINE_SECONDS):
                 await hosted.worker.send(command)
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, SupervisorError) as error:
             # The end of the process is reported by its event stream; here it is only noted.
             _log.warning(
                 "worker did not take command", command=command.WhichOneof("command"), error=str(error)
             )
 
-    async def _run(self, hosted: _Hosted, deployment: Deployment) -> None:
+    async def _run(self, hosted: _Hosted, resting: Resting | None) -> None:
         failure = ""
+        rests = False
+        sync_mode, deployment = "", hosted.deployment
         try:
-            start = await self._start_message(hosted, deployment)
-            await hosted.worker.start(start)
-            self._recorder.worker_runs(hosted.epoch, hosted.stage_index, hosted.worker.pid)
+            sync_mode = await self._begin(hosted, resting)
+            self._recorder.worker_runs(
+                hosted.epoch,
+                hosted.stage_index,
+                hosted.worker.pid,
+                hosted.process.kind,
+                hosted.process.reason,
+            )
             async for event in hosted.worker.events():
                 self._take(hosted, event)
+            rests = hosted.worker.resting and not hosted.ends
+        except _StoppedError as stopped:
+            _log.info("worker not started", epoch=str(hosted.epoch), reason=str(stopped))
+            if resting is not None and resting.worker is hosted.worker:
+                # It has not been asked to take the stage up: it rests as before.
+                rests, deployment, sync_mode = (
+                    hosted.worker.resting and not hosted.ends,
+                    resting.deployment,
+                    resting.sync_mode,
+                )
         except Exception as error:  # noqa: BLE001  whatever ends a worker must reach the core as a report
             failure = f"{type(error).__name__}: {error}"
         finally:
@@ -234,9 +300,12 @@ class StageHost:
             for queue in hosted.requests.values():
                 queue.put_nowait(None)
             hosted.pings.end()
-            with contextlib.suppress(Exception):
-                await hosted.worker.stop(STOP_DEADLINE_SECONDS)
-            self._recorder.worker_stopped(hosted.epoch)
+            if rests:
+                self._resting.lay(Resting(hosted.worker, hosted.epoch, deployment, sync_mode))
+            else:
+                with contextlib.suppress(Exception):
+                    await hosted.worker.stop(STOP_DEADLINE_SECONDS)
+                self._recorder.worker_stopped(hosted.epoch)
         if failure:
             _log.error("worker could not be run", epoch=str(hosted.epoch), error=failure)
             self._tell(
@@ -249,13 +318,40 @@ class StageHost:
             )
         self._notify(events.WorkerStopped(epoch=hosted.epoch))
 
+    async def _begin(self, hosted: _Hosted, resting: Resting | None) -> str:
+        """Hand the worker its stage, once what cannot take it up is gone; returns the synchronisation in force."""
+        is_kept = False
+        try:
+            start = await self._start_message(hosted, hosted.deployment)
+            hosted.require_wanted()
+            if resting is not None and resting.worker is hosted.worker:
+                reason = why_replaced(resting, hosted.deployment, start.sync_mode)
+                is_kept = not reason
+                if reason:
+                    hosted.process = Process("replaced", reason)
+                    hosted.worker = self._factory()
+        except _StoppedError:
+            is_kept = resting is not None and resting.worker is hosted.worker and not hosted.ends
+            raise
+        finally:
+            if resting is not None and not is_kept:
+                await self._resting.dismiss(
+                    resting, hosted.process.reason or "its next stage cannot be started"
+                )
+        if is_kept:
+            await hosted.worker.restart(start)
+            return start.sync_mode
+        await self._resting.settled()
+        hosted.require_wanted()
+        await hosted.worker.start(start)
+        return start.sync_mode
+
     def _tell(self, report: WorkerReport) -> None:
         self._recorder.worker_reported(report)
         self._notify(events.WorkerReported(report=report))
 
     async def _start_message(self, hosted: _Hosted, deployment: Deployment) -> lane_pb2.StartStage:
-        model = deployment.model or ModelRef()
-        path = await asyncio.to_thread(self._resolve_path, model.model_id, model.path, model.digest)
+        path = await self._provided(hosted, deployment)
         sync = await self._sync.decide(deployment.sync_mode)
         return lane_pb2.StartStage(
             epoch=to_proto(hosted.epoch),
@@ -272,10 +368,43 @@ class StageHost:
             sync_reason=sync.reason,
         )
 
+    async def _provided(self, hosted: _Hosted, deployment: Deployment) -> Path:
+        """The folder that the worker loads from, once what it needs is there; the core is told how it goes."""
+
+        def told(fetch: FetchProgress) -> None:
+            here = fetch.disk_bytes + fetch.peer_bytes + fetch.hub_bytes
+            self._tell(
+                WorkerReport(
+                    epoch=hosted.epoch,
+                    stage_index=hosted.stage_index,
+                    state=WorkerState.LOADING,
+                    loaded_bytes=here,
+                    total_bytes=fetch.total_bytes,
+                    fetch=fetch,
+                )
+            )
+
+        hosted.require_wanted()
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                hosted.providing = scope
+                return await self._provide(deployment, hosted.stage_index, told)
+        except TimeoutError:
+            if scope.expired():
+                raise _StoppedError("the stage was taken away while its weights were fetched") from None
+            raise
+        finally:
+            hosted.providing = None
+
     def _take(self, hosted: _Hosted, event: lane_pb2.WorkerEvent) -> None:
         match event.WhichOneof("event"):
             case "report":
-                report = from_proto(event.report)
+                report = dataclasses.replace(
+                    from_proto(event.report),
+                    process=hosted.process.kind,
+                    process_reason=hosted.process.reason,
+                )
                 hosted.ready = report.state is WorkerState.READY
                 if report.hung and report.sync_mode == "fast":
                     self._tasks.create_task(self._sync.note_hang(report.error), name="note hang")
@@ -301,6 +430,15 @@ class StageHost:
         queue = hosted.requests.get(request_id)
         if queue is not None:
             queue.put_nowait(item)
+
+
+class _StoppedError(Exception):
+    """The stage was taken away before its worker was started."""
+
+
+def _interrupt(scope: asyncio.Timeout | None) -> None:
+    if scope is not None:
+        scope.reschedule(asyncio.get_running_loop().time())
 
 
 def request_error(reason: str, message: str) -> CallError:

@@ -30,7 +30,7 @@ async def stage_stats(node: Node) -> cluster_pb2.GetStageStatsResponse:
     Raises:
         CallError: nothing is served.
     """
-    served = node.requests.served("")
+    served = node.requests.served()
     plan = served.deployment
     tokenizer = await node.requests.tokenizer(served.model)
     async with asyncio.TaskGroup() as tasks:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from macmesh.reasons import Reason
+from macmesh_daemon.cluster.keeping import why_not_kept
 from macmesh_daemon.cluster.messages import Deployment, Ledger, LedgerEntry, LinkBuffers, ModelRef, Stage
 from macmesh_placement import NodeCapacity, Reserves, cache_budget_bytes, stage_cache_cost
 from macmesh_placement.tensor import shard_profile
@@ -13,7 +15,7 @@ from macmesh_rdma.options import LinkOptions
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from macmesh_daemon.cluster.messages import Member
+    from macmesh_daemon.cluster.messages import Member, Plan
     from macmesh_daemon.config import Config
     from macmesh_daemon.node.lane_choice import TransportChoice
     from macmesh_placement import Ledger as PlacementLedger
@@ -56,6 +58,28 @@ def _capacity(member: Member) -> NodeCapacity:
         bandwidth_gb_per_s=facts.bandwidth_gb_per_s or facts.table_bandwidth_gb_per_s,
         fused_attention=facts.chip.startswith("Apple"),
     )
+
+
+def with_holdings(
+    nodes: tuple[NodeCapacity, ...], current: Plan | None, model: ModelRef
+) -> tuple[NodeCapacity, ...]:
+    """The nodes with what their workers hold of ``model`` under the plan that runs: the planner moves few bytes.
+
+    Nothing counts as held where the next plan could not take it up (`macmesh_daemon.cluster.keeping`).
+    """
+    held: dict[str, dict[str, Any]] = {
+        stage.node_id: {
+            "resident_layers": frozenset(range(stage.first_layer, stage.end_layer)),
+            "holds_embedding": stage.first_layer == 0,
+            "holds_head": stage.end_layer == deployment.layer_count,
+        }
+        for deployment in (current.deployments if current is not None else ())
+        if deployment.model is not None
+        and deployment.model.digest == model.digest
+        and not why_not_kept(deployment, deployment)
+        for stage in deployment.stages
+    }
+    return tuple(replace(node, **held.get(node.node_id, {})) for node in nodes)
 
 
 def deployment_of(

@@ -1,4 +1,4 @@
-"""What is still open at a worker, so that its end can be told completely."""
+"""What is still open at a worker, so that the end of its epoch can be told completely."""
 
 from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2, types_pb2
 from macmesh_daemon.supervisor.interface import FINAL_STATES
@@ -7,7 +7,7 @@ LOST_REASON = "WORKER_FAILED"
 
 
 class OpenBusiness:
-    """Follows commands and events of one worker and knows what its end leaves open. Pure."""
+    """Follows commands and events of one epoch of a worker and knows what its end leaves open. Pure."""
 
     def __init__(self) -> None:
         self._epoch = types_pb2.Epoch()
@@ -21,6 +21,16 @@ class OpenBusiness:
     def stopping(self) -> bool:
         """Whether an orderly end was asked for."""
         return self._stopping
+
+    @property
+    def epoch(self) -> types_pb2.Epoch:
+        """The worker's epoch."""
+        return self._epoch
+
+    @property
+    def rests(self) -> bool:
+        """Whether the worker has said that the epoch has ended and its process lives on."""
+        return self._told is not None and self._told.resting
 
     @property
     def stage_index(self) -> int:
@@ -46,11 +56,14 @@ class OpenBusiness:
         self._stopping = True
 
     def passes(self, event: lane_pb2.WorkerEvent) -> bool:
-        """Takes note of an event of the worker; False where it must wait for the process to end.
+        """Takes note of an event of the worker; False where it is not to be told as it is.
 
-        A final report is held back: `close` tells it after the process has gone.
+        A final report is held back: `close` tells it after the process has gone, or where it `rests`. What is of
+        another epoch is dropped.
         """
         kind = event.WhichOneof("event")
+        if kind == "report" and event.report.epoch != self._epoch:
+            return False
         if kind == "failed":
             self._requests.pop(event.failed.request_id, None)
         elif (
@@ -67,7 +80,8 @@ class OpenBusiness:
         """The events that end the worker's story.
 
         Args:
-            how: how the process ended, for people; used where the worker gave no reason itself.
+            how: how the process ended, for people; used where the worker gave no reason itself. Empty where it lives on
+                or was never there.
             hung: it was killed because its inference loop did not turn any more.
         """
         sync_mode, sync_reason = self._sync
@@ -85,6 +99,7 @@ class OpenBusiness:
             report.error = (self._told.error if self._told else "") or how
             report.peer_lost = self._told is not None and self._told.peer_lost
             report.transport_failure = self._told.transport_failure if self._told else ""
+        report.resting = self.rests and not how
         reason = report.error or "the worker was stopped"
         failures = [
             lane_pb2.WorkerEvent(

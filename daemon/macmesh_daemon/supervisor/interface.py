@@ -10,17 +10,19 @@ FINAL_STATES = frozenset({peer_pb2.WORKER_STATE_FAILED, peer_pb2.WORKER_STATE_ST
 
 
 class Worker(abc.ABC):
-    """One worker: started once, ended once.
+    """One worker process: started once, ended once, and between the two it may serve several epochs in turn.
 
-    The life of a worker as seen in `events`::
+    The life of one epoch as seen in `events`::
 
         STARTING -> LOADING ... -> LOADED -> (set_peers) -> READY -> STOPPED or FAILED
 
     * Reports of LOADING repeat while the weights load. LOADED carries the addresses of both lanes.
     * A request handed in by `submit` ends in exactly one of: a progress with a finish reason, or a failure.
-      If the worker ends first, the failure has the reason ``WORKER_FAILED``.
-    * The last event is always a report of STOPPED (`stop` was called) or FAILED (all else, also SIGKILL).
-      It comes after the process has ended and nothing of the worker is left.
+      If the epoch ends first, the failure has the reason ``WORKER_FAILED``.
+    * The last event is always a report of STOPPED (`stop` or `retire` was called) or FAILED (all else, also SIGKILL).
+      It comes after the process has ended and nothing of the worker is left; or, with ``resting`` set, once nothing of
+      the epoch is left in a process that lives on. Nothing of an epoch comes after it.
+    * A worker that rests holds its weights and does nothing. `restart` gives it a stage, of which `events` then tells.
     """
 
     @property
@@ -37,6 +39,28 @@ class Worker(abc.ABC):
             LocalWorkerStartError: the process could not be started. `events` then ends with FAILED too.
         """
 
+    @property
+    @abc.abstractmethod
+    def resting(self) -> bool:
+        """Whether its epoch has ended, while the process lives on with its weights."""
+
+    @abc.abstractmethod
+    async def retire(self, deadline_seconds: float) -> None:
+        """Ends the epoch and keeps the process; kills it where the epoch has not ended after `deadline_seconds`.
+
+        Returns once the worker rests or the process is gone: some cannot rest, and end. Does nothing where the epoch
+        has ended already.
+        """
+
+    @abc.abstractmethod
+    async def restart(self, start: lane_pb2.StartStage) -> None:
+        """Hands its next stage to a worker that rests; returns before anything is loaded.
+
+        Raises:
+            LocalWorkerStateError: it does not rest.
+            RemoteWorkerEndedError: it has ended while it rested.
+        """
+
     @abc.abstractmethod
     async def send(self, command: lane_pb2.WorkerCommand) -> None:
         """Hands over one command; returns once it is on its way.
@@ -48,7 +72,7 @@ class Worker(abc.ABC):
 
     @abc.abstractmethod
     def events(self) -> AsyncIterator[lane_pb2.WorkerEvent]:
-        """Everything the worker tells, in order; for one reader. Ends after the final report."""
+        """Everything the worker tells of its epoch, in order; for one reader. Ends after the final report."""
 
     @abc.abstractmethod
     async def stop(self, deadline_seconds: float) -> None:
@@ -86,5 +110,5 @@ def require_start(command: lane_pb2.WorkerCommand) -> None:
     """
     if command.WhichOneof("command") == "start":
         raise LocalWorkerStateError(
-            "a worker is started by start(), once; make a new worker for another stage"
+            "a worker is started by start(), once, and given another stage by restart()"
         )

@@ -89,6 +89,8 @@ class WorkerProcess(Worker):
         self._ready = asyncio.Event()
         self._pong = asyncio.Event()
         self._done = asyncio.Event()
+        self._resting = False
+        self._epoch_ended = asyncio.Event()
         self._reason = ""
         self._hung = False
 
@@ -139,10 +141,47 @@ class WorkerProcess(Worker):
         )
         await self._write(lane_pb2.WorkerCommand(start=start))
 
+    @property
+    def resting(self) -> bool:
+        """See `Worker.resting`."""
+        return self._resting and not self._done.is_set()
+
+    async def restart(self, start: lane_pb2.StartStage) -> None:
+        """See `Worker.restart`."""
+        if self._done.is_set():
+            raise RemoteWorkerEndedError("the worker has ended while it rested; start a new one")
+        if not self._resting:
+            raise LocalWorkerStateError("the worker does not rest; retire() it first")
+        self._business = OpenBusiness()
+        self._business.note_start(start)
+        self._step_deadline_seconds = start.step_deadline_seconds or self._hang_deadline_seconds
+        self._resting = False
+        self._epoch_ended = asyncio.Event()
+        await self._write(lane_pb2.WorkerCommand(start=start))
+
+    async def retire(self, deadline_seconds: float) -> None:
+        """See `Worker.retire`."""
+        if self._process is None:
+            await self.stop(deadline_seconds)
+        if self._done.is_set() or self._resting:
+            return
+        self._business.note_stop()
+        ended = self._epoch_ended
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                with contextlib.suppress(RemoteWorkerError):
+                    retire = lane_pb2.RetireEpoch(epoch=self._business.epoch)
+                    await self._write(lane_pb2.WorkerCommand(retire=retire))
+                await ended.wait()
+        except TimeoutError:
+            self._kill(f"it did not end its epoch within {deadline_seconds:g} s")
+            async with asyncio.timeout(KILL_DEADLINE_SECONDS):
+                await self._done.wait()
+
     async def send(self, command: lane_pb2.WorkerCommand) -> None:
         """See `Worker.send`."""
         require_start(command)
-        if self._done.is_set():
+        if self._done.is_set() or self._resting:
             raise RemoteWorkerEndedError("the worker has ended; start a new one")
         self._business.note_command(command)
         await self._write(command)
@@ -209,19 +248,33 @@ class WorkerProcess(Worker):
     async def _read_events(self, port: MessagePort) -> None:
         try:
             while (message := await port.receive()) is not None:
-                event = lane_pb2.WorkerEvent.FromString(message)
-                kind = event.WhichOneof("event")
-                if kind == "pong":
-                    self._pong.set()
-                elif kind == "report" and event.report.state == peer_pb2.WORKER_STATE_READY:
-                    self._ready.set()
-                if self._business.passes(event):
-                    self._events.put_nowait(event)
+                self._take(lane_pb2.WorkerEvent.FromString(message))
             self._give_last_seconds()
         except (RemoteMismatchError, DecodeError) as error:
             self._kill(f"it sent something that is no event: {error}")
         except RemotePeerLostError:
             self._give_last_seconds()
+
+    def _take(self, event: lane_pb2.WorkerEvent) -> None:
+        if self._resting:
+            return  # of an epoch that has ended
+        kind = event.WhichOneof("event")
+        if kind == "pong":
+            self._pong.set()
+        passes = self._business.passes(event)
+        if passes:
+            if kind == "report" and event.report.state == peer_pb2.WORKER_STATE_READY:
+                self._ready.set()
+            self._events.put_nowait(event)
+        elif self._business.rests:
+            self._rest()
+
+    def _rest(self) -> None:
+        """The epoch has ended, and the process lives on."""
+        self._resting = True
+        self._ready.clear()
+        self._pong.set()  # whoever waits for a sign of life has one
+        self._tell_end("")
 
     def _give_last_seconds(self) -> None:
         """The worker closes its port by ending. One that lives on without it is beyond reach."""
@@ -242,9 +295,9 @@ class WorkerProcess(Worker):
                 self._on_log_line(text)
 
     async def _watch(self) -> None:
-        await self._ready.wait()
         nonce = 0
         while True:
+            await self._ready.wait()
             nonce += 1
             self._pong.clear()
             try:
@@ -260,11 +313,14 @@ class WorkerProcess(Worker):
             await asyncio.sleep(self._ping_interval_seconds)
 
     async def _watch_page(self, page: ProgressReader) -> None:
-        limits = WatchLimits.of_step_deadline(self._step_deadline_seconds)
-        interval_seconds = min(MOST_LOOK_INTERVAL_SECONDS, limits.shortest_seconds / 4)
-        watchdog = Watchdog(limits, most_gap_seconds=LOOK_GAP * interval_seconds)
         loop = asyncio.get_running_loop()
+        watched: OpenBusiness | None = None
         while True:
+            if watched is not self._business:  # another epoch, with another deadline
+                watched = self._business
+                limits = WatchLimits.of_step_deadline(self._step_deadline_seconds)
+                interval_seconds = min(MOST_LOOK_INTERVAL_SECONDS, limits.shortest_seconds / 4)
+                watchdog = Watchdog(limits, most_gap_seconds=LOOK_GAP * interval_seconds)
             why = watchdog.look(page.read(), loop.time())
             if why is not None:
                 self._hung = True
@@ -305,10 +361,16 @@ class WorkerProcess(Worker):
         return text
 
     def _finish(self, how: str) -> None:
+        """The process is gone, or never was."""
+        self._done.set()
+        if not self._resting:
+            self._tell_end(how)
+
+    def _tell_end(self, how: str) -> None:
         for event in self._business.close(how, hung=self._hung):
             self._events.put_nowait(event)
         self._events.put_nowait(None)
-        self._done.set()
+        self._epoch_ended.set()
 
 
 async def _read_line(stream: asyncio.StreamReader) -> bytes:

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
 
-from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2
+from macmesh.v1 import inference_pb2, lane_pb2, peer_pb2, types_pb2
 from macmesh_daemon.supervisor.closing import OpenBusiness
 from macmesh_daemon.supervisor.errors import LocalWorkerStateError, RemoteWorkerEndedError
 from macmesh_daemon.supervisor.interface import Worker, require_start
@@ -26,6 +26,7 @@ class FakeWorker(Worker):
         gate: while given and not set, no token is generated; so a test can act in the middle of a request.
         waiting: positions that it tells of every request before its first token; no estimate with the first.
         pid: process id that it claims.
+        can_rest: False ends with the first epoch, as a process does that does not come to rest in time.
     """
 
     def __init__(
@@ -36,17 +37,22 @@ class FakeWorker(Worker):
         gate: asyncio.Event | None = None,
         waiting: Sequence[int] = (),
         pid: int = 4_000_000,
+        can_rest: bool = True,
     ) -> None:
         self._total_bytes = total_bytes
         self._load_error = load_error
         self._gate = gate
         self._waiting = tuple(waiting)
         self._claimed_pid = pid
+        self._can_rest = can_rest
+        self._resting = False
+        self._held = range(0)
         self._business = OpenBusiness()
         self._events: asyncio.Queue[lane_pb2.WorkerEvent | None] = asyncio.Queue()
         self._start: lane_pb2.StartStage | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
         self._steps = 0
+        self._kept_bytes = 0
         self._ended = False
         self.commands: list[lane_pb2.WorkerCommand] = []
         """What it was told after its start, for tests to look at."""
@@ -65,14 +71,65 @@ class FakeWorker(Worker):
         """See `Worker.start`."""
         if self._start is not None or self._ended:
             raise LocalWorkerStateError("a worker is started once; make a new one")
+        self._begin(start)
+
+    async def restart(self, start: lane_pb2.StartStage) -> None:
+        """See `Worker.restart`."""
+        if self._ended:
+            raise RemoteWorkerEndedError("the worker has ended while it rested; start a new one")
+        if not self._resting:
+            raise LocalWorkerStateError("the worker does not rest; retire() it first")
+        self._resting = False
+        self._business = OpenBusiness()
+        self._begin(start)
+
+    @property
+    def epoch(self) -> types_pb2.Epoch:
+        """The epoch that it serves, or served last."""
+        return self._business.epoch
+
+    @property
+    def resting(self) -> bool:
+        """See `Worker.resting`."""
+        return self._resting and not self._ended
+
+    async def retire(self, deadline_seconds: float) -> None:  # noqa: ARG002  a fake's epoch ends at once
+        """See `Worker.retire`."""
+        if self._ended or self._resting:
+            return
+        self._business.note_stop()
+        if self._start is None or not self._can_rest:
+            self._end("")
+        else:
+            self._end_epoch(peer_pb2.WorkerReport(state=peer_pb2.WORKER_STATE_STOPPED))
+
+    def lose_peer(self, error: str = "stage 1 is lost") -> None:
+        """Ends its epoch as a worker does that lost another stage: it rests where it can."""
+        if self._ended or self._resting:
+            return
+        if not self._can_rest:
+            self._end(error)
+            return
+        report = peer_pb2.WorkerReport(state=peer_pb2.WORKER_STATE_FAILED, error=error, peer_lost=True)
+        self._end_epoch(report)
+
+    def _begin(self, start: lane_pb2.StartStage) -> None:
         self._start = start
         self._business.note_start(start)
+        layers = range(0)
+        if start.stage_index < len(start.deployment.stages):
+            stage = start.deployment.stages[start.stage_index]
+            layers = range(stage.first_layer, stage.end_layer)
+        common = len(set(layers) & set(self._held))
+        self._kept_bytes = self._total_bytes * common // len(layers) if layers else 0
+        self._held = layers
         self._report(peer_pb2.WORKER_STATE_STARTING)
-        self._report(peer_pb2.WORKER_STATE_LOADING, loaded_bytes=0)
+        self._report(peer_pb2.WORKER_STATE_LOADING, loaded_bytes=self._kept_bytes)
         if self._load_error:
             self._end(self._load_error)
             return
-        self._report(peer_pb2.WORKER_STATE_LOADING, loaded_bytes=self._total_bytes // 2)
+        half_way = (self._kept_bytes + self._total_bytes) // 2
+        self._report(peer_pb2.WORKER_STATE_LOADING, loaded_bytes=half_way)
         self._report(
             peer_pb2.WORKER_STATE_LOADED,
             loaded_bytes=self._total_bytes,
@@ -83,7 +140,7 @@ class FakeWorker(Worker):
     async def send(self, command: lane_pb2.WorkerCommand) -> None:
         """See `Worker.send`."""
         require_start(command)
-        if self._ended:
+        if self._ended or self._resting:
             raise RemoteWorkerEndedError("the worker has ended; start a new one")
         if self._start is None:
             raise LocalWorkerStateError("the worker is not started; call start() first")
@@ -150,7 +207,7 @@ class FakeWorker(Worker):
                 estimate_seconds=1.5 * position if told else None,
             )
             self._tell(lane_pb2.WorkerEvent(waiting=waiting))
-        for index in range(count):
+        for index in range(len(request.generated_token_ids), count):
             if self._gate is not None:
                 await self._gate.wait()
             await asyncio.sleep(0)
@@ -226,6 +283,7 @@ class FakeWorker(Worker):
                     total_bytes=self._total_bytes,
                     control_address=control_address,
                     tensor_address=tensor_address,
+                    kept_bytes=self._kept_bytes,
                 )
             )
         )
@@ -234,8 +292,19 @@ class FakeWorker(Worker):
         if self._business.passes(event):
             self._events.put_nowait(event)
 
+    def _end_epoch(self, report: peer_pb2.WorkerReport) -> None:
+        report.resting = True
+        report.epoch.CopyFrom(self._business.epoch)
+        self._business.passes(lane_pb2.WorkerEvent(report=report))
+        self._resting = True
+        self._close("")
+
     def _end(self, how: str) -> None:
         self._ended = True
+        if not self._resting:
+            self._close(how)
+
+    def _close(self, how: str) -> None:
         for task in self._running.values():
             task.cancel()
         self._running.clear()

@@ -19,6 +19,8 @@ from macmesh_daemon.worker.transfers import Transfers
 Waiting = Callable[[], contextlib.AbstractContextManager[None]]
 """Is entered while this stage waits for another one, with a deadline."""
 Result = TypeVar("Result")
+CLOSE_SECONDS = 2.0
+"""For a call whose transfers were aborted to end."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -40,7 +42,7 @@ class Beside(Generic[Result]):
     def __init__(self, name: str, failed: Callable[[Exception], None] = lambda _error: None) -> None:
         self._name = name
         self._failed = failed
-        self._calls: queue.SimpleQueue[_Call[Result]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_Call[Result] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._call: _Call[Result] | None = None
 
@@ -77,9 +79,17 @@ class Beside(Generic[Result]):
         result: Result = call.result  # type: ignore[assignment]  # a call without an error has returned
         return result
 
+    def close(self) -> None:
+        """Ends the thread, which holds its owner; harmless when repeated. The call under way ends first."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._calls.put(None)
+            thread.join(CLOSE_SECONDS)
+
     def _run(self) -> None:
-        while True:
-            self._make(self._calls.get())
+        while (call := self._calls.get()) is not None:
+            self._make(call)
+            del call  # holds what was handed on, until the next one comes
 
     def _make(self, call: _Call[Result]) -> None:
         try:
@@ -134,6 +144,10 @@ class Sender:
                 self._flush()
         self._thread.begin(partial(self._transfers.send, number, list(arrays)))
 
+    def close(self) -> None:
+        """Ends the thread beside, once the transfers are aborted."""
+        self._thread.close()
+
     def _flush(self) -> None:
         if self._thread.busy:
             self._thread.end()
@@ -166,6 +180,10 @@ class Receiver:
         """The next input."""
         with self._waiting():
             return self._thread.end() if self._thread.busy else self._transfers.receive(number)
+
+    def close(self) -> None:
+        """Ends the thread beside, once the transfers are aborted."""
+        self._thread.close()
 
 
 def _bring_within_reach(array: mx.array) -> None:

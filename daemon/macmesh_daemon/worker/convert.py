@@ -18,15 +18,17 @@ FINISH_REASONS = {
 
 
 def request_from_wire(message: peer_pb2.RunRequestRequest) -> Request:
-    """The request as the scheduler knows it."""
+    """The request as the scheduler knows it: what earlier runs generated is read as the end of the prompt."""
+    replayed = len(message.generated_token_ids)
     return Request(
         request_id=message.request_id,
-        prompt=tuple(message.prompt_token_ids),
-        max_tokens=message.max_tokens,
+        prompt=(*message.prompt_token_ids, *message.generated_token_ids),
+        max_tokens=message.max_tokens - replayed if message.max_tokens else 0,
         sampling=sampling_from_wire(message.sampling),
         stop_tokens=frozenset(message.stop_token_ids),
         reuse_prefix=message.reuse_prefix if message.HasField("reuse_prefix") else True,
         keep=message.keep if message.HasField("keep") else True,
+        replayed_tokens=replayed,
     )
 
 

@@ -1,5 +1,6 @@
 """The parts that this project's own engine gives a worker. Imported before mlx is."""
 
+import gc
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,26 +14,61 @@ from macmesh_daemon.worker.loops import Schedule
 from macmesh_daemon.worker.parts import Parts, Progress
 
 if TYPE_CHECKING:
+    from macmesh_daemon.engine.held import HeldWeights
+    from macmesh_daemon.engine.stage import StageModel
     from macmesh_daemon.worker.runner import House, Stage
 
 
 def engine_parts() -> Parts:
     """This project's own engine."""
-    return Parts(_load, _house, _schedule)
+    loader = _Loader()
+    return Parts(loader.load, _house, _schedule, loader.rest)
 
 
-def _load(start: lane_pb2.StartStage, progress: Progress) -> "Stage":
-    from macmesh_daemon.engine.stage import load_stage  # noqa: PLC0415  imports mlx
+class _Loader:
+    """Loads one stage after the other; weights that both need are read once."""
 
-    stages, layer_count = start.deployment.stages, start.deployment.layer_count
-    if is_tensor_parallel(start.deployment):
-        from macmesh_daemon.engine.tensor_stage import load_tensor_stage  # noqa: PLC0415  same
+    def __init__(self) -> None:
+        self._held: HeldWeights | None = None
+        self._stage: StageModel | None = None
 
-        return load_tensor_stage(
-            Path(start.model_path), start.stage_index, len(stages), layer_count, progress
+    def load(self, start: lane_pb2.StartStage, progress: Progress) -> "Stage":
+        """See `Parts.load`."""
+        from macmesh_daemon.engine.held import HeldWeights  # noqa: PLC0415  imports mlx
+        from macmesh_daemon.engine.stage import load_stage  # noqa: PLC0415  same
+
+        stage, deployment = start.deployment.stages[start.stage_index], start.deployment
+        if is_tensor_parallel(deployment):
+            from macmesh_daemon.engine.tensor_stage import load_tensor_stage  # noqa: PLC0415  same
+
+            return load_tensor_stage(
+                Path(start.model_path),
+                start.stage_index,
+                len(deployment.stages),
+                deployment.layer_count,
+                progress,
+            )
+        self._held = self._held or HeldWeights()
+        self._stage = load_stage(
+            Path(start.model_path),
+            stage.first_layer,
+            stage.end_layer,
+            deployment.layer_count,
+            progress,
+            self._held,
         )
-    stage = stages[start.stage_index]
-    return load_stage(Path(start.model_path), stage.first_layer, stage.end_layer, layer_count, progress)
+        return self._stage
+
+    def rest(self) -> None:
+        """See `Parts.rest`."""
+        import mlx.core as mx  # noqa: PLC0415  not before the first command has set its environment
+
+        if self._stage is not None:
+            self._stage.let_go()
+            self._stage = None
+        # The model's layers and what routes their calls hold each other.
+        gc.collect()
+        mx.clear_cache()
 
 
 def _house(start: lane_pb2.StartStage, stage: "Stage") -> "House":

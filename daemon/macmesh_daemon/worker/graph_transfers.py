@@ -65,5 +65,15 @@ class GraphTransfers(HostTransfers):
         """See `Transfers.send_result`: on the control lane, because the link may hold what was sampled before."""
         self._result(done)
 
+    def abort(self, reason: str) -> bool:
+        """See `Transfers.abort`."""
+        self.graph.abort(reason)
+        return super().abort(reason)
+
+    def close(self) -> None:
+        """See `Transfers.close`."""
+        self.graph.close()
+        super().close()
+
     def listen(self, put: Put) -> None:
         """Results come on the control lane, and in the graph."""

@@ -1,4 +1,4 @@
-"""The one thread of a worker that touches mlx.
+"""One epoch on the one thread of a worker that touches mlx.
 
 MLX binds streams to threads and its waits cannot be interrupted, so everything that computes is here, and the
 rest of the worker goes on turning beside it.
@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import queue
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from macmesh_daemon.worker.loops import (
 )
 from macmesh_daemon.worker.parts import Parts
 from macmesh_daemon.worker.pings import Pings
+from macmesh_daemon.worker.resident import ResidentThread
 from macmesh_rdma.errors import RemoteTransportError, TransportError
 from macmesh_rdma.messages.progress_page import ProgressWriter
 
@@ -67,13 +67,20 @@ class Milestones:
     failed: Callable[[str], None]
     """The thread has ended; why."""
     peer_lost: Callable[[str], None]
-    """The thread has ended only because another stage was lost; how."""
+    """The thread has left the epoch only because another stage was lost; how."""
+    left: Callable[[], None]
+    """The thread has left the epoch, as it was asked to or because another stage was lost: nothing of it is left."""
+
+
+class EpochEndedError(Exception):
+    """Makes the thread leave the epoch."""
 
 
 class InferenceThread:
-    """Loads the stage, opens the lane, runs the steps.
+    """Loads the stage, opens the lane, runs the steps, until the epoch ends.
 
     Args:
+        thread: to run on.
         start: what to run.
         outlets: where the loops' messages go.
         milestones: what is told of the thread's life.
@@ -83,6 +90,7 @@ class InferenceThread:
 
     def __init__(
         self,
+        thread: ResidentThread,
         start: lane_pb2.StartStage,
         outlets: Outlets,
         milestones: Milestones,
@@ -97,6 +105,9 @@ class InferenceThread:
         self._parts = parts
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._openers: queue.SimpleQueue[OpenLane] = queue.SimpleQueue()
+        self._thread = thread
+        self._leaving = False
+        self._transfers: Transfers | None = None
         self._runner: StageRunner | None = None
         self._schedule: Schedule | None = None
         self._stats: SchedulerStats | None = None
@@ -104,12 +115,22 @@ class InferenceThread:
         self._pings = Pings(self._pong, lambda: self._inbox.put(Wake()))
         self.announced: queue.SimpleQueue[lane_pb2.StepPayload] = queue.SimpleQueue()
         """What the stage before announces."""
-        # A daemon thread: a wait in native code must not keep the process alive.
-        self._thread = threading.Thread(target=self._guarded, name="inference", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread, which begins to load."""
-        self._thread.start()
+        """Lets the thread begin to load."""
+        self._thread.run(self._guarded)
+
+    def leave(self, reason: str) -> None:
+        """Lets the thread leave the epoch wherever it is, and tell `Milestones.left`. From the event loop.
+
+        What it computes goes on to its end; waits for other stages end at once where the transport can end them.
+        """
+        # First noted, then looked for transfers; the thread does it the other way round. So one of both sees it.
+        self._leaving = True
+        self._inbox.put(EpochEndedError())
+        self._openers.put(_refuse)
+        if self._transfers is not None:
+            self._transfers.abort(reason)
 
     def open_lane(self, opener: OpenLane) -> None:
         """Lets the thread go on, once it has loaded, to open the lane and to serve."""
@@ -124,25 +145,54 @@ class InferenceThread:
         self._pings.ask(ping)
 
     def _guarded(self) -> None:
+        if self._run_to_the_end():
+            # Not in an except block, whose traceback would hold all that is to be given up.
+            self._give_up()
+            self._milestones.left()
+
+    def _run_to_the_end(self) -> bool:
+        """Whether the thread can go on with another epoch."""
         try:
             self._run()
+        except EpochEndedError:
+            return True
         except (RemoteTransportError, RemoteNeighbourError, RemoteStageFailedError) as error:
-            self._milestones.peer_lost(str(error))
+            if not self._leaving:
+                self._milestones.peer_lost(str(error))
+            return True
         except (EngineError, TransportError, WorkerError) as error:
+            if self._leaving:
+                return True  # what it waited for was ended
             self._milestones.failed(str(error))
         except MemoryError as error:
             self._milestones.failed(f"out of memory: {error}")
         except BaseException as error:  # noqa: BLE001  whatever ends the thread must end the worker
             traceback.print_exc(file=sys.stderr)
             self._milestones.failed(f"internal error: {error!r}")
+        return False
+
+    def _give_up(self) -> None:
+        """Gives up the lane, the caches and all else but the weights."""
+        transfers, self._transfers = self._transfers, None
+        if transfers is not None:
+            transfers.abort("the epoch has ended")
+        if self._runner is not None:
+            self._runner.close()
+        if transfers is not None:
+            transfers.close()
+        del transfers
+        self._runner = self._schedule = None
+        self._parts.rest()
+        self._progress.idle()
 
     def _run(self) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
         import_without_tokenizers()
         # Imported here and not above: the first command decides about mlx's environment.
-        from macmesh_daemon.worker.memory_limits import set_memory_limits  # noqa: PLC0415
-        from macmesh_daemon.worker.warm_up import has_gpu, most_batch_rows, warm_up  # noqa: PLC0415  mlx
+        from macmesh_daemon.worker.memory_limits import MemoryLimits  # noqa: PLC0415
+        from macmesh_daemon.worker.warm_up import Warmth, has_gpu, most_batch_rows  # noqa: PLC0415  imports mlx
 
+        self._progress.start()
         start, deployment = self._start, self._start.deployment
         if len(deployment.stages) > 1:
             # These import mlx, and joining must be quick.
@@ -153,14 +203,17 @@ class InferenceThread:
             else:
                 from macmesh_daemon.worker import tensor_lane  # noqa: F401, PLC0415
         self._phase("import")
-        set_memory_limits(deployment.stages[start.stage_index].ledger)
-        stage = self._parts.load(start, self._milestones.progress)
+        thread = self._thread
+        thread.limits = thread.limits or MemoryLimits()
+        thread.limits.set(deployment.stages[start.stage_index].ledger)
+        stage = self._parts.load(start, self._on_progress)
         house = self._parts.house(start, stage)
         self._phase("load")
         # Before the stages connect, which must be quick, while a load is only watched for progress.
         self._progress.warm_up()
         stage.layer_done = self._progress.layer
-        facts = warm_up(
+        thread.warmth = thread.warmth or Warmth()
+        facts = thread.warmth.warm_up(
             stage,
             context_tokens=deployment.context_tokens,
             chunk_tokens=deployment.prefill_chunk_tokens,
@@ -176,13 +229,23 @@ class InferenceThread:
         way = self._openers.get()(stage)
         transfers: Transfers | None = None
         if is_tensor_parallel(deployment):
+            self._require_epoch()
             self._runner = runner = self._make_tensor_runner(stage, house, cast("Collectives", way))
         else:
-            transfers = cast("Transfers | None", way)
+            transfers = self._transfers = cast("Transfers | None", way)
+            self._require_epoch()
             self._runner = runner = self._make_runner(stage, house, transfers)
         self._phase("connect")
         self._milestones.ready()
         self._loop(runner, stage, transfers).run(self._inbox)
+
+    def _on_progress(self, loaded: int, total: int) -> None:
+        self._require_epoch()
+        self._milestones.progress(loaded, total)
+
+    def _require_epoch(self) -> None:
+        if self._leaving:
+            raise EpochEndedError
 
     def _phase(self, name: str) -> None:
         now = time.perf_counter()
@@ -246,7 +309,12 @@ class InferenceThread:
 
     def _pong(self, ping: lane_pb2.PingWorker) -> None:
         if self._runner is not None:  # pings that came before are answered by the first turn
-            if self._schedule is not None and threading.current_thread() is self._thread:
+            if self._schedule is not None and self._thread.is_current:
                 # Another thread, which answers while this one waits, tells what was counted last.
                 self._stats = self._schedule.stats
             self._outlets.events([pong(ping, self._runner, self._stats)])
+
+
+def _refuse(_stage: "Stage") -> "Transfers | None":
+    """In place of what opens a lane."""
+    raise EpochEndedError

@@ -349,7 +349,13 @@ class HeadLoop:
             )
         if request.sampling.temperature > 0 and not request.sampling.HasField("seed"):
             return Refused(request.request_id, "INVALID_ARGUMENT", "a request that samples needs a seed")
-        largest = max(request.prompt_token_ids, default=0)
+        if 0 < request.max_tokens <= len(request.generated_token_ids):
+            return Refused(
+                request.request_id,
+                "INVALID_ARGUMENT",
+                f"{len(request.generated_token_ids)} tokens of at most {request.max_tokens} are there already",
+            )
+        largest = max((*request.prompt_token_ids, *request.generated_token_ids), default=0)
         if self._vocabulary_tokens and largest >= self._vocabulary_tokens:
             return Refused(
                 request.request_id,

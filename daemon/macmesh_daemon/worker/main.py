@@ -1,4 +1,4 @@
-"""The program ``macmesh-worker``: one stage of a plan, started by a daemon and by nobody else."""
+"""The program ``macmesh-worker``: one stage at a time, started by a daemon and by nobody else."""
 
 import argparse
 import asyncio
@@ -66,14 +66,14 @@ async def _serve(
     if command is None or command.WhichOneof("command") != "start":
         os._exit(2)
     # Imported only now: loads TLS and the rest while the daemon already knows that the process stands.
-    from macmesh_daemon.worker.shell import WorkerShell  # noqa: PLC0415
+    from macmesh_daemon.worker.residence import Residence  # noqa: PLC0415
 
     if parts is None:
         from macmesh_daemon.worker.engine_parts import engine_parts  # noqa: PLC0415  same
 
         parts = engine_parts
-    shell = WorkerShell(command.start, port, parts=parts(), progress=progress, jaccl_init=jaccl_init)
-    await shell.run()
+    residence = Residence(port, parts=parts(), progress=progress, jaccl_init=jaccl_init)
+    await residence.run(command.start)
 
 
 async def _first_command(port: MessagePort) -> lane_pb2.WorkerCommand | None:

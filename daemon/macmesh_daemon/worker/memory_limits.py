@@ -38,7 +38,27 @@ class Mlx(Protocol):
         """Bytes above which an allocation waits for the device."""
 
 
-def set_memory_limits(ledger: types_pb2.Ledger, mlx: Mlx | None = None) -> None:
+class MemoryLimits:
+    """The limits of a process that runs stages one after the other: each is held to its own ledger.
+
+    Args:
+        mlx: by default `mlx.core`.
+    """
+
+    def __init__(self, mlx: Mlx | None = None) -> None:
+        self._mlx = cast("Mlx", mx) if mlx is None else mlx
+        self._own_bytes: int | None = None
+
+    def set(self, ledger: types_pb2.Ledger) -> None:
+        """See `set_memory_limits`. A ledger without lines gives MLX its own limit back."""
+        before = set_memory_limits(ledger, self._mlx)
+        if self._own_bytes is None:
+            self._own_bytes = before
+        elif before is None:
+            self._mlx.set_memory_limit(self._own_bytes)
+
+
+def set_memory_limits(ledger: types_pb2.Ledger, mlx: Mlx | None = None) -> int | None:
     """Holds MLX to what the ledger charges.
 
     Metal keeps resident what the ledger says may be wired, at most what the device recommends, and all of that where
@@ -49,6 +69,9 @@ def set_memory_limits(ledger: types_pb2.Ledger, mlx: Mlx | None = None) -> None:
     Args:
         ledger: of the stage.
         mlx: by default `mlx.core`.
+
+    Returns:
+        The memory limit that was in force before; None where none is set.
     """
     mlx = cast("Mlx", mx) if mlx is None else mlx
     if mlx.metal.is_available():
@@ -59,4 +82,5 @@ def set_memory_limits(ledger: types_pb2.Ledger, mlx: Mlx | None = None) -> None:
     charged = {entry.name: entry.size_bytes for entry in ledger.entries}
     arrays_bytes = sum(size for name, size in charged.items() if name not in _NOT_ARRAYS)
     if arrays_bytes > kept_bytes:
-        mlx.set_memory_limit(arrays_bytes - min(kept_bytes, charged.get("allocator_slack", 0)))
+        return mlx.set_memory_limit(arrays_bytes - min(kept_bytes, charged.get("allocator_slack", 0)))
+    return None

@@ -10,12 +10,16 @@ if TYPE_CHECKING:
     from macmesh_daemon.worker.runner import House, Stage
 
 Progress = Callable[[int, int], None]
-"""Is told bytes loaded and bytes to load."""
+"""Is told bytes loaded and bytes to load; the first call tells what was there before anything was read."""
+
+
+def _rest() -> None:
+    """Keeps nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The engine's parts; all are called on the inference thread, in this order."""
+    """The engine's parts; all are called on the inference thread, in this order, and again for another epoch."""
 
     load: "Callable[[lane_pb2.StartStage, Progress], Stage]"
     """Loads the stage of a plan."""
@@ -23,3 +27,5 @@ class Parts:
     """Makes what keeps its caches."""
     schedule: "Callable[[lane_pb2.StartStage, Stage, bool], Schedule]"
     """At the head, the scheduler; last argument: whether steps are queued ahead on the device."""
+    rest: Callable[[], None] = _rest
+    """The epoch has ended: gives everything up but the weights, which the next `load` takes over where it can."""

@@ -101,6 +101,11 @@ class FollowerRunner(StageRunner):
             times.lap(times.send)
         self._clear(step)
 
+    def close(self) -> None:
+        """See `StageRunner.close`."""
+        self._sender.close()
+        self._receiver.close()
+
     def _layer_done(self, index: int) -> None:
         """Between two layers of a prompt: the host has the time to see what comes next."""
         self._tell_layer(index)
@@ -217,6 +222,10 @@ class HeadRunner(StageRunner):
         self._outstanding: dict[int, tuple[Row, ...]] = {}
         self._last: dict[Key, Step] = {}
         self._ahead: dict[Key, _Ahead] = {}
+
+    def close(self) -> None:
+        """See `StageRunner.close`."""
+        self._sender.close()
 
     def begin(self, step: Step) -> None:
         """See `StageRunner.begin`; a part of a prompt may still be on its way to the next stage when this returns."""

@@ -58,6 +58,10 @@ class Stage(Protocol):
         """Token ids lie below it."""
 
     @property
+    def kinds(self) -> frozenset[str]:
+        """What decides which kernels its steps need."""
+
+    @property
     def openings(self) -> list[mx.array]:
         """What some layers put out in the decode step that was described last."""
 
@@ -160,6 +164,9 @@ class StageRunner(abc.ABC):
     def prepare(self) -> bool:
         """Uses idle time for one piece of work that may save time later; False where there is none."""
         return False
+
+    def close(self) -> None:  # noqa: B027  most have no threads
+        """Ends what goes on beside the inference thread, once the transfers are aborted."""
 
     def tell_failure(self, error: Exception) -> None:
         """Something failed beside the inference thread. From any thread."""

@@ -1,4 +1,4 @@
-"""The event loop of a worker: the daemon's commands, the life from start to end, every deadline on the way."""
+"""One epoch in a worker's event loop: its commands, its life from start to end, every deadline on the way."""
 
 import asyncio
 import contextlib
@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
-from google.protobuf.message import DecodeError
 
-from macmesh.v1 import lane_pb2, peer_pb2
+from macmesh.v1 import lane_pb2, peer_pb2, types_pb2
 from macmesh_daemon.worker.checks import JACCL, check_start, is_tensor_parallel
 from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError, WorkerError
 from macmesh_daemon.worker.inference import InferenceThread, Milestones
 from macmesh_daemon.worker.loops import Outlets
 from macmesh_daemon.worker.parts import Parts
+from macmesh_daemon.worker.resident import ResidentThread
 from macmesh_rdma.errors import RemotePeerLostError, TransportError
 from macmesh_rdma.jaccl.exchange import RingExchange
 from macmesh_rdma.joining.endpoint import Endpoint
@@ -43,16 +43,22 @@ EXCHANGE_DEADLINE_SECONDS = 5.0
 """For the event loop to take one message of the set-up."""
 LEAVE_DEADLINE_SECONDS = 5.0
 """For the last words. After that the process ends without them."""
+REST_DEADLINE_SECONDS = 5.0
+"""For the inference thread to leave an epoch that lost a stage. After that the process ends, as it cannot rest."""
 
 log = structlog.get_logger(__name__)
 
 
 class WorkerShell:
-    """Runs one stage from its start command to its end.
+    """Runs one stage from its start command to the end of its epoch.
+
+    The process ends with the epoch, but for two cases in which it rests with its weights: the daemon retires the epoch,
+    or another stage was lost. Then nothing of the epoch is left: no lane, no cache, no task, no byte on its way.
 
     Args:
-        start: the first command.
+        start: the command that began the epoch.
         port: to the daemon.
+        thread: for the inference.
         parts: of the engine.
         progress: where the inference thread shows what it does.
         jaccl_init: stands in for `mlx.core.distributed.init` where the plan uses jaccl.
@@ -63,6 +69,7 @@ class WorkerShell:
         start: lane_pb2.StartStage,
         port: MessagePort,
         *,
+        thread: ResidentThread,
         parts: Parts,
         progress: ProgressWriter | None = None,
         jaccl_init: Callable[..., Any] | None = None,
@@ -87,23 +94,75 @@ class WorkerShell:
         self._links: list[peer_pb2.LinkStatus] = []
         self._transfers = "", ""
         self._phases: list[peer_pb2.StartPhase] = []
-        self._inference = InferenceThread(start, self._outlets(), self._milestones(), parts, progress)
+        self._kept_bytes: int | None = None
+        self._retired = False
+        self._stop_asked = False
+        self._leaving = False
+        self._neighbours_told = False
+        self._left = asyncio.Event()
+        self._join_task: asyncio.Task[None] | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._inference = InferenceThread(thread, start, self._outlets(), self._milestones(), parts, progress)
 
-    async def run(self) -> NoReturn:
-        """Runs until the worker ends, and ends the process."""
+    @property
+    def leaving(self) -> bool:
+        """Whether the process says its last words, and closes its port."""
+        return self._leaving
+
+    async def run(self) -> None:
+        """Runs until the epoch ends. Returns where the process rests then, and ends it otherwise."""
         self._report(peer_pb2.WORKER_STATE_STARTING)
         async with asyncio.TaskGroup() as group:
+            self._group = group
             try:
                 await self._begin(group)
             except (WorkerError, TransportError) as error:
                 self._fail(str(error))
-            group.create_task(self._read_commands(group), name="commands")
-            await self._leave(await self._end)
+            reason = await self._end
+            if not (self._may_rest and await self._come_to_rest(reason) and self._may_rest):
+                await self._leave(reason)
+            if self._join_task is not None:
+                self._join_task.cancel()
+        # All tasks of the epoch have ended: this is its last word.
+        if reason:
+            log.warning("stage rests", stage=self._start.stage_index, reason=reason)
+            self._report(peer_pb2.WORKER_STATE_FAILED, error=self._told_reason(reason), resting=True)
+        else:
+            log.info("stage rests", stage=self._start.stage_index)
+            self._report(peer_pb2.WORKER_STATE_STOPPED, resting=True)
+
+    def take(self, command: lane_pb2.WorkerCommand) -> None:
+        """Follows a command of the daemon."""
+        match command.WhichOneof("command"):
+            case "peers":
+                self._take_peers(command.peers)
+            case "submit":
+                self._inference.put(command.submit)
+            case "cancel":
+                self._inference.put(command.cancel)
+            case "ping":
+                self._inference.ask(command.ping)
+            case "retire" if command.retire.epoch == self._start.epoch:
+                if not self._end.done():
+                    self._retired = True
+                self._finish("")
+            case "retire":
+                pass  # it came too late for the epoch that it names
+            case "stop":
+                self._stop_asked = True
+                self._finish("")
+            case _:
+                self._fail("the daemon sent a second start command")
 
     async def _begin(self, group: asyncio.TaskGroup) -> None:
         start = self._start
         check_start(start)
-        os.environ[SYNC_VARIABLE] = "1" if start.sync_mode == "fast" else "0"
+        fast = "1" if start.sync_mode == "fast" else "0"
+        if "mlx.core" in sys.modules and os.environ.get(SYNC_VARIABLE, "0") != fast:
+            raise LocalStartError(
+                "mlx is imported with another synchronisation; this needs a process of its own"
+            )
+        os.environ[SYNC_VARIABLE] = fast
         if self._stages > 1:
             self._control = ControlLane(
                 start, on_message=self._on_lane_message, on_lost=self._lose_peer, on_stranger=_tell_stranger
@@ -117,41 +176,14 @@ class WorkerShell:
         log.info("stage starts", stage=start.stage_index, layers=f"{stage.first_layer}-{stage.end_layer - 1}")
         self._inference.start()
 
-    async def _read_commands(self, group: asyncio.TaskGroup) -> None:
-        while True:
-            command = await self._next_command()
-            if command is None:
-                if self._end.done():
-                    return  # we have closed it ourselves
-                # The daemon is gone: nobody to tell, nothing to save.
-                os._exit(2)
-            match command.WhichOneof("command"):
-                case "peers":
-                    self._take_peers(command.peers, group)
-                case "submit":
-                    self._inference.put(command.submit)
-                case "cancel":
-                    self._inference.put(command.cancel)
-                case "ping":
-                    self._inference.ask(command.ping)
-                case "stop":
-                    self._finish("")
-                case _:
-                    self._fail("the daemon sent a second start command")
-
-    async def _next_command(self) -> lane_pb2.WorkerCommand | None:
-        try:
-            message = await self._port.receive()
-            return None if message is None else lane_pb2.WorkerCommand.FromString(message)
-        except (TransportError, DecodeError):
-            return None
-
-    def _take_peers(self, peers: peer_pb2.SetPeersRequest, group: asyncio.TaskGroup) -> None:
+    def _take_peers(self, peers: peer_pb2.SetPeersRequest) -> None:
         """Joins the other stages. The same addresses may come twice: an answer may have been lost."""
+        if self._end.done() or self._group is None or _numbers(peers.epoch) < _numbers(self._start.epoch):
+            return  # it came too late for its epoch
         if self._peers is None:
             self._peers = peers
             log.info("the other stages are known", stage=self._start.stage_index)
-            group.create_task(self._join(peers), name="join")
+            self._join_task = self._group.create_task(self._join(peers), name="join")
         elif peers != self._peers:
             self._fail("other addresses came while the stages were joining; they must start anew to meet")
 
@@ -306,25 +338,59 @@ class WorkerShell:
             if self._exchange is not None:
                 self._exchange.fail(reason or "this stage ends")
 
+    @property
+    def _may_rest(self) -> bool:
+        """Whether the process may outlive the epoch.
+
+        MLX's own backends are set up once in a process, and a part of every layer is of no use to another plan.
+        """
+        deployment = self._start.deployment
+        is_bound = deployment.transport == JACCL or is_tensor_parallel(deployment)
+        if (is_bound and self._stages > 1) or self._stop_asked:
+            return False
+        return self._retired or (self._peer_lost and not self._transport_failure)
+
+    async def _come_to_rest(self, reason: str) -> bool:
+        """Ends everything of the epoch in this process; False where a wait of the inference thread does not end."""
+        await self._part(reason)
+        if self._listener is not None:
+            await asyncio.to_thread(self._listener.close)
+        self._inference.leave(reason or "the epoch ends")
+        try:
+            async with asyncio.timeout(REST_DEADLINE_SECONDS):
+                await self._left.wait()
+        except TimeoutError:
+            log.warning("stage cannot rest", stage=self._start.stage_index, seconds=REST_DEADLINE_SECONDS)
+            return False
+        return True
+
+    async def _part(self, reason: str) -> None:
+        """Tells the neighbours why, and ends the control lane."""
+        if self._control is None or self._neighbours_told:
+            return
+        self._neighbours_told = True
+        if reason:
+            failed = lane_pb2.StageFailed(stage_index=self._failed_stage, message=reason)
+            await self._control.tell_failure(failed)
+        await self._control.close()
+
+    def _told_reason(self, reason: str) -> str:
+        own = self._failed_stage == self._start.stage_index
+        return reason if own else f"stage {self._failed_stage} failed: {reason}"
+
     async def _leave(self, reason: str) -> NoReturn:
         """Says the last words and ends the process; waits in native code may go on in other threads."""
+        self._leaving = True
         faulthandler.dump_traceback_later(LEAVE_DEADLINE_SECONDS, exit=True, file=sys.stderr)
-        own = self._failed_stage == self._start.stage_index
         if reason:
             log.error("stage failed", stage=self._failed_stage, reason=reason)
-            text = reason if own else f"stage {self._failed_stage} failed: {reason}"
-            self._report(peer_pb2.WORKER_STATE_FAILED, error=text)
+            self._report(peer_pb2.WORKER_STATE_FAILED, error=self._told_reason(reason))
         else:
             log.info("stage stops", stage=self._start.stage_index)
             self._report(peer_pb2.WORKER_STATE_STOPPED)
         with contextlib.suppress(TransportError):
             await self._port.flush()
-        if self._control is not None:
-            if reason:
-                await self._control.tell_failure(
-                    lane_pb2.StageFailed(stage_index=self._failed_stage, message=reason)
-                )
-            await self._control.close()
+        await self._part(reason)
         self._port.close()
         if self._listener is not None:
             self._listener.close()  # removes its socket's folder
@@ -347,6 +413,7 @@ class WorkerShell:
             warmed_up=self._on_warmed_up,
             failed=self._soon(self._fail),
             peer_lost=self._soon(self._lose_peer_in_lane),
+            left=self._soon(self._left.set),
         )
 
     def _soon(self, function: Callable[..., None]) -> Callable[..., None]:
@@ -381,6 +448,8 @@ class WorkerShell:
 
     def _on_progress(self, loaded: int, total: int) -> None:
         self._loaded_bytes = (loaded, total)
+        if self._kept_bytes is None:
+            self._kept_bytes = loaded  # before anything was read
         self._report(peer_pb2.WORKER_STATE_LOADING)
 
     def _on_loaded(self) -> None:
@@ -403,7 +472,9 @@ class WorkerShell:
         log.info("stage is ready", stage=self._start.stage_index, **seconds)
         self._report(peer_pb2.WORKER_STATE_READY)
 
-    def _report(self, state: peer_pb2.WorkerState.ValueType, error: str = "") -> None:
+    def _report(
+        self, state: peer_pb2.WorkerState.ValueType, error: str = "", *, resting: bool = False
+    ) -> None:
         loaded, total = self._loaded_bytes
         report = peer_pb2.WorkerReport(
             epoch=self._start.epoch,
@@ -422,6 +493,8 @@ class WorkerShell:
             transfers_reason=self._transfers[1],
             transport_failure=self._transport_failure if state == peer_pb2.WORKER_STATE_FAILED else "",
             start_phases=self._phases,
+            kept_bytes=self._kept_bytes or 0,
+            resting=resting,
         )
         self._tell(lane_pb2.WorkerEvent(report=report))
 
@@ -442,3 +515,7 @@ class WorkerShell:
 
 def _tell_stranger(reason: str) -> None:
     log.warning("connection turned away", reason=reason)
+
+
+def _numbers(epoch: types_pb2.Epoch) -> tuple[int, int, int]:
+    return epoch.generation, epoch.term, epoch.seq

@@ -78,7 +78,7 @@ def open_stages_group(
         timeout_seconds=start.step_deadline_seconds,
         connect_seconds=timeout_seconds,
     )
-    # One group in the life of a worker; a killed worker would leave its socket's folder behind.
+    # One group in an epoch; a killed worker would leave its socket's folder behind.
     listener.close()
     return group
 

@@ -55,6 +55,18 @@ class Transfers(abc.ABC):
     def listen(self, put: Put) -> None:  # noqa: B027  results may come another way
         """At the head: results go to ``put`` from now on, from another thread."""
 
+    def abort(self, reason: str) -> bool:  # noqa: ARG002  for those that can
+        """Ends every wait in the transfers, which fails. From any thread.
+
+        Returns:
+            Whether it can: else a wait ends only by itself.
+        """
+        return False
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Gives up what carries them; harmless when repeated. From the thread that opened them."""
+
 
 class LaneTransfers(Transfers):
     """Over a tensor lane, which carries bytes alone, with announcements and results on the control lane.
@@ -127,6 +139,10 @@ class LaneTransfers(Transfers):
         """See `Transfers.send_result`."""
         self._result(done)
 
+    def close(self) -> None:
+        """See `Transfers.close`."""
+        self.lane.close()
+
 
 class Host(Protocol):
     """What `HostTransfers` needs of a host lane."""
@@ -145,6 +161,12 @@ class Host(Protocol):
 
     def receive_message(self, peer: int, timeout_seconds: float | None) -> bytes:
         """The next bytes."""
+
+    def abort(self, reason: str) -> None:
+        """Ends every wait; from any thread."""
+
+    def close(self) -> None:
+        """Gives everything up."""
 
 
 class HostTransfers(Transfers):
@@ -184,6 +206,15 @@ class HostTransfers(Transfers):
         """See `Transfers.send_result`."""
         with _with_stage(0):
             self._lane.send_message(0, done.SerializeToString(), self._deadline_seconds)
+
+    def abort(self, reason: str) -> bool:
+        """See `Transfers.abort`."""
+        self._lane.abort(reason)
+        return True
+
+    def close(self) -> None:
+        """See `Transfers.close`."""
+        self._lane.close()
 
     def listen(self, put: Put) -> None:
         """See `Transfers.listen`."""

@@ -93,6 +93,45 @@ def warm_up(
     return dataclasses.replace(facts, peak_bytes=peak_bytes)
 
 
+@dataclasses.dataclass
+class Warmth:
+    """What this process has warmed up for already: its kernels are there."""
+
+    kinds: frozenset[str] = frozenset()
+    sizes: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def warm_up(
+        self,
+        stage: Stage,
+        *,
+        context_tokens: int,
+        chunk_tokens: int,
+        kv_bits: int,
+        compiles: bool,
+        batch_rows: int = 1,
+        batch_done: Callable[[], None] = lambda: None,
+    ) -> WarmUp:
+        """`warm_up`, unless steps of these sizes have run through layers of all these kinds."""
+        sizes = (min(context_tokens, chunk_tokens), chunk_tokens, kv_bits, batch_rows)
+        if sizes == self.sizes and stage.kinds <= self.kinds:
+            mx.clear_cache()
+            mx.reset_peak_memory()
+            return WarmUp(skipped="its kernels are there from the epoch before")
+        facts = warm_up(
+            stage,
+            context_tokens=context_tokens,
+            chunk_tokens=chunk_tokens,
+            kv_bits=kv_bits,
+            compiles=compiles,
+            batch_rows=batch_rows,
+            batch_done=batch_done,
+        )
+        if not facts.skipped:
+            self.kinds = stage.kinds | (self.kinds if sizes == self.sizes else frozenset())
+            self.sizes = sizes
+        return facts
+
+
 def has_gpu() -> bool:
     """Whether MLX computes on a GPU here."""
     return mx.default_device() == mx.Device(mx.gpu)

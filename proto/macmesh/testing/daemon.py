@@ -93,7 +93,18 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
                 yield inference_pb2.GenerateResponse(
                     waiting=inference_pb2.Waiting(position=place, estimate_seconds=1.5 * place)
                 )
-            for count, piece in enumerate(pieces):
+            for missing in script.paused:
+                yield inference_pb2.GenerateResponse(
+                    paused=inference_pb2.Paused(reason="NOT_READY", message=missing)
+                )
+            had = len(request.resume.token_ids)
+            if request.HasField("resume"):
+                yield inference_pb2.GenerateResponse(
+                    index=request.resume.next_index, request=_request_facts(request, daemon.count("Generate"))
+                )
+            for count, piece in enumerate(pieces[had:], start=had):
+                if script.lost_after is not None and count - had == script.lost_after:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
                 if count == script.hold_after:
                     await daemon.held()
                 if count == script.fail_after and script.failure is not None:
@@ -122,9 +133,16 @@ class _Inference(inference_pb2_grpc.InferenceServiceServicer):
 
 def _request_facts(request: inference_pb2.GenerateRequest, count: int) -> inference_pb2.RequestFacts:
     seed = request.sampling.seed if request.sampling.HasField("seed") else _DRAWN_SEED
-    return inference_pb2.RequestFacts(
-        request_id=f"r{count}", seed=seed, model_id=request.model_id or "MiniMax-M2.5-5bit", epoch="1.3.2"
+    facts = inference_pb2.RequestFacts(
+        request_id=request.resume.request_id or f"r{count}",
+        seed=seed,
+        model_id=request.model_id or "MiniMax-M2.5-5bit",
+        epoch="1.3.2",
+        model_digest="d1",
     )
+    if request.tell_prompt_tokens:
+        facts.prompt_token_ids.extend(range(_prompt_tokens(request)))
+    return facts
 
 
 def _prompt_tokens(request: inference_pb2.GenerateRequest) -> int:

@@ -16,19 +16,24 @@ class GenerateScript:
     Attributes:
         pieces: Text of each token; token ids count up from `first_token_id`.
         waiting: Positions told before the first token, each with an estimate of 1.5 seconds for a place.
+        paused: What is told to be missing before the first token, with the reason NOT_READY.
         hold_after: After so many tokens, wait until the call is cancelled or `FakeDaemon.release` is called;
             None never waits. 0 waits before the first token.
         fail_after: After so many tokens, end with `failure`.
         failure: What to end with.
+        lost_after: After so many tokens of a call, end it as a connection that breaks; a generation that is taken
+            up goes on from there.
         drop_end: End without a finish reason, as no daemon should.
     """
 
     pieces: tuple[str, ...] = ("Once", " upon", " a", " time", ".")
     first_token_id: int = 100
     waiting: tuple[int, ...] = ()
+    paused: tuple[str, ...] = ()
     hold_after: int | None = None
     fail_after: int | None = None
     failure: WireFailure | None = None
+    lost_after: int | None = None
     drop_end: bool = False
 
 

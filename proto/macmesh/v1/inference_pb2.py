@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amacmesh/v1/inference.proto\x12\nmacmesh.v1\"\x91\x02\n\x12SamplingParameters\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x02\x12!\n\x19repetition_context_tokens\x18\x07 \x01(\r\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x02\x12)\n\nlogit_bias\x18\n \x03(\x0b\x32\x15.macmesh.v1.LogitBiasB\x07\n\x05_seed\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"7\n\nChatPrompt\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.macmesh.v1.ChatMessage\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xc0\x02\n\x0fGenerateRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12&\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x16.macmesh.v1.ChatPromptH\x00\x12)\n\x06tokens\x18\x04 \x01(\x0b\x32\x17.macmesh.v1.TokenPromptH\x00\x12\x30\n\x08sampling\x18\x05 \x01(\x0b\x32\x1e.macmesh.v1.SamplingParameters\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x12\x19\n\x0creuse_prefix\x18\t \x01(\x08H\x01\x88\x01\x01\x12\x11\n\x04keep\x18\n \x01(\x08H\x02\x88\x01\x01\x42\x08\n\x06promptB\x0f\n\r_reuse_prefixB\x07\n\x05_keep\"\xf8\x01\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x10\n\x08logprobs\x18\x04 \x03(\x02\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.macmesh.v1.FinishReason\x12)\n\x07request\x18\x06 \x01(\x0b\x32\x18.macmesh.v1.RequestFacts\x12 \n\x05usage\x18\x07 \x01(\x0b\x32\x11.macmesh.v1.Usage\x12$\n\x07waiting\x18\x08 \x01(\x0b\x32\x13.macmesh.v1.Waiting\"O\n\x07Waiting\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x1d\n\x10\x65stimate_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_estimate_seconds\"Q\n\x0cRequestFacts\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\t\"n\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1b\n\x13\x66irst_token_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x04 \x01(\x01*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x32[\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.macmesh.v1.GenerateRequest\x1a\x1c.macmesh.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amacmesh/v1/inference.proto\x12\nmacmesh.v1\"\x91\x02\n\x12SamplingParameters\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x02\x12!\n\x19repetition_context_tokens\x18\x07 \x01(\r\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x02\x12)\n\nlogit_bias\x18\n \x03(\x0b\x32\x15.macmesh.v1.LogitBiasB\x07\n\x05_seed\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"7\n\nChatPrompt\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.macmesh.v1.ChatMessage\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\x80\x03\n\x0fGenerateRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12&\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x16.macmesh.v1.ChatPromptH\x00\x12)\n\x06tokens\x18\x04 \x01(\x0b\x32\x17.macmesh.v1.TokenPromptH\x00\x12\x30\n\x08sampling\x18\x05 \x01(\x0b\x32\x1e.macmesh.v1.SamplingParameters\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x12\x19\n\x0creuse_prefix\x18\t \x01(\x08H\x01\x88\x01\x01\x12\x11\n\x04keep\x18\n \x01(\x08H\x02\x88\x01\x01\x12\x1a\n\x12tell_prompt_tokens\x18\x0b \x01(\x08\x12\"\n\x06resume\x18\x0c \x01(\x0b\x32\x12.macmesh.v1.ResumeB\x08\n\x06promptB\x0f\n\r_reuse_prefixB\x07\n\x05_keep\"~\n\x06Resume\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x12\n\ntext_bytes\x18\x04 \x01(\x04\x12\x12\n\nnext_index\x18\x05 \x01(\x04\x12\x14\n\x0cmodel_digest\x18\x06 \x01(\t\"\x9c\x02\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x10\n\x08logprobs\x18\x04 \x03(\x02\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.macmesh.v1.FinishReason\x12)\n\x07request\x18\x06 \x01(\x0b\x32\x18.macmesh.v1.RequestFacts\x12 \n\x05usage\x18\x07 \x01(\x0b\x32\x11.macmesh.v1.Usage\x12$\n\x07waiting\x18\x08 \x01(\x0b\x32\x13.macmesh.v1.Waiting\x12\"\n\x06paused\x18\t \x01(\x0b\x32\x12.macmesh.v1.Paused\")\n\x06Paused\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"O\n\x07Waiting\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x1d\n\x10\x65stimate_seconds\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_estimate_seconds\"\x81\x01\n\x0cRequestFacts\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x05 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\r\"n\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1b\n\x13\x66irst_token_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x04 \x01(\x01*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x32[\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.macmesh.v1.GenerateRequest\x1a\x1c.macmesh.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'macmesh.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1350
-  _globals['_FINISHREASON']._serialized_end=1474
+  _globals['_FINISHREASON']._serialized_start=1670
+  _globals['_FINISHREASON']._serialized_end=1794
   _globals['_SAMPLINGPARAMETERS']._serialized_start=43
   _globals['_SAMPLINGPARAMETERS']._serialized_end=316
   _globals['_LOGITBIAS']._serialized_start=318
@@ -44,15 +44,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENPROMPT']._serialized_start=466
   _globals['_TOKENPROMPT']._serialized_end=498
   _globals['_GENERATEREQUEST']._serialized_start=501
-  _globals['_GENERATEREQUEST']._serialized_end=821
-  _globals['_GENERATERESPONSE']._serialized_start=824
-  _globals['_GENERATERESPONSE']._serialized_end=1072
-  _globals['_WAITING']._serialized_start=1074
-  _globals['_WAITING']._serialized_end=1153
-  _globals['_REQUESTFACTS']._serialized_start=1155
-  _globals['_REQUESTFACTS']._serialized_end=1236
-  _globals['_USAGE']._serialized_start=1238
-  _globals['_USAGE']._serialized_end=1348
-  _globals['_INFERENCESERVICE']._serialized_start=1476
-  _globals['_INFERENCESERVICE']._serialized_end=1567
+  _globals['_GENERATEREQUEST']._serialized_end=885
+  _globals['_RESUME']._serialized_start=887
+  _globals['_RESUME']._serialized_end=1013
+  _globals['_GENERATERESPONSE']._serialized_start=1016
+  _globals['_GENERATERESPONSE']._serialized_end=1300
+  _globals['_PAUSED']._serialized_start=1302
+  _globals['_PAUSED']._serialized_end=1343
+  _globals['_WAITING']._serialized_start=1345
+  _globals['_WAITING']._serialized_end=1424
+  _globals['_REQUESTFACTS']._serialized_start=1427
+  _globals['_REQUESTFACTS']._serialized_end=1556
+  _globals['_USAGE']._serialized_start=1558
+  _globals['_USAGE']._serialized_end=1668
+  _globals['_INFERENCESERVICE']._serialized_start=1796
+  _globals['_INFERENCESERVICE']._serialized_end=1887
 # @@protoc_insertion_point(module_scope)

@@ -225,6 +225,8 @@ class GenerateRequest(_message.Message):
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     REUSE_PREFIX_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
+    TELL_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model; empty takes the one that is served."""
     text: _builtins.str
@@ -237,6 +239,8 @@ class GenerateRequest(_message.Message):
     """Whether what was computed for an earlier prompt with the same beginning may be taken up; absent: yes."""
     keep: _builtins.bool
     """Whether what is computed for this request may stay for a later one; absent: yes."""
+    tell_prompt_tokens: _builtins.bool
+    """Tell the prompt's token ids in RequestFacts: with them the request can be taken up again exactly."""
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """A conversation."""
@@ -253,6 +257,12 @@ class GenerateRequest(_message.Message):
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end the generation; they are not part of the output."""
 
+    @_builtins.property
+    def resume(self) -> Global___Resume:
+        """Take up a request whose API node was lost. All else is as in the first request, but the prompt is its token
+        ids, and the seed and the model are those that were told.
+        """
+
     def __init__(
         self,
         *,
@@ -266,10 +276,12 @@ class GenerateRequest(_message.Message):
         ignore_eos: _builtins.bool = ...,
         reuse_prefix: _builtins.bool | None = ...,
         keep: _builtins.bool | None = ...,
+        tell_prompt_tokens: _builtins.bool = ...,
+        resume: Global___Resume | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "chat", b"chat", "keep", b"keep", "prompt", b"prompt", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "chat", b"chat", "keep", b"keep", "prompt", b"prompt", "resume", b"resume", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "chat", b"chat", "ignore_eos", b"ignore_eos", "keep", b"keep", "max_tokens", b"max_tokens", "model_id", b"model_id", "prompt", b"prompt", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "stop", b"stop", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "chat", b"chat", "ignore_eos", b"ignore_eos", "keep", b"keep", "max_tokens", b"max_tokens", "model_id", b"model_id", "prompt", b"prompt", "resume", b"resume", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "stop", b"stop", "tell_prompt_tokens", b"tell_prompt_tokens", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep: _TypeAlias = _typing.Literal["keep"]  # noqa: Y015
     _WhichOneofArgType__keep: _TypeAlias = _typing.Literal["_keep", b"_keep"]  # noqa: Y015
@@ -287,6 +299,50 @@ class GenerateRequest(_message.Message):
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
+class Resume(_message.Message):
+    """Resume says what a client has of a request that it wants to go on with at another node, or at the same one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TEXT_BYTES_FIELD_NUMBER: _builtins.int
+    NEXT_INDEX_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As it was told."""
+    attempt: _builtins.int
+    """How often the client has tried to take it up, from 1: every try has a number of its own."""
+    text_bytes: _builtins.int
+    """Bytes of text received, as UTF-8: at most what these tokens give."""
+    next_index: _builtins.int
+    """The index of the response that comes next."""
+    model_digest: _builtins.str
+    """The digest of the model, as it was told; another one is refused."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens received, from the first."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        text_bytes: _builtins.int = ...,
+        next_index: _builtins.int = ...,
+        model_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "model_digest", b"model_digest", "next_index", b"next_index", "request_id", b"request_id", "text_bytes", b"text_bytes", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resume: _TypeAlias = Resume  # noqa: Y015
+
+@_typing.final
 class GenerateResponse(_message.Message):
     """GenerateResponse is a piece of the generation."""
 
@@ -300,6 +356,7 @@ class GenerateResponse(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Counts the responses of a request, from 0."""
     text: _builtins.str
@@ -328,6 +385,13 @@ class GenerateResponse(_message.Message):
         a response has no text and no tokens.
         """
 
+    @_builtins.property
+    def paused(self) -> Global___Paused:
+        """Where no stages are there to run the request: before its first token or between two. Told when it begins and
+        again every few seconds while it lasts; such a response has no text and no tokens. A response with nothing in
+        it is a sign of life.
+        """
+
     def __init__(
         self,
         *,
@@ -339,14 +403,41 @@ class GenerateResponse(_message.Message):
         request: Global___RequestFacts | None = ...,
         usage: Global___Usage | None = ...,
         waiting: Global___Waiting | None = ...,
+        paused: Global___Paused | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["paused", b"paused", "request", b"request", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "request", b"request", "text", b"text", "token_ids", b"token_ids", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "paused", b"paused", "request", b"request", "text", b"text", "token_ids", b"token_ids", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class Paused(_message.Message):
+    """Paused says that a request is kept, and goes on when there is a plan to run it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, as in google.rpc.ErrorInfo: WORKER_FAILED, NOT_READY, DOES_NOT_FIT, ..."""
+    message: _builtins.str
+    """What is missing, for people."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Paused: _TypeAlias = Paused  # noqa: Y015
 
 @_typing.final
 class Waiting(_message.Message):
@@ -386,6 +477,8 @@ class RequestFacts(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique in the cluster."""
     seed: _builtins.int
@@ -393,7 +486,13 @@ class RequestFacts(_message.Message):
     model_id: _builtins.str
     """The model that answers."""
     epoch: _builtins.str
-    """The epoch that serves it, as text."""
+    """The epoch that serves it first, as text; empty where none does yet."""
+    model_digest: _builtins.str
+    """The digest of the model."""
+    @_builtins.property
+    def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The prompt as the model sees it, where the request asks for it."""
+
     def __init__(
         self,
         *,
@@ -401,10 +500,12 @@ class RequestFacts(_message.Message):
         seed: _builtins.int = ...,
         model_id: _builtins.str = ...,
         epoch: _builtins.str = ...,
+        model_digest: _builtins.str = ...,
+        prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "model_id", b"model_id", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "model_digest", b"model_digest", "model_id", b"model_id", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,9 +64,10 @@ class WorkerCommand(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     PING_FIELD_NUMBER: _builtins.int
+    RETIRE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___StartStage:
-        """First message: what to run."""
+        """First message: what to run. And again where the worker rests."""
 
     @_builtins.property
     def peers(self) -> _peer_pb2.SetPeersRequest:
@@ -88,6 +89,10 @@ class WorkerCommand(_message.Message):
     def ping(self) -> Global___PingWorker:
         """Prove that the inference loop turns."""
 
+    @_builtins.property
+    def retire(self) -> Global___RetireEpoch:
+        """End the epoch and keep the weights for the next one, which another start command tells."""
+
     def __init__(
         self,
         *,
@@ -97,12 +102,13 @@ class WorkerCommand(_message.Message):
         cancel: Global___CancelRequest | None = ...,
         stop: Global___StopStage | None = ...,
         ping: Global___PingWorker | None = ...,
+        retire: Global___RetireEpoch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "peers", b"peers", "ping", b"ping", "start", b"start", "stop", b"stop", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "peers", b"peers", "ping", b"ping", "retire", b"retire", "start", b"start", "stop", b"stop", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "peers", b"peers", "ping", b"ping", "start", b"start", "stop", b"stop", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "peers", b"peers", "ping", b"ping", "retire", b"retire", "start", b"start", "stop", b"stop", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["start", "peers", "submit", "cancel", "stop", "ping"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["start", "peers", "submit", "cancel", "stop", "ping", "retire"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -240,6 +246,32 @@ class StopStage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StopStage: _TypeAlias = StopStage  # noqa: Y015
+
+@_typing.final
+class RetireEpoch(_message.Message):
+    """RetireEpoch ends what runs under an epoch: requests, caches, lanes. Answered by a report in state STOPPED with
+    resting set; a worker that cannot live on ends. Nothing happens where the epoch has ended already.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def epoch(self) -> _types_pb2.Epoch:
+        """The epoch; of another one the command is late, and dropped."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _types_pb2.Epoch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireEpoch: _TypeAlias = RetireEpoch  # noqa: Y015
 
 @_typing.final
 class PingWorker(_message.Message):

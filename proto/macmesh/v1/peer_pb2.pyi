@@ -380,6 +380,11 @@ class WorkerReport(_message.Message):
     START_PHASES_FIELD_NUMBER: _builtins.int
     TRANSFERS_FIELD_NUMBER: _builtins.int
     TRANSFERS_REASON_FIELD_NUMBER: _builtins.int
+    FETCH_FIELD_NUMBER: _builtins.int
+    KEPT_BYTES_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
+    PROCESS_REASON_FIELD_NUMBER: _builtins.int
+    RESTING_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     """Its stage."""
     state: Global___WorkerState.ValueType
@@ -408,6 +413,14 @@ class WorkerReport(_message.Message):
     """How decode steps go from stage to stage, once the stages stand: "host" or "graph"; empty where there is one stage."""
     transfers_reason: _builtins.str
     """Why that one."""
+    kept_bytes: _builtins.int
+    """Of loaded_bytes, those that its process held already, from the epoch before."""
+    process: _builtins.str
+    """"new", "kept" (the process of the epoch before took the stage up) or "replaced" (it could not)."""
+    process_reason: _builtins.str
+    """Why it was replaced, for people."""
+    resting: _builtins.bool
+    """It has ended (failed or stopped), and its process lives on with its weights, to take up a later plan."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch that the worker belongs to."""
@@ -419,6 +432,10 @@ class WorkerReport(_message.Message):
     @_builtins.property
     def start_phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartPhase]:
         """What its start took so far, in order."""
+
+    @_builtins.property
+    def fetch(self) -> Global___FetchProgress:
+        """While the weights of its stage come from elsewhere; then loaded_bytes and total_bytes count those on the disk."""
 
     def __init__(
         self,
@@ -440,14 +457,59 @@ class WorkerReport(_message.Message):
         start_phases: _abc.Iterable[Global___StartPhase] | None = ...,
         transfers: _builtins.str = ...,
         transfers_reason: _builtins.str = ...,
+        fetch: Global___FetchProgress | None = ...,
+        kept_bytes: _builtins.int = ...,
+        process: _builtins.str = ...,
+        process_reason: _builtins.str = ...,
+        resting: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fetch", b"fetch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "hung", b"hung", "links", b"links", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "stage_index", b"stage_index", "start_phases", b"start_phases", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes", "transfers", b"transfers", "transfers_reason", b"transfers_reason", "transport_failure", b"transport_failure"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_address", b"control_address", "epoch", b"epoch", "error", b"error", "fetch", b"fetch", "hung", b"hung", "kept_bytes", b"kept_bytes", "links", b"links", "loaded_bytes", b"loaded_bytes", "peer_lost", b"peer_lost", "process", b"process", "process_reason", b"process_reason", "resting", b"resting", "stage_index", b"stage_index", "start_phases", b"start_phases", "state", b"state", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "tensor_address", b"tensor_address", "total_bytes", b"total_bytes", "transfers", b"transfers", "transfers_reason", b"transfers_reason", "transport_failure", b"transport_failure"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerReport: _TypeAlias = WorkerReport  # noqa: Y015
+
+@_typing.final
+class FetchProgress(_message.Message):
+    """FetchProgress is where the weights of a stage come from. All bytes are of tensors that the stage reads."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    PEER_BYTES_FIELD_NUMBER: _builtins.int
+    HUB_BYTES_FIELD_NUMBER: _builtins.int
+    SOURCE_NODE_IDS_FIELD_NUMBER: _builtins.int
+    total_bytes: _builtins.int
+    """All that the stage needs."""
+    disk_bytes: _builtins.int
+    """What was on the node's disk before."""
+    peer_bytes: _builtins.int
+    """What came from other nodes so far."""
+    hub_bytes: _builtins.int
+    """What came from a hub so far."""
+    @_builtins.property
+    def source_node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes that sent something."""
+
+    def __init__(
+        self,
+        *,
+        total_bytes: _builtins.int = ...,
+        disk_bytes: _builtins.int = ...,
+        peer_bytes: _builtins.int = ...,
+        hub_bytes: _builtins.int = ...,
+        source_node_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_bytes", b"disk_bytes", "hub_bytes", b"hub_bytes", "peer_bytes", b"peer_bytes", "source_node_ids", b"source_node_ids", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchProgress: _TypeAlias = FetchProgress  # noqa: Y015
 
 @_typing.final
 class StartPhase(_message.Message):
@@ -1052,16 +1114,20 @@ class ProfileModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_ID_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """A folder or a name below a model folder."""
+    partial: _builtins.bool
+    """A model of which the callee holds a part only is meant, by a name that it was asked for."""
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
+        partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "partial", b"partial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1202,7 +1268,7 @@ Global___ProposeChangeResponse: _TypeAlias = ProposeChangeResponse  # noqa: Y015
 
 @_typing.final
 class RunRequestRequest(_message.Message):
-    """RunRequestRequest is one tokenised request."""
+    """RunRequestRequest is one run of a tokenised request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1214,10 +1280,11 @@ class RunRequestRequest(_message.Message):
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     REUSE_PREFIX_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Unique in the cluster."""
+    """Unique in the cluster, for every run: the request's id, a slash, and which run of it this is."""
     max_tokens: _builtins.int
-    """Most tokens to generate."""
+    """Most tokens to generate, those generated before included."""
     reuse_prefix: _builtins.bool
     """Whether kept caches of an earlier request may be taken up; absent: yes."""
     keep: _builtins.bool
@@ -1238,6 +1305,10 @@ class RunRequestRequest(_message.Message):
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids that end the generation."""
 
+    @_builtins.property
+    def generated_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What earlier runs generated: the run goes on behind it, as if it had generated it."""
+
     def __init__(
         self,
         *,
@@ -1249,10 +1320,11 @@ class RunRequestRequest(_message.Message):
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         reuse_prefix: _builtins.bool | None = ...,
         keep: _builtins.bool | None = ...,
+        generated_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "epoch", b"epoch", "keep", b"keep", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "epoch", b"epoch", "keep", b"keep", "max_tokens", b"max_tokens", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "stop_token_ids", b"stop_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep", b"_keep", "_reuse_prefix", b"_reuse_prefix", "epoch", b"epoch", "generated_token_ids", b"generated_token_ids", "keep", b"keep", "max_tokens", b"max_tokens", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "reuse_prefix", b"reuse_prefix", "sampling", b"sampling", "stop_token_ids", b"stop_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep: _TypeAlias = _typing.Literal["keep"]  # noqa: Y015
     _WhichOneofArgType__keep: _TypeAlias = _typing.Literal["_keep", b"_keep"]  # noqa: Y015
@@ -1278,7 +1350,7 @@ class RunRequestResponse(_message.Message):
     HAS_TOKEN_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Position among the generated tokens, from 0."""
+    """Position among the generated tokens, those of earlier runs included, from 0."""
     token_id: _builtins.int
     """The token."""
     logprob: _builtins.float
@@ -1538,3 +1610,317 @@ class StageCounter(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StageCounter: _TypeAlias = StageCounter  # noqa: Y015
+
+@_typing.final
+class GetModelManifestRequest(_message.Message):
+    """GetModelManifestRequest asks for the files of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """Its digest, as in ModelRef."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelManifestRequest: _TypeAlias = GetModelManifestRequest  # noqa: Y015
+
+@_typing.final
+class GetModelManifestResponse(_message.Message):
+    """GetModelManifestResponse lists them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HAS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    HUB_MODEL_FIELD_NUMBER: _builtins.int
+    HUB_COMMIT_FIELD_NUMBER: _builtins.int
+    has: _builtins.bool
+    """Whether the callee serves anything of the model."""
+    hub_model: _builtins.str
+    """Where a hub has it; empty where none is known to."""
+    hub_commit: _builtins.str
+    """The commit there."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFile]:
+        """Its files."""
+
+    def __init__(
+        self,
+        *,
+        has: _builtins.bool = ...,
+        files: _abc.Iterable[Global___ModelFile] | None = ...,
+        hub_model: _builtins.str = ...,
+        hub_commit: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "has", b"has", "hub_commit", b"hub_commit", "hub_model", b"hub_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelManifestResponse: _TypeAlias = GetModelManifestResponse  # noqa: Y015
+
+@_typing.final
+class ModelFile(_message.Message):
+    """ModelFile is a file of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    HEAD_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name in the model's folder."""
+    size_bytes: _builtins.int
+    """Its length."""
+    head_bytes: _builtins.int
+    """Of a weight file, the bytes before the data of its tensors: the header and its length. 0 for other files."""
+    sha256: _builtins.bytes
+    """SHA-256 of those bytes, or of the whole of another file."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        head_bytes: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_bytes", b"head_bytes", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelFile: _TypeAlias = ModelFile  # noqa: Y015
+
+@_typing.final
+class GetHoldingsRequest(_message.Message):
+    """GetHoldingsRequest asks what the callee holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """The model's digest."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHoldingsRequest: _TypeAlias = GetHoldingsRequest  # noqa: Y015
+
+@_typing.final
+class GetHoldingsResponse(_message.Message):
+    """GetHoldingsResponse says it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HAS_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    IS_BUSY_FIELD_NUMBER: _builtins.int
+    has: _builtins.bool
+    """Whether it holds anything of the model."""
+    whole: _builtins.bool
+    """Whether it holds all of it; `files` is empty then."""
+    is_busy: _builtins.bool
+    """Whether it serves requests now, and so sends slowly."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldFile]:
+        """What it holds."""
+
+    def __init__(
+        self,
+        *,
+        has: _builtins.bool = ...,
+        whole: _builtins.bool = ...,
+        files: _abc.Iterable[Global___HeldFile] | None = ...,
+        is_busy: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "has", b"has", "is_busy", b"is_busy", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHoldingsResponse: _TypeAlias = GetHoldingsResponse  # noqa: Y015
+
+@_typing.final
+class HeldFile(_message.Message):
+    """HeldFile is what is held of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    EDGES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name in the model's folder."""
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """First byte of a range and one past its last, in turns, ascending."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        edges: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldFile: _TypeAlias = HeldFile  # noqa: Y015
+
+@_typing.final
+class FileRange(_message.Message):
+    """FileRange is a stretch of a file of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """Name of the file in the model's folder."""
+    begin: _builtins.int
+    """First byte."""
+    end: _builtins.int
+    """One past the last."""
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        begin: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end", "file", b"file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileRange: _TypeAlias = FileRange  # noqa: Y015
+
+@_typing.final
+class HashRangesRequest(_message.Message):
+    """HashRangesRequest asks for hashes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """The model's digest."""
+    @_builtins.property
+    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileRange]:
+        """The ranges."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        ranges: _abc.Iterable[Global___FileRange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "ranges", b"ranges"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HashRangesRequest: _TypeAlias = HashRangesRequest  # noqa: Y015
+
+@_typing.final
+class HashRangesResponse(_message.Message):
+    """HashRangesResponse carries them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """SHA-256 of each range, in order; empty for one that the callee does not hold."""
+
+    def __init__(
+        self,
+        *,
+        sha256: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HashRangesResponse: _TypeAlias = HashRangesResponse  # noqa: Y015
+
+@_typing.final
+class FetchRangesRequest(_message.Message):
+    """FetchRangesRequest asks for content."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """The model's digest."""
+    @_builtins.property
+    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileRange]:
+        """The ranges; they are sent in order."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        ranges: _abc.Iterable[Global___FileRange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "ranges", b"ranges"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchRangesRequest: _TypeAlias = FetchRangesRequest  # noqa: Y015
+
+@_typing.final
+class FetchRangesResponse(_message.Message):
+    """FetchRangesResponse is a chunk: those of a range follow each other and make it whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANGE_INDEX_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    range_index: _builtins.int
+    """Which range of the request."""
+    content: _builtins.bytes
+    """At most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        range_index: _builtins.int = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "range_index", b"range_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchRangesResponse: _TypeAlias = FetchRangesResponse  # noqa: Y015

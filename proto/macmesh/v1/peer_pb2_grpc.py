@@ -100,6 +100,26 @@ class PeerServiceStub:
                 request_serializer=macmesh_dot_v1_dot_peer__pb2.GetOwnStageStatsRequest.SerializeToString,
                 response_deserializer=macmesh_dot_v1_dot_peer__pb2.GetOwnStageStatsResponse.FromString,
                 _registered_method=True)
+        self.GetModelManifest = channel.unary_unary(
+                '/macmesh.v1.PeerService/GetModelManifest',
+                request_serializer=macmesh_dot_v1_dot_peer__pb2.GetModelManifestRequest.SerializeToString,
+                response_deserializer=macmesh_dot_v1_dot_peer__pb2.GetModelManifestResponse.FromString,
+                _registered_method=True)
+        self.GetHoldings = channel.unary_unary(
+                '/macmesh.v1.PeerService/GetHoldings',
+                request_serializer=macmesh_dot_v1_dot_peer__pb2.GetHoldingsRequest.SerializeToString,
+                response_deserializer=macmesh_dot_v1_dot_peer__pb2.GetHoldingsResponse.FromString,
+                _registered_method=True)
+        self.HashRanges = channel.unary_unary(
+                '/macmesh.v1.PeerService/HashRanges',
+                request_serializer=macmesh_dot_v1_dot_peer__pb2.HashRangesRequest.SerializeToString,
+                response_deserializer=macmesh_dot_v1_dot_peer__pb2.HashRangesResponse.FromString,
+                _registered_method=True)
+        self.FetchRanges = channel.unary_stream(
+                '/macmesh.v1.PeerService/FetchRanges',
+                request_serializer=macmesh_dot_v1_dot_peer__pb2.FetchRangesRequest.SerializeToString,
+                response_deserializer=macmesh_dot_v1_dot_peer__pb2.FetchRangesResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServiceServicer:
@@ -197,6 +217,34 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetModelManifest(self, request, context):
+        """The files of a model that the callee serves, whole or in part.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHoldings(self, request, context):
+        """What the callee holds of a model's weights.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HashRanges(self, request, context):
+        """Hashes of ranges of a model's files that the callee holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchRanges(self, request, context):
+        """The content of ranges of a model's files that the callee holds, in chunks. The call must have a deadline.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -264,6 +312,26 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.GetOwnStageStats,
                     request_deserializer=macmesh_dot_v1_dot_peer__pb2.GetOwnStageStatsRequest.FromString,
                     response_serializer=macmesh_dot_v1_dot_peer__pb2.GetOwnStageStatsResponse.SerializeToString,
+            ),
+            'GetModelManifest': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelManifest,
+                    request_deserializer=macmesh_dot_v1_dot_peer__pb2.GetModelManifestRequest.FromString,
+                    response_serializer=macmesh_dot_v1_dot_peer__pb2.GetModelManifestResponse.SerializeToString,
+            ),
+            'GetHoldings': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHoldings,
+                    request_deserializer=macmesh_dot_v1_dot_peer__pb2.GetHoldingsRequest.FromString,
+                    response_serializer=macmesh_dot_v1_dot_peer__pb2.GetHoldingsResponse.SerializeToString,
+            ),
+            'HashRanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.HashRanges,
+                    request_deserializer=macmesh_dot_v1_dot_peer__pb2.HashRangesRequest.FromString,
+                    response_serializer=macmesh_dot_v1_dot_peer__pb2.HashRangesResponse.SerializeToString,
+            ),
+            'FetchRanges': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchRanges,
+                    request_deserializer=macmesh_dot_v1_dot_peer__pb2.FetchRangesRequest.FromString,
+                    response_serializer=macmesh_dot_v1_dot_peer__pb2.FetchRangesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -618,6 +686,114 @@ class PeerService:
             '/macmesh.v1.PeerService/GetOwnStageStats',
             macmesh_dot_v1_dot_peer__pb2.GetOwnStageStatsRequest.SerializeToString,
             macmesh_dot_v1_dot_peer__pb2.GetOwnStageStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelManifest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macmesh.v1.PeerService/GetModelManifest',
+            macmesh_dot_v1_dot_peer__pb2.GetModelManifestRequest.SerializeToString,
+            macmesh_dot_v1_dot_peer__pb2.GetModelManifestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHoldings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macmesh.v1.PeerService/GetHoldings',
+            macmesh_dot_v1_dot_peer__pb2.GetHoldingsRequest.SerializeToString,
+            macmesh_dot_v1_dot_peer__pb2.GetHoldingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HashRanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macmesh.v1.PeerService/HashRanges',
+            macmesh_dot_v1_dot_peer__pb2.HashRangesRequest.SerializeToString,
+            macmesh_dot_v1_dot_peer__pb2.HashRangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchRanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/macmesh.v1.PeerService/FetchRanges',
+            macmesh_dot_v1_dot_peer__pb2.FetchRangesRequest.SerializeToString,
+            macmesh_dot_v1_dot_peer__pb2.FetchRangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

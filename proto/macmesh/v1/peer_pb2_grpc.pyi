@@ -59,6 +59,14 @@ class PeerServiceStub:
     """Runs one tokenised request on the callee's head worker and streams the token ids."""
     GetOwnStageStats: _grpc.UnaryUnaryMultiCallable[_peer_pb2.GetOwnStageStatsRequest, _peer_pb2.GetOwnStageStatsResponse]
     """What the callee's own worker says of its memory and its time; the worker is asked for it now."""
+    GetModelManifest: _grpc.UnaryUnaryMultiCallable[_peer_pb2.GetModelManifestRequest, _peer_pb2.GetModelManifestResponse]
+    """The files of a model that the callee serves, whole or in part."""
+    GetHoldings: _grpc.UnaryUnaryMultiCallable[_peer_pb2.GetHoldingsRequest, _peer_pb2.GetHoldingsResponse]
+    """What the callee holds of a model's weights."""
+    HashRanges: _grpc.UnaryUnaryMultiCallable[_peer_pb2.HashRangesRequest, _peer_pb2.HashRangesResponse]
+    """Hashes of ranges of a model's files that the callee holds."""
+    FetchRanges: _grpc.UnaryStreamMultiCallable[_peer_pb2.FetchRangesRequest, _peer_pb2.FetchRangesResponse]
+    """The content of ranges of a model's files that the callee holds, in chunks. The call must have a deadline."""
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
@@ -91,6 +99,14 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """Runs one tokenised request on the callee's head worker and streams the token ids."""
     GetOwnStageStats: _aio.UnaryUnaryMultiCallable[_peer_pb2.GetOwnStageStatsRequest, _peer_pb2.GetOwnStageStatsResponse]  # type: ignore[assignment]
     """What the callee's own worker says of its memory and its time; the worker is asked for it now."""
+    GetModelManifest: _aio.UnaryUnaryMultiCallable[_peer_pb2.GetModelManifestRequest, _peer_pb2.GetModelManifestResponse]  # type: ignore[assignment]
+    """The files of a model that the callee serves, whole or in part."""
+    GetHoldings: _aio.UnaryUnaryMultiCallable[_peer_pb2.GetHoldingsRequest, _peer_pb2.GetHoldingsResponse]  # type: ignore[assignment]
+    """What the callee holds of a model's weights."""
+    HashRanges: _aio.UnaryUnaryMultiCallable[_peer_pb2.HashRangesRequest, _peer_pb2.HashRangesResponse]  # type: ignore[assignment]
+    """Hashes of ranges of a model's files that the callee holds."""
+    FetchRanges: _aio.UnaryStreamMultiCallable[_peer_pb2.FetchRangesRequest, _peer_pb2.FetchRangesResponse]  # type: ignore[assignment]
+    """The content of ranges of a model's files that the callee holds, in chunks. The call must have a deadline."""
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """PeerService is what nodes say to each other."""
@@ -198,5 +214,37 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.GetOwnStageStatsResponse, _abc.Awaitable[_peer_pb2.GetOwnStageStatsResponse]]:
         """What the callee's own worker says of its memory and its time; the worker is asked for it now."""
+
+    @_abc_1.abstractmethod
+    def GetModelManifest(
+        self,
+        request: _peer_pb2.GetModelManifestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.GetModelManifestResponse, _abc.Awaitable[_peer_pb2.GetModelManifestResponse]]:
+        """The files of a model that the callee serves, whole or in part."""
+
+    @_abc_1.abstractmethod
+    def GetHoldings(
+        self,
+        request: _peer_pb2.GetHoldingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.GetHoldingsResponse, _abc.Awaitable[_peer_pb2.GetHoldingsResponse]]:
+        """What the callee holds of a model's weights."""
+
+    @_abc_1.abstractmethod
+    def HashRanges(
+        self,
+        request: _peer_pb2.HashRangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.HashRangesResponse, _abc.Awaitable[_peer_pb2.HashRangesResponse]]:
+        """Hashes of ranges of a model's files that the callee holds."""
+
+    @_abc_1.abstractmethod
+    def FetchRanges(
+        self,
+        request: _peer_pb2.FetchRangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_peer_pb2.FetchRangesResponse], _abc.AsyncIterator[_peer_pb2.FetchRangesResponse]]:
+        """The content of ranges of a model's files that the callee holds, in chunks. The call must have a deadline."""
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -59,22 +59,26 @@ class ModelRef(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    HUB_COMMIT_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """What the user asked for: a folder or a name below a model folder."""
     path: _builtins.str
     """Absolute folder on the node that resolved it. Other nodes try the same path, then their own model folders."""
     digest: _builtins.str
     """SHA-256, hex, over config.json, the weight index and the safetensors headers: equal content, equal digest."""
+    hub_commit: _builtins.str
+    """The commit on a hub that holds the model under model_id; empty where it came from a folder."""
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
         path: _builtins.str = ...,
         digest: _builtins.str = ...,
+        hub_commit: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "model_id", b"model_id", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "hub_commit", b"hub_commit", "model_id", b"model_id", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

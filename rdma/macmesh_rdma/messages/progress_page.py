@@ -81,6 +81,11 @@ class ProgressWriter:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
+    def start(self) -> None:
+        """The thread begins anew: it serves nothing yet, and no step is done."""
+        self._words[1] = 0
+        self._set(Activity.STARTING)
+
     def warm_up(self) -> None:
         """The thread warms up."""
         self._set(Activity.WARMING_UP)

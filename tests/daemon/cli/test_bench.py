@@ -34,6 +34,13 @@ def small(daemon: ThreadedFakeDaemon) -> ThreadedFakeDaemon:
     return daemon
 
 
+def test_an_interrupted_request_is_no_measurement(small: ThreadedFakeDaemon, run: Run) -> None:
+    small.script.generate = GenerateScript(pieces=("x",) * 100, paused=("stage 1 loads",))
+    done = run("bench", *QUICK)
+    assert done.code != 0
+    assert "a request was interrupted" in done.err
+
+
 def test_prompts_are_token_ids_of_the_vocabulary_and_nothing_ends_them(
     daemon: ThreadedFakeDaemon, run: Run
 ) -> None:

@@ -106,6 +106,13 @@ def test_a_request_that_waits_is_told_on_stderr(run: Run, daemon: ThreadedFakeDa
     assert (request.HasField("keep"), request.keep, request.HasField("reuse_prefix")) == (True, False, False)
 
 
+def test_a_request_that_no_stages_run_is_told_once_on_stderr(run: Run, daemon: ThreadedFakeDaemon) -> None:
+    daemon.script.generate = GenerateScript(paused=("stage 1 loads", "stage 1 loads", "stage 2 loads"))
+    outcome = run("generate", "x")
+    assert outcome.out == "Once upon a time.\n"
+    assert outcome.err.splitlines()[:2] == ["paused: stage 1 loads", "paused: stage 2 loads"]
+
+
 def test_generate_chat_tokens_and_json(run: Run, daemon: ThreadedFakeDaemon) -> None:
     outcome = run("generate", "--chat", "hello there", "--tokens")
     assert outcome.out.splitlines() == ["100", "101", "102", "103", "104"]

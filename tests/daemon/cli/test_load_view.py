@@ -8,7 +8,8 @@ import pytest
 from macmesh import LoadProgress
 from macmesh._messages import load_progress
 from macmesh.testing import scenes
-from macmesh_daemon.cli.load_view import LiveBlock, PlainLines, stage_bars
+from macmesh.v1 import peer_pb2
+from macmesh_daemon.cli.load_view import LiveBlock, PlainLines, fetching, stage_bars
 
 STEPS = [load_progress(step) for step in scenes.load_steps()]
 LOADING = [step for step in STEPS if step.phase == "loading"]
@@ -85,6 +86,23 @@ def test_stages_are_loaded_each_at_its_own_pace_and_unknown_ones_wait() -> None:
     assert "50%" in bars[0]
     assert bars[1].endswith("is asked to start")
     assert "%" not in bars[1]
+
+
+def test_a_fetch_says_where_its_bytes_come_from() -> None:
+    report = peer_pb2.WorkerReport(state=peer_pb2.WORKER_STATE_LOADING)
+    assert fetching(report) == ""
+    report.fetch.total_bytes = 10
+    assert fetching(report) == "fetches"
+    report.fetch.disk_bytes = 1_000_000
+    report.fetch.peer_bytes = 2_000_000
+    report.fetch.source_node_ids.extend(["a", "b"])
+    assert re.fullmatch(r"fetches \(.* of the disk, .* of 2 nodes\)", fetching(report))
+    first, *others = LOADING[1].workers
+    told = peer_pb2.WorkerReport()
+    told.CopyFrom(first)
+    told.fetch.CopyFrom(report.fetch)
+    bars = stage_bars(replace(LOADING[1], workers=(told, *others)), 120)
+    assert bars[0].endswith(fetching(report))
 
 
 def test_a_plan_that_is_made_anew_starts_below() -> None:

@@ -99,6 +99,28 @@ def test_the_transport_between_machines_is_told_with_its_reason() -> None:
     assert "transport" not in render_status(status)
 
 
+def test_what_a_plan_moved_is_told() -> None:
+    status = scenes.ready()
+    assert "moved" not in render_status(status)
+    for node, kept, process, reason in zip(
+        status.nodes,
+        (3 * 10**9, 0, 0),
+        ("kept", "replaced", "new"),
+        ("", "jaccl cannot\x07 be rebuilt", ""),
+        strict=True,
+    ):
+        node.worker.kept_bytes, node.worker.loaded_bytes = kept, 5 * 10**9
+        node.worker.process, node.worker.process_reason = process, reason
+    first, second, _ = (node.member.node_id[:8] for node in status.nodes)
+    (line,) = (line for line in render_status(status).splitlines() if "moved" in line)
+    assert line == (
+        f"# moved: {first} kept 3.00 GB, read 2.00 GB"
+        f" · {second} read 5.00 GB, process replaced: jaccl cannot? be rebuilt"
+    )
+    status.nodes[0].worker.state = peer_pb2.WORKER_STATE_FAILED
+    assert first not in next(line for line in render_status(status).splitlines() if "moved" in line)
+
+
 def test_an_empty_cluster_renders() -> None:
     text = render_status(cluster_pb2.GetStatusResponse())
     assert text.splitlines()[0].startswith("# unknown")
@@ -129,6 +151,9 @@ def test_node_states() -> None:
 
     assert states("idle") == ["idle", "idle", "idle"]
     assert states("loading") == ["loading 25%", "loading 50%", "loaded"]
+    fetching = scenes.loading().nodes[0]
+    fetching.worker.fetch.peer_bytes = 1
+    assert node_state(fetching) == "fetching 25%"
     assert states("degraded") == ["ready", "ready", "dead"]
     failed = scenes.degraded().nodes[2]
     failed.liveness = "alive"

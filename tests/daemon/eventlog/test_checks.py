@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,7 @@ from macmesh_daemon.cluster.messages import Epoch
 from macmesh_daemon.eventlog.checks import check
 from macmesh_daemon.eventlog.reader import read_logs
 from macmesh_daemon.eventlog.records import Kind, Record
-from support.requests import serve_requests
+from support.requests import serve_requests, take_up_request
 from support.virtual_loop import run_virtual
 from support.virtual_mesh import VirtualMesh, wanted_model
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Records = list[Record]
+
+
+def _other(stages: int, change_id: int) -> ev.LoadWanted:
+    return ev.LoadWanted(change_id, wanted_model("other", stages))
 
 
 async def _run(folder: Path) -> None:
@@ -37,17 +42,21 @@ async def _run(folder: Path) -> None:
         second = await mesh.led()
         first.start()
         await mesh.until(lambda: len(mesh.up) == 3 and mesh.leader() is not None, "together again")
-        again = await second.change(lambda i: ev.LoadWanted(i, wanted_model("other", 2)))
-        assert isinstance(again, Epoch)
-        await mesh.until(mesh.is_ready, "ready again")
+        # The second of these finds processes that hold the model already.
+        for stages in (2, 3):
+            again = await second.change(partial(_other, stages))
+            assert isinstance(again, Epoch)
+            await mesh.until(mesh.is_ready, "ready again")
         head = next(n for n in mesh.nodes if n.node_id == second.plan_nodes[0])
         await serve_requests(head, "later")
+        # The client of the one that was left at its seventh token had missed the last two of them.
+        await take_up_request(head, "request-1", brought=5, attempt=1)
         await asyncio.sleep(1)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The folders of three nodes with all that the checks look at: failover, two plans, requests."""
+    """The folders of three nodes with all that the checks look at: failover, plans, kept processes, requests."""
     folder = tmp_path_factory.mktemp("recorded")
     run_virtual(_run(folder))
     return sorted(folder.iterdir())
@@ -114,7 +123,34 @@ def second_plan(records: Records) -> Records:
 
 
 def second_worker(records: Records) -> Records:
-    return _removed(records, _of(records, Kind.WORKER_STOPPED))
+    return _removed(records, _of(records, Kind.WORKER_RESTS))
+
+
+def second_process(records: Records) -> Records:
+    kept = next(r for r in records if r.kind == Kind.WORKER_RUNS and r.facts["process"] == "kept")
+    return _changed(records, kept, pid=kept.facts["pid"] + 1)
+
+
+def kept_without_rest(records: Records) -> Records:
+    rests = _of(records, Kind.WORKER_RESTS)
+    stopped = dataclasses.replace(rests, kind=Kind.WORKER_STOPPED, facts={"epoch": rests.facts["epoch"]})
+    return [stopped if record is rests else record for record in records]
+
+
+def served_at_rest(records: Records) -> Records:
+    rests = next(r for r in records if r.kind == Kind.WORKER_RESTS)
+    return _inserted(records, rests, Kind.RUN_STARTED, request="late", epoch=rests.facts["epoch"])
+
+
+def rest_outlives_daemon(records: Records) -> Records:
+    ended = _of(records, Kind.ENDED)
+    mine = [r for r in records if (r.node, r.incarnation) == (ended.node, ended.incarnation)]
+    last = [r for r in mine if r.kind in {Kind.WORKER_STARTED, Kind.WORKER_STOPPED}][-1]
+    runs = [r for r in mine if r.kind == Kind.WORKER_RUNS][-1]
+    rests = dataclasses.replace(
+        last, kind=Kind.WORKER_RESTS, facts={"epoch": last.facts["epoch"], "pid": runs.facts["pid"]}
+    )
+    return [rests if record is last else record for record in records]
 
 
 def worker_outlives_daemon(records: Records) -> Records:
@@ -195,6 +231,78 @@ def never_ended(records: Records) -> Records:
     )
 
 
+def _taken_up(records: Records) -> Record:
+    return next(r for r in records if r.kind == Kind.ACCEPTED and r.facts["attempt"])
+
+
+def more_brought_than_delivered(records: Records) -> Records:
+    """A token that was delivered before it was on record, or never."""
+    doctored = records
+    accepted = _taken_up(records)
+    for record in records:
+        if (record.node, record.incarnation) != (accepted.node, accepted.incarnation):
+            continue
+        if record is accepted:
+            doctored = _changed(doctored, record, resumed_from=8)
+        elif record.seq > accepted.seq and record.kind == Kind.RUN_ASKED:
+            doctored = _changed(doctored, record, first=8)
+        elif record.seq > accepted.seq and record.kind == Kind.DELIVERED:
+            doctored = _changed(doctored, record, index=8, count=32)
+    return doctored
+
+
+def taken_up_with_fewer_tokens(records: Records) -> Records:
+    accepted = _taken_up(records)
+    ended = next(r for r in records if r.kind == Kind.FINISHED and r.facts["request"] == "request-1")
+    facts = {**accepted.facts, "attempt": 2, "resumed_from": 2}
+    doctored = _inserted(records, ended, Kind.ACCEPTED, **facts)
+    last = next(r for r in doctored if r.kind == Kind.ACCEPTED and r.facts["attempt"] == 2)
+    return _inserted(doctored, last, Kind.CANCELLED, request="request-1", tokens=2)
+
+
+def accepted_twice(records: Records) -> Records:
+    return _changed(records, _taken_up(records), attempt=0)
+
+
+def repeated_behind_what_was_brought(records: Records) -> Records:
+    accepted = _taken_up(records)
+    delivered = next(
+        r
+        for r in records
+        if r.kind == Kind.DELIVERED
+        and r.node == accepted.node
+        and r.facts["request"] == "request-1"
+        and r.facts["index"] == 5
+    )
+    return _changed(records, delivered, index=4, count=36)
+
+
+def run_from_the_wrong_token(records: Records) -> Records:
+    again = next(r for r in records if r.kind == Kind.RUN_ASKED and r.facts["run"] == 2)
+    return _changed(records, again, first=69)
+
+
+def run_beside_a_run(records: Records) -> Records:
+    return _removed(records, _of(records, Kind.RUN_LOST))
+
+
+def token_of_a_lost_run(records: Records) -> Records:
+    lost = _of(records, Kind.RUN_LOST)
+    delivered = next(
+        r
+        for r in records
+        if r.kind == Kind.DELIVERED and r.facts["request"] == lost.facts["request"] and r.facts["index"] == 70
+    )
+    mine = _inserted(records, lost, Kind.DELIVERED, request=lost.facts["request"], index=70, count=1)
+    moved = next(r for r in mine if r.facts == delivered.facts and r.kind == Kind.DELIVERED)
+    return _changed(mine, moved, index=71, count=delivered.facts["count"] - 1)
+
+
+def run_of_an_older_epoch(records: Records) -> Records:
+    again = next(r for r in records if r.kind == Kind.RUN_ASKED and r.facts["run"] == 2)
+    return _changed(records, again, epoch=[1, 0, 1])
+
+
 @pytest.mark.parametrize(
     ("invariant", "doctor"),
     [
@@ -203,7 +311,11 @@ def never_ended(records: Records) -> Records:
         (1, forgotten_term),
         (2, second_plan),
         (3, second_worker),
+        (3, second_process),
+        (3, kept_without_rest),
+        (3, rest_outlives_daemon),
         (3, worker_outlives_daemon),
+        (4, served_at_rest),
         (4, worker_of_another_epoch),
         (4, old_epoch_comes_back),
         (4, promise_not_durable),
@@ -215,6 +327,14 @@ def never_ended(records: Records) -> Records:
         (6, token_left_out),
         (6, ended_twice),
         (6, never_ended),
+        (6, more_brought_than_delivered),
+        (6, taken_up_with_fewer_tokens),
+        (6, accepted_twice),
+        (6, repeated_behind_what_was_brought),
+        (6, run_from_the_wrong_token),
+        (6, run_beside_a_run),
+        (6, token_of_a_lost_run),
+        (4, run_of_an_older_epoch),
     ],
 )
 def test_a_doctored_log_breaks_its_invariant(
@@ -236,6 +356,9 @@ def test_a_recorded_run_passes_and_has_everything_that_the_checks_look_at(record
     assert verdict.terms >= 2
     assert verdict.epochs >= 2
     assert verdict.requests == 6
+    assert [r.facts["resumed_from"] for r in recorded if r.kind == Kind.ACCEPTED and r.facts["attempt"]] == [
+        5
+    ]
     assert check(reversed(recorded)) == verdict
 
 

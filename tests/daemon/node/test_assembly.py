@@ -2,7 +2,7 @@
 
 import pytest
 
-from macmesh.v1 import inference_pb2, peer_pb2
+from macmesh.v1 import inference_pb2
 from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.models.tokenizer import ModelTokenizer
 from macmesh_daemon.node.assembly import Piece, TextAssembler
@@ -20,10 +20,7 @@ def _run(ids: list[int], stops: tuple[str, ...] = (), end_ids: frozenset[int] = 
         finish = LENGTH if index == len(ids) - 1 else inference_pb2.FINISH_REASON_UNSPECIFIED
         if token_id in end_ids:
             finish = STOP
-        token = peer_pb2.RunRequestResponse(
-            index=index, token_id=token_id, logprob=-1.0, has_token=True, finish_reason=finish
-        )
-        pieces.append(assembler.take(token))
+        pieces.append(assembler.take(token_id, -1.0, finish))
         if pieces[-1].finish_reason:
             break
     return pieces
@@ -64,11 +61,31 @@ def test_an_end_token_is_told_but_not_shown() -> None:
 def test_an_end_without_a_token_brings_what_was_held_back() -> None:
     assembler = TextAssembler(TOKENIZER, stops=("it. Then",), end_ids=frozenset())
     shown = [
-        assembler.take(peer_pb2.RunRequestResponse(index=i, token_id=t, has_token=True)).text
-        for i, t in enumerate(TOKENIZER.encode(TEXT))
+        assembler.take(t, -1.0, inference_pb2.FINISH_REASON_UNSPECIFIED).text for t in TOKENIZER.encode(TEXT)
     ]
-    end = assembler.take_end(peer_pb2.RunRequestResponse(finish_reason=inference_pb2.FINISH_REASON_CANCELLED))
+    end = assembler.take_end(LENGTH)
 
     assert "".join(shown) + end.text == TEXT
     assert end.token_ids == ()
     assert end.worth_sending
+
+
+@pytest.mark.parametrize("stops", [(), ("keep",), ("e, and the",), ("it.",), ("it. Then",)], ids=str)
+def test_tokens_taken_again_give_the_same_text_from_every_cut_on(stops: tuple[str, ...]) -> None:
+    ids = TOKENIZER.encode(TEXT + " \N{GRINNING FACE} kept")
+    whole = _run(ids, stops)
+    for cut in range(len(whole)):
+        assembler = TextAssembler(TOKENIZER, stops=stops, end_ids=frozenset())
+        text, stopped = assembler.replay(ids[:cut])
+        assert not stopped
+        assert text == "".join(piece.text for piece in whole[:cut])
+        rest = [
+            assembler.take(ids[i], -1.0, LENGTH if i == len(ids) - 1 else 0)  # type: ignore[arg-type]
+            for i in range(cut, len(whole))
+        ]
+        assert rest == whole[cut:]
+
+
+def test_a_stop_text_among_tokens_taken_again_is_the_end() -> None:
+    assembler = TextAssembler(TOKENIZER, stops=("made",), end_ids=frozenset())
+    assert assembler.replay(TOKENIZER.encode(TEXT)) == (TEXT[: TEXT.index("made")], True)

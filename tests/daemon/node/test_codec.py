@@ -80,6 +80,17 @@ def test_every_message_between_nodes_has_a_class_except_those_that_the_core_does
         "StagePhase",
         "StageCounter",
         "SchedulerStats",
+        "GetModelManifestRequest",
+        "GetModelManifestResponse",
+        "ModelFile",
+        "GetHoldingsRequest",
+        "GetHoldingsResponse",
+        "HeldFile",
+        "FileRange",
+        "HashRangesRequest",
+        "HashRangesResponse",
+        "FetchRangesRequest",
+        "FetchRangesResponse",
     }
     files = (types_pb2.DESCRIPTOR, peer_pb2.DESCRIPTOR)
     on_the_wire = {name for file in files for name in file.message_types_by_name}

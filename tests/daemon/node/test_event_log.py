@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from macmesh import MacmeshError
+from macmesh import MacmeshError, Timeouts
 from macmesh_daemon.eventlog import Kind
 from macmesh_daemon.eventlog.reader import read_logs
 from macmesh_daemon.models.demo import demo_model_folder
@@ -36,7 +36,7 @@ async def test_a_request_in_flight_ends_on_record_when_its_node_stops(tmp_path: 
         gate = OneByOne()
         node.make_worker = lambda: FakeWorker(gate=gate)
         await mesh.formed()
-        async with node.client() as client:
+        async with node.client(Timeouts(generate_resume=0)) as client:
             await client.load(str(demo_model_folder()), context_tokens=256)
             async with aclosing(
                 client.generate(token_ids=[1, 2, 3], max_tokens=50, ignore_eos=True)

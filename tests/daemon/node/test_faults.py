@@ -156,27 +156,6 @@ async def test_a_stream_left_half_way_is_cancelled_on_the_worker(tmp_path: Path)
             assert len(done.token_ids) == 3
 
 
-async def test_the_loss_of_the_worker_ends_the_request_and_is_repaired(tmp_path: Path) -> None:
-    gate = asyncio.Event()
-    mesh = Mesh(tmp_path, 1)
-    node = mesh.nodes[0]
-    node.make_worker = lambda: FakeWorker(gate=None if len(node.workers) else gate)
-    async with mesh:
-        await mesh.formed()
-        async with node.client() as client:
-            await client.load(MODEL, context_tokens=256)
-            waiting = asyncio.create_task(client.complete(token_ids=[1, 2], max_tokens=20))
-            await mesh.until(node, lambda s: s.waiting_requests == 1, "waiting")
-            node.workers[0].die()
-            with pytest.raises(MacmeshError) as lost:
-                await waiting
-            assert lost.value.reason == Reason.WORKER_FAILED
-            await mesh.until(
-                node, lambda s: s.serving_state == "ready" and len(node.workers) == 2, "ready again"
-            )
-            assert len((await client.complete(token_ids=[1, 2], max_tokens=3)).token_ids) == 3
-
-
 async def test_a_request_that_waits_gives_signs_of_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

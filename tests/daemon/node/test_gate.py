@@ -105,7 +105,7 @@ class Everything(grpc.GenericRpcHandler):
             await self.hold.wait()
             yield b"2"
 
-        if method.endswith(("Watch", "WatchCluster", "Generate", "LoadModel", "RunRequest")):
+        if method.endswith(("Watch", "WatchCluster", "Generate", "LoadModel", "RunRequest", "FetchRanges")):
             return grpc.unary_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(answer)
 
@@ -172,7 +172,7 @@ async def refusal(call: Any) -> str:
 
 
 async def first_of(channel: Any, method: str) -> None:
-    if method.endswith(("Watch", "WatchCluster", "Generate", "LoadModel", "RunRequest")):
+    if method.endswith(("Watch", "WatchCluster", "Generate", "LoadModel", "RunRequest", "FetchRanges")):
         call = channel.unary_stream(method)(b"")
         try:
             assert await call.read() == b"1"

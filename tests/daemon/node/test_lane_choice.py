@@ -26,6 +26,8 @@ from macmesh_daemon.node.lane_choice import (
     rdma_links,
     rdma_of,
 )
+from macmesh_daemon.weights.library import Library
+from macmesh_daemon.weights.store import ModelStore
 from macmesh_placement import Refusal
 from macmesh_placement.links import LINK_DEFAULTS
 from macmesh_rdma.jaccl.facts import CableEnd, RdmaFacts
@@ -165,6 +167,9 @@ class Bench:
             node_id="a",
             facts=unused,
             peers=unused,
+            library=Library(ModelStore(tmp_path / "weights"), tuple, tmp_path),
+            hub=unused,
+            obstacle=unused,
             notify=self.told.append,
         )
 

@@ -28,6 +28,8 @@ from macmesh_daemon.cluster.view import ClusterView
 from macmesh_daemon.config import Config
 from macmesh_daemon.node.call_errors import CallError
 from macmesh_daemon.node.planning import Planning
+from macmesh_daemon.weights.library import Library
+from macmesh_daemon.weights.store import ModelStore
 from macmesh_placement import ModelProfile, Placement, Refusal, TensorShard
 
 from ..cli.conftest import big_profile  # noqa: TID252  the one large profile of the tests
@@ -88,6 +90,9 @@ def planning(tmp_path: Path) -> Planning:
         node_id="aaaa1111",
         facts=unused,
         peers=unused,
+        library=Library(ModelStore(tmp_path / "weights"), tuple, tmp_path),
+        hub=unused,
+        obstacle=unused,
         notify=unused,
     )
 
@@ -167,13 +172,36 @@ def with_heads() -> ModelProfile:
     return replace(profile, layers=tuple(replace(layer, caches=(piece,)) for layer in profile.layers))
 
 
-async def computed(planning: Planning, wanted: WantedModel) -> ev.PlanComputed | ev.PlanRefused:
+async def computed(
+    planning: Planning,
+    wanted: WantedModel,
+    members: tuple[Member, ...] = MEMBERS,
+    current: Plan | None = None,
+) -> ev.PlanComputed | ev.PlanRefused:
     heard: list[ev.Event] = []
     planning._notify = heard.append
-    await planning.compute(fx.ComputePlan(request_id=7, wanted=wanted, members=MEMBERS, current=None))
+    await planning.compute(fx.ComputePlan(request_id=7, wanted=wanted, members=members, current=current))
     [event] = heard
     assert isinstance(event, ev.PlanComputed | ev.PlanRefused)
     return event
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+async def test_nodes_keep_the_layers_that_they_hold(planning: Planning, lost: int) -> None:
+    """All nodes are equal, so which of them takes which layers is decided by what they hold alone."""
+    model = ModelRef("m", "", "digest")
+    wanted = WantedModel(model, 8192, 1, "balanced", 2)
+    count = len(with_heads().layers)
+    bounds = (0, count // 3, 2 * count // 3, count)
+    for order in (MEMBERS, MEMBERS[::-1]):
+        stages = tuple(Stage(i, m.node_id, bounds[i], bounds[i + 1]) for i, m in enumerate(order))
+        current = Plan(Epoch(1, 1, 1), (Deployment(model, count, stages=stages, transport="tcp"),), wanted)
+        left = tuple(m for m in MEMBERS if m is not order[lost])
+        event = await computed(planning, wanted, left, current)
+        assert isinstance(event, ev.PlanComputed)
+        assert event.deployment is not None
+        survivors = [stage.node_id for stage in stages if stage.node_id != order[lost].node_id]
+        assert [stage.node_id for stage in event.deployment.stages] == survivors
 
 
 async def test_a_load_of_quantised_caches_is_planned_with_them(planning: Planning) -> None:

@@ -78,11 +78,15 @@ async def test_only_a_hang_while_fast_is_in_force_puts_it_into_quarantine(
     )
     log = EventLog(tmp_path, node_id="n", incarnation=1, clock=SystemClock())
     recorder = Recorder(log, PersistentState(), boot_nonce=1)
+
+    async def provide(*_: object) -> Path:
+        return tmp_path
+
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         host = StageHost(
             factory=lambda: worker,
             credentials=LiveCredentials(credentials),
-            resolve_path=lambda _id, _path, _digest: tmp_path,
+            provide=provide,
             bind_host=lambda: "127.0.0.1",
             step_deadline_seconds=1.0,
             host_id="",

@@ -21,7 +21,7 @@ def get_stuck(how: str, progress: ProgressWriter) -> None:
     ctypes.PyDLL(None).sleep(60)
 
 
-async def serve(options: argparse.Namespace) -> None:  # noqa: C901  one branch for each misbehaviour
+async def serve(options: argparse.Namespace) -> None:  # noqa: C901, PLR0912  one branch for each misbehaviour
     incoming = os.dup(int(options.ring_fds.split(",")[0])) if options.scribble else -1
     port = adopt_port(options.fd, options.ring_fds)
     progress = ProgressWriter.adopt(options.progress_fd)
@@ -33,17 +33,30 @@ async def serve(options: argparse.Namespace) -> None:  # noqa: C901  one branch 
         port.send(b"\xff\xff\xff\xff")
 
     async def events() -> None:
-        async for event in worker.events():
-            port.send(event.SerializeToString())
-            await port.drain()
+        while True:
+            async for event in worker.events():
+                port.send(event.SerializeToString())
+                await port.drain()
+            if not worker.resting:
+                return
 
     async with asyncio.TaskGroup() as group:
         telling = group.create_task(events())
         while (message := await port.receive()) is not None:
             command = lane_pb2.WorkerCommand.FromString(message)
             match command.WhichOneof("command"):
+                case "start" if worker.resting:
+                    await worker.restart(command.start)
                 case "start":
                     await worker.start(command.start)
+                case "retire" if options.ignore_stop:
+                    continue
+                case "retire" if command.retire.epoch == worker.epoch:
+                    await worker.retire(1)
+                case "retire":
+                    continue
+                case "submit" if options.lose_peer:
+                    worker.lose_peer("stage 1 is lost")
                 case "ping" if options.scribble:
                     # Claims to have read what was never written.
                     os.pwrite(incoming, (1 << 40).to_bytes(8, "little"), 256)
@@ -71,7 +84,7 @@ def main() -> None:
     parser.add_argument("--stuck", choices=["step", "idle"], default="")
     parser.add_argument("--say", default="")
     parser.add_argument("--fail-load", default="")
-    for flag in ("--hold", "--garbage", "--deaf", "--ignore-stop", "--scribble"):
+    for flag in ("--hold", "--lose-peer", "--garbage", "--deaf", "--ignore-stop", "--scribble"):
         parser.add_argument(flag, action="store_true")
     asyncio.run(serve(parser.parse_args()))
 

@@ -32,6 +32,13 @@ def make_worker(request: pytest.FixtureRequest) -> Callable[[], Worker]:
     return FakeWorker if request.param == "fake" else process_worker
 
 
+@pytest.fixture(params=["fake", pytest.param("process", marks=pytest.mark.process)])
+def make_losing_worker(request: pytest.FixtureRequest) -> Callable[[], Worker]:
+    if request.param == "fake":
+        return lambda: FakeWorker(gate=asyncio.Event())
+    return lambda: process_worker("--lose-peer")
+
+
 def start_stage(stage_index: int = 0, context_tokens: int = 100) -> lane_pb2.StartStage:
     return lane_pb2.StartStage(
         epoch=EPOCH,
@@ -138,6 +145,24 @@ async def test_request_ends_once_with_its_tokens_in_order(make_worker: Callable[
     ]
 
 
+async def test_a_run_goes_on_behind_what_was_generated_before(make_worker: Callable[[], Worker]) -> None:
+    worker = make_worker()
+    await ready_worker(worker)
+    request = run_request("r1/2", max_tokens=4)
+    request.generated_token_ids.extend(fake_token((1, 2), i) for i in range(2))
+    await worker.submit(request)
+    told: list[tuple[int, int]] = []
+    async with asyncio.timeout(20):
+        async for event in worker.events():
+            if event.WhichOneof("event") == "progress":
+                response = event.progress.response
+                told.append((response.index, response.token_id))
+                if response.finish_reason:
+                    break
+    assert told == [(i, fake_token((1, 2), i)) for i in (2, 3)]
+    await worker.stop(10)
+
+
 async def test_too_long_request_is_refused_with_a_reason(make_worker: Callable[[], Worker]) -> None:
     worker = make_worker()
     await ready_worker(worker)
@@ -162,6 +187,108 @@ async def test_request_of_another_epoch_is_refused(make_worker: Callable[[], Wor
                 assert event.failed.reason == "EPOCH_CHANGED"
                 break
     await worker.stop(10)
+
+
+def next_stage(seq: int = 4) -> lane_pb2.StartStage:
+    """The other stage of the next epoch, with one layer more."""
+    start = start_stage(stage_index=0)
+    start.epoch.seq = seq
+    start.deployment.stages[0].end_layer = 3
+    start.deployment.stages[1].first_layer = 3
+    return start
+
+
+async def test_one_process_serves_epochs_in_turn(make_worker: Callable[[], Worker]) -> None:
+    worker = make_worker()
+    await ready_worker(worker)
+    pid = worker.pid
+    assert not worker.resting
+    with pytest.raises(LocalWorkerStateError, match="does not rest"):
+        await worker.restart(next_stage())
+    await worker.submit(run_request("r1", max_tokens=90))
+    await worker.retire(10)
+    assert worker.resting
+    *_, failed, final = await drain(worker)
+    assert (final.report.state, final.report.resting) == (peer_pb2.WORKER_STATE_STOPPED, True)
+    assert final.report.epoch == EPOCH
+    if failed.WhichOneof("event") == "failed":  # else it was through before it was asked to end
+        assert failed.failed.reason == "WORKER_FAILED"
+    with pytest.raises(RemoteWorkerEndedError):
+        await worker.submit(run_request("r2"))
+    await worker.retire(10)
+
+    await worker.restart(next_stage())
+    reports = await until_state(worker, peer_pb2.WORKER_STATE_LOADED)
+    assert reports[0].state == peer_pb2.WORKER_STATE_STARTING
+    assert all(report.epoch == next_stage().epoch for report in reports)
+    assert 0 < reports[-1].kept_bytes < reports[-1].loaded_bytes
+    await worker.set_peers(peer_pb2.SetPeersRequest())
+    await until_state(worker, peer_pb2.WORKER_STATE_READY)
+    await worker.submit(run_request("r3", max_tokens=1))
+    await worker.send(lane_pb2.WorkerCommand(retire=lane_pb2.RetireEpoch(epoch=EPOCH)))
+    request = run_request("r4", max_tokens=1)
+    request.epoch.CopyFrom(next_stage().epoch)
+    await worker.submit(request)
+    ends: dict[str, str] = {}
+    async with asyncio.timeout(20):
+        async for event in worker.events():
+            if event.WhichOneof("event") == "failed":
+                ends[event.failed.request_id] = event.failed.reason
+            elif event.WhichOneof("event") == "progress":
+                ends[event.progress.request_id] = "done"
+            if len(ends) == 2:
+                break
+    assert ends == {"r3": "EPOCH_CHANGED", "r4": "done"}
+    assert (worker.pid, worker.resting) == (pid, False)
+    await worker.retire(10)
+    await worker.stop(10)
+    assert (worker.pid, worker.resting) == (None, False)
+    with pytest.raises(RemoteWorkerEndedError):
+        await worker.restart(next_stage(5))
+
+
+async def test_a_worker_that_lost_another_stage_rests(make_losing_worker: Callable[[], Worker]) -> None:
+    worker = make_losing_worker()
+    await ready_worker(worker)
+    await worker.submit(run_request("r1"))
+    if isinstance(worker, FakeWorker):
+        worker.lose_peer()
+    *_, failed, final = await drain(worker)
+    assert failed.failed.request_id == "r1"
+    report = final.report
+    assert (report.state, report.resting, report.peer_lost) == (peer_pb2.WORKER_STATE_FAILED, True, True)
+    assert report.error == "stage 1 is lost"
+    assert worker.resting
+    await worker.restart(next_stage())
+    await until_state(worker, peer_pb2.WORKER_STATE_LOADED)
+    await worker.stop(10)
+    assert (await drain(worker))[-1].report.state == peer_pb2.WORKER_STATE_STOPPED
+
+
+@pytest.mark.process
+async def test_an_epoch_that_does_not_end_takes_its_process_along() -> None:
+    worker = process_worker("--ignore-stop")
+    await ready_worker(worker)
+    await worker.retire(0.2)
+    assert (worker.pid, worker.resting) == (None, False)
+    report = (await drain(worker))[-1].report
+    assert (report.state, report.resting) == (peer_pb2.WORKER_STATE_STOPPED, False)
+
+
+@pytest.mark.process
+async def test_a_process_that_dies_at_rest_cannot_be_restarted() -> None:
+    worker = process_worker(ping_interval_seconds=0.02, hang_deadline_seconds=0.3)
+    await ready_worker(worker)
+    await worker.retire(10)
+    await drain(worker)
+    pid = worker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        await worker._done.wait()
+    assert not worker.resting
+    with pytest.raises(RemoteWorkerEndedError, match="while it rested"):
+        await worker.restart(next_stage())
 
 
 async def test_ping_is_answered(make_worker: Callable[[], Worker]) -> None:

@@ -48,6 +48,9 @@ class GatedTransfers(Transfers):
     def send_result(self, done: lane_pb2.StepDone) -> None:
         raise NotImplementedError
 
+    def close(self) -> None:
+        raise NotImplementedError
+
 
 def ready(value: float) -> mx.array:
     array = mx.full((3,), value)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from macmesh.v1 import types_pb2
-from macmesh_daemon.worker.memory_limits import set_memory_limits
+from macmesh_daemon.worker.memory_limits import MemoryLimits, set_memory_limits
 from macmesh_placement import Reserves
 
 GIB = 1 << 30
@@ -68,3 +68,15 @@ def test_arrays_are_held_to_what_is_charged_for_them() -> None:
     )
     set_memory_limits(ledger, mlx)
     assert mlx.memory == 12 * GIB
+
+
+def test_each_stage_of_a_process_is_held_to_its_own_ledger() -> None:
+    mlx = FakeMlx()
+    mlx.memory = 96 * GIB
+    limits = MemoryLimits(mlx)
+    told = []
+    for weights in (30, 10, 0, 20):
+        entries = [types_pb2.LedgerEntry(name="weights", size_bytes=weights * GIB)] if weights else []
+        limits.set(types_pb2.Ledger(usable_bytes=40 * GIB, entries=entries))
+        told.append(mlx.memory // GIB)
+    assert told == [30, 10, 96, 20], "a ledger without lines gives MLX its own limit back"

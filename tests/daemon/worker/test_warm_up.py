@@ -11,7 +11,7 @@ from macmesh_daemon.engine.batch_caches import BatchCaches
 from macmesh_daemon.engine.cache_traits import CacheTraits
 from macmesh_daemon.engine.stage import StageModel, load_stage
 from macmesh_daemon.worker import warm_up as module
-from macmesh_daemon.worker.warm_up import MOST_SECONDS, PROBE_TOKENS, most_batch_rows, warm_up
+from macmesh_daemon.worker.warm_up import MOST_SECONDS, PROBE_TOKENS, Warmth, most_batch_rows, warm_up
 from macmesh_rdma.messages.progress_page import ProgressWriter
 from tinymodels import write_tiny_model
 
@@ -194,3 +194,22 @@ def test_batches_are_as_large_as_the_plan_has_room_for(slots: int, context: int,
     deployment = types_pb2.Deployment(slots=slots, context_tokens=context)
     deployment.stages.add()
     assert most_batch_rows(deployment) == rows
+
+
+def test_what_is_warm_is_not_warmed_up_again(folder: Path) -> None:
+    warmth = Warmth()
+
+    def ran(first: int, end: int, chunk: int = 40) -> list[int]:
+        stage = Watched(load_stage(folder, first, end, LAYERS))
+        facts = warmth.warm_up(stage, context_tokens=100, chunk_tokens=chunk, kv_bits=0, compiles=True)
+        assert bool(facts.skipped) == (not stage.ran)
+        return stage.ran
+
+    assert ran(1, 2)
+    assert not ran(1, 3), "its layers are all of one kind"
+    assert ran(0, 3), "it is a head now"
+    assert not ran(0, 1)
+    assert ran(2, LAYERS), "it is a tail now"
+    assert not ran(0, LAYERS)
+    assert ran(1, 2, chunk=30), "other sizes need other kernels"
+    assert ran(0, 2, chunk=30), "which are not those of before"

@@ -201,7 +201,7 @@ async def test_requests_are_refused_cancelled_and_stopped(folder: Path) -> None:
             os.kill(pid or 0, 0)
 
 
-async def test_killed_stage_fails_the_plan_at_once_and_leaves_nothing(folder: Path) -> None:
+async def test_killed_stage_fails_the_plan_at_once_and_the_other_rests(folder: Path) -> None:
     starts = plan([folder, folder], [2])
     async with asyncio.timeout(DEADLINE_SECONDS), running_plan(starts) as workers:
         await workers[0].submit(request(starts, "r", 1900))
@@ -218,7 +218,9 @@ async def test_killed_stage_fails_the_plan_at_once_and_leaves_nothing(folder: Pa
         killed = await final_report(workers[1])
         assert "SIGKILL" in killed.error
         assert not killed.peer_lost
-        assert [worker.pid for worker in workers] == [None, None]
+        assert talk.final.resting
+        assert [worker.resting for worker in workers] == [True, False]
+        assert workers[1].pid is None
 
 
 async def test_silent_stage_fails_the_plan_at_the_step_deadline(folder: Path) -> None:

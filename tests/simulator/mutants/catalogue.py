@@ -32,6 +32,7 @@ _LIVENESS = "liveness: a healed cluster serves"
 _FAILOVER = "failover within seconds"
 _DENIED = "an evicted node is answered nothing"
 _NO_FALSE_DEATH = "a member that lives is not called dead"
+_KEPT = "a process outlives its epoch only where the next plan can use it"
 _STANDALONE = "a node alone touches nobody"
 
 CATALOGUE: tuple[Mutant, ...] = (
@@ -308,6 +309,34 @@ CATALOGUE: tuple[Mutant, ...] = (
         "if mine is not None and plan.epoch != state.promised:",
         "if False:",
         _NO_OLD_EPOCH,
+    ),
+    Mutant(
+        "a process is kept whatever comes next",
+        "worker_slot.py",
+        "keep = before is not None and after is not None and not why_not_kept(before, after)",
+        "keep = True",
+        _KEPT,
+    ),
+    Mutant(
+        "a plan without the node lets nothing go",
+        "worker_slot.py",
+        "        elif self._may_rest:",
+        "        elif False:",
+        _KEPT,
+    ),
+    Mutant(
+        "a process that rests by itself is forgotten",
+        "worker_slot.py",
+        "self._may_rest |= self.report is not None and self.report.resting",
+        "pass",
+        _KEPT,
+    ),
+    Mutant(
+        "a group that cannot be rebuilt is kept",
+        "keeping.py",
+        "if GROUP_TRANSPORT in {before.transport, after.transport}:",
+        "if False:",
+        _KEPT,
     ),
     Mutant(
         "epochs are numbered from one in each plan",

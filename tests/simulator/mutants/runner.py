@@ -24,6 +24,7 @@ _FIRST = {
     "coordinator.py": "test_election.py",
     "replica.py": "test_replica.py",
     "worker_slot.py": "test_replica.py",
+    "keeping.py": "test_keeping.py",
     "planning.py": "test_plans.py",
     "rollout.py": "test_plans.py",
     "evictions.py": "test_evict.py",

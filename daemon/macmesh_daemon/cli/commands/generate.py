@@ -16,7 +16,7 @@ from macmesh_daemon.cli.parsers import add_command, amount, natural, share
 if TYPE_CHECKING:
     import argparse
 
-    from macmesh import GenerateChunk, GenerateOptions, Generation, Waiting
+    from macmesh import GenerateChunk, GenerateOptions, Generation, Paused, Waiting
     from macmesh_daemon.cli.parsers import Subparsers
 
 _EXAMPLES = """
@@ -109,11 +109,17 @@ def _stream(args: argparse.Namespace, generation: Generation) -> list[GenerateCh
     """Print what comes as it comes; with ``--json`` nothing yet."""
     chunks = []
     open_line = False
+    paused: Paused | None = None
     try:
         for chunk in generation:
             chunks.append(chunk)
             if chunk.waiting is not None:
                 talk(_waiting_line(chunk.waiting))
+                continue
+            if chunk.paused is not None:
+                if chunk.paused != paused:  # it is told again every few seconds
+                    talk(f"paused: {chunk.paused.message}")
+                paused = chunk.paused
                 continue
             if args.json:
                 continue

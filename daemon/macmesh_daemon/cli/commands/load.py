@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """
 daemonctl load ~/models/Qwen3-4B --context 32768     serve it, at a context that is guaranteed to fit
 daemonctl load Qwen3-4B --slots 4                    a name below a models folder, four requests at once
+daemonctl load mlx-community/Qwen3-4B-4bit           of a hub, where no node has it; downloaded once
 daemonctl load Qwen3-4B --kv-bits 8                  caches of half the bytes; its requests decode one by one
 daemonctl load Qwen3-4B --tensor-parallel            every layer split over equal nodes, where that is faster
 """

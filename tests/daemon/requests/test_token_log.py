@@ -2,11 +2,11 @@
 
 import pytest
 
-from macmesh_daemon.node.token_log import TokenLog
+from macmesh_daemon.requests import LocalTokenChangedError, LocalTokenGapError, TokenLog
 
 
 def _log() -> TokenLog:
-    return TokenLog(request_id="r", prompt_token_ids=(1, 2), seed=7, max_tokens=4, accepted_at=10.0)
+    return TokenLog(request_id="r", prompt_token_ids=(1, 2), accepted_at=10.0)
 
 
 def test_tokens_are_kept_once_and_in_order() -> None:
@@ -21,8 +21,16 @@ def test_tokens_are_kept_once_and_in_order() -> None:
 
 def test_a_gap_is_an_error() -> None:
     log = _log()
-    with pytest.raises(ValueError, match="token 1 came after token -1"):
+    with pytest.raises(LocalTokenGapError, match="token 1 came after token -1"):
         log.record(1, 5, 11.0)
+
+
+def test_another_token_at_a_known_place_is_an_error() -> None:
+    log = _log()
+    log.record(0, 5, 11.0)
+    with pytest.raises(LocalTokenChangedError, match="token 0 came as 6, it was 5"):
+        log.record(0, 6, 12.0)
+    assert log.token_ids == [5]
 
 
 def test_times_of_a_request_without_tokens_are_zero() -> None:

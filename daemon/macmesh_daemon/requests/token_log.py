@@ -5,25 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 
+class TokenError(ValueError):
+    """A token cannot follow the log."""
+
+
+class LocalTokenGapError(TokenError):
+    """A token before it is missing."""
+
+
+class LocalTokenChangedError(TokenError):
+    """It is another one than the log has at its position."""
+
+
 @dataclass(slots=True)
 class TokenLog:
-    """One request, complete enough to be replayed: prompt, sampling and every token so far.
+    """One request, complete enough to be replayed: prompt and every token so far.
 
     Attributes:
         request_id: Unique in the cluster.
         prompt_token_ids: The prompt as the model sees it.
-        seed: Of the request's own random numbers; with the number of tokens it gives the next one's.
-        max_tokens: Most tokens to generate.
         accepted_at: Clock reading at acceptance, in seconds.
         token_ids: Tokens generated, in order, each recorded before it is told to the client.
-        first_token_at: Clock reading at the first token.
+        first_token_at: Clock reading at the first token recorded here.
         last_token_at: Clock reading at the latest token.
     """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
-    seed: int
-    max_tokens: int
     accepted_at: float
     token_ids: list[int] = field(default_factory=list)
     first_token_at: float | None = None
@@ -33,12 +41,17 @@ class TokenLog:
         """Keep a token; False where it was kept before, so that nothing is told twice.
 
         Raises:
-            ValueError: a token before it is missing.
+            LocalTokenGapError: a token before it is missing.
+            LocalTokenChangedError: the log has another token there.
         """
         if index < len(self.token_ids):
+            if self.token_ids[index] != token_id:
+                raise LocalTokenChangedError(
+                    f"request {self.request_id}: token {index} came as {token_id}, it was {self.token_ids[index]}"
+                )
             return False
         if index > len(self.token_ids):
-            raise ValueError(
+            raise LocalTokenGapError(
                 f"request {self.request_id}: token {index} came after token {len(self.token_ids) - 1}"
             )
         self.token_ids.append(token_id)
