@@ -20,6 +20,8 @@ AGREE_SECONDS = 30.0
 """After everything has healed, one coordinator leads all within this."""
 READY_SECONDS = 60.0
 """... and a model that is wanted is ready within this."""
+REQUEST_SECONDS = 30.0
+"""... every request then has its end within this and its patience."""
 FAILOVER_SECONDS = 20.0
 """A coordinator that is killed then has a successor within this."""
 
@@ -39,6 +41,8 @@ class Outcome:
         heal_seconds: From the end of the faults until all agreed.
         failover_seconds: From a coordinator's end until a majority knew the next; None where there was no quorum.
         terms: Elections won.
+        requests: That were accepted; taken up at another node; runs that followed a lost one.
+        ends: Of requests, by name.
     """
 
     seed: int
@@ -49,6 +53,8 @@ class Outcome:
     heal_seconds: float
     failover_seconds: float | None
     terms: int
+    requests: tuple[int, int, int] = (0, 0, 0)
+    ends: tuple[tuple[str, int], ...] = ()
 
 
 def build(options: Options, *, story_lines: int | None = 400) -> World:
@@ -85,6 +91,8 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         world.insist(wanted_model("final"), READY_SECONDS)
         world.run_until(world.ready, READY_SECONDS)
         world.run_until(world.all_alive, AGREE_SECONDS)
+        if options.requests:
+            _serve(world)
         world.check_nothing_is_left_open()
         failover = _fail_over(world)
     except Exception as error:  # a core that raises has failed, too
@@ -93,6 +101,7 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
             f"replay: PYTHONPATH=tests python -m simulator --seed {options.seed} --trace "
             f"--options '{options.to_json()}'\n{world.story}"
         ) from error
+    checker = world.serving.checker
     return Outcome(
         options.seed,
         options.nodes,
@@ -102,7 +111,26 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         healed,
         failover,
         len(world.checker.coordinators),
+        (checker.accepted, checker.resumed, checker.replayed),
+        tuple(sorted(checker.ends.items())),
     )
+
+
+def _serve(world: World) -> None:
+    """Let clients ask a healthy cluster, perhaps under a worker's end; then every request that ever was has its end."""
+    serving, rng = world.serving, world.serving.rng
+    clients = [serving.submit(rng.choice(world.expected()), tokens=rng.choice([1, 8, 20])) for _ in range(2)]
+    is_hurt = rng.random() < 0.3
+    if is_hurt:
+        world.run(rng.uniform(0.01, 0.5))
+        world.kill_worker(rng.choice(world.expected()))
+    limit = REQUEST_SECONDS + serving.patience_seconds
+    world.run_until(lambda: serving.is_quiet, limit)
+    for client in clients:
+        if client.end not in {"finished", "failed RESOURCE_EXHAUSTED"} and not is_hurt:
+            raise AssertionError(f"the request of a healthy cluster's client ended {client.end}")
+    world.run_until(world.ready, READY_SECONDS)
+    world.run_until(world.all_alive, AGREE_SECONDS)
 
 
 def _replace_lost_quorum(world: World) -> None:

@@ -24,6 +24,7 @@ class Workers:
         simulation.checker.on_start_worker(node, effect.epoch)
         ids = tuple(stage.node_id for stage in effect.deployment.stages)
         worker = node.worker = Worker(effect.epoch, effect.stage_index, ids)
+        worker.digest = effect.deployment.model.digest if effect.deployment.model is not None else ""
         rng = simulation.rng
         simulation.later(rng.uniform(0.0, 0.1), self.report, node, worker, WorkerState.LOADING)
         if not (simulation.faults.worker_hang and rng.random() < simulation.faults.worker_hang):
@@ -53,6 +54,7 @@ class Workers:
         """Let a process end with an error."""
         if node.worker is not None:
             worker, node.worker = node.worker, None
+            self._simulation.serving.heads.worker_gone(node, worker, "WORKER_FAILED")
             report = WorkerReport(worker.epoch, worker.stage_index, WorkerState.FAILED, error="killed")
             self._simulation.give(node, ev.WorkerReported(report))
 
@@ -76,6 +78,7 @@ class Workers:
 
     def _gone(self, node: SimNode, boots: int, worker: Worker | None, effect: fx.StopWorker) -> None:
         if node.boots == boots:
+            self._simulation.serving.heads.worker_gone(node, worker, "EPOCH_CHANGED")
             if node.worker is worker:
                 node.worker = None
             self._simulation.give(node, ev.WorkerStopped(effect.epoch))
