@@ -35,8 +35,9 @@ def chaos(world: World, options: Options) -> None:
         node.clock.run_at(1.0 + rng.uniform(-options.drift, options.drift), world.now)
     if options.requests:
         _let_clients_come(world, options)
-    names = [name for name, _ in options.actions]
-    weights = [weight for _, weight in options.actions]
+    actions = [(n, w) for n, w in options.actions if not (options.steady and n == "unload")]
+    names = [name for name, _ in actions]
+    weights = [weight for _, weight in actions]
     end = world.now + options.seconds
     while world.now < end:
         world.run(rng.uniform(0.02, options.pause_seconds))
@@ -54,6 +55,7 @@ def _let_clients_come(world: World, options: Options) -> None:
     serving = world.serving
     serving.patience_seconds = options.patience_seconds
     serving.busy = options.busy
+    serving.one_model = options.steady
     serving.slowest_pace_seconds = options.pace_seconds
     rng = serving.rng
     _later(world, _FOUNDED_SECONDS, _load_first, world)
@@ -255,7 +257,8 @@ def _kill_worker(world: World, node: SimNode) -> None:
 
 def _load(world: World, node: SimNode) -> None:
     leader = world.coordinator() or node
-    world.load(wanted_model(world.rng.choice("mk")), leader)
+    name = world.rng.choice("mk")
+    world.load(wanted_model("m" if world.serving.one_model else name), leader)
 
 
 def _unload(world: World, node: SimNode) -> None:

@@ -28,6 +28,7 @@ class Worker:
     state: WorkerState = WorkerState.STARTING
     key: bytes = b""
     digest: str = ""
+    hangs: bool = False
 
 
 class SimNode:

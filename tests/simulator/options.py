@@ -85,6 +85,7 @@ class Options:
         busy: That a head lets a run wait, or has no room for it.
         pace_seconds: Longest time between two tokens.
         fickle: That a client cancels, dies or loses its connection.
+        steady: Whether one model is wanted all the time, so that requests can go on through everything.
         plain: That a client has no copy of its tokens, as those of HTTP.
     """
 
@@ -119,6 +120,7 @@ class Options:
     pace_seconds: float = 0.05
     fickle: float = 0.0
     plain: float = 0.0
+    steady: bool = False
 
     def to_json(self) -> str:
         """All of it; `from_json` reads it back."""
@@ -204,12 +206,13 @@ def _requests(seed: int) -> dict[str, Any]:
     """What clients do: drawn apart, so that a cluster without them lives through the same as ever."""
     rng = seeded("clients", seed)
     return {
-        "requests": rng.choice([0, 0, 1, 3, 6, 10]),
+        "requests": (count := rng.choice([0, 0, 1, 3, 6, 10])),
         "patience_seconds": rng.choice([2.0, 10.0, 40.0]),
         "busy": _maybe(rng, 0.1, 0.5),
         "pace_seconds": rng.choice([0.01, 0.1, 0.4]),
         "fickle": _maybe(rng, 0.3, 0.8),
         "plain": _maybe(rng, 0.3),
+        "steady": rng.random() < 0.7 and count > 0,
     }
 
 

@@ -88,7 +88,9 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         world.heal()
         _replace_lost_quorum(world)
         healed = _until_agreed(world)
-        world.insist(wanted_model("final"), READY_SECONDS)
+        if options.steady:
+            _end_hung_workers(world)  # the plan may be the same, which waits for them longer than this run
+        world.insist(wanted_model("m" if options.steady else "final"), READY_SECONDS)
         world.run_until(world.ready, READY_SECONDS)
         world.run_until(world.all_alive, AGREE_SECONDS)
         if options.requests:
@@ -114,6 +116,12 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         (checker.accepted, checker.resumed, checker.replayed),
         tuple(sorted(checker.ends.items())),
     )
+
+
+def _end_hung_workers(world: World) -> None:
+    for node in world.nodes.values():
+        if node.worker is not None and node.worker.hangs:
+            world.kill_worker(node)
 
 
 def _serve(world: World) -> None:

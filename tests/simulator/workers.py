@@ -27,7 +27,8 @@ class Workers:
         worker.digest = effect.deployment.model.digest if effect.deployment.model is not None else ""
         rng = simulation.rng
         simulation.later(rng.uniform(0.0, 0.1), self.report, node, worker, WorkerState.LOADING)
-        if not (simulation.faults.worker_hang and rng.random() < simulation.faults.worker_hang):
+        worker.hangs = bool(simulation.faults.worker_hang and rng.random() < simulation.faults.worker_hang)
+        if not worker.hangs:
             simulation.later(rng.uniform(0.1, 0.6), self._load, node, worker)
 
     def stop(self, node: SimNode, effect: fx.StopWorker) -> None:

@@ -25,6 +25,7 @@ class Serving:
 
     Attributes:
         patience_seconds: Of every request.
+        one_model: Whether no other is ever wanted.
         busy: Probability that a head lets a run wait, or has no room for it.
         slowest_pace_seconds: Longest time between two tokens.
     """
@@ -37,6 +38,7 @@ class Serving:
         self.clients = Clients(self)
         self.patience_seconds = 120.0
         self.busy = 0.0
+        self.one_model = False
         self.slowest_pace_seconds = 0.05
         self._ids = itertools.count(1)
         self._waiting: dict[str, list[tuple[Callable[..., None], tuple[Any, ...]]]] = {}
