@@ -155,7 +155,7 @@ class Clients:
         """It was taken, or taken up."""
         if not client.request_id:
             client.request_id, client.digest = request_id, digest
-            client.truth = Truth(Model(digest, client.wish.prompt, client.wish.seed))
+            client.truth = Truth(Model(digest, client.wish, client.wish.prompt))
 
     def token(self, client: Client, index: int, token_id: int) -> None:
         """A token arrives."""

@@ -52,7 +52,7 @@ class Live:
         ask = Ask(request_id, wish.prompt, digest, wish.max_tokens, frozenset({STOP}))
         settings = RequestSettings(patience_seconds=patience_seconds)
         self.machine = RequestMachine(ask, now=now, settings=settings, generated=tuple(brought))
-        self.truth = Truth(Model(digest, wish.prompt, wish.seed))
+        self.truth = Truth(Model(digest, wish, wish.prompt))
         self.delivered = list(brought)
         self.run: Run | None = None
         self.end: fx.End | None = None

@@ -152,7 +152,7 @@ class Heads:
                 return
             self._tell(run, ev.Queued(run.number, 1, 0.1))
         run.worker = worker
-        run.model = Model(worker.digest, run.effect.prompt_token_ids, run.live.wish.seed)
+        run.model = Model(worker.digest, run.live.wish, run.effect.prompt_token_ids)
         run.generated = list(run.effect.generated_token_ids)
         self.running.setdefault(head.node_id, {})[run] = None
         self._world.later(run.pace * self._rng.uniform(1.0, 4.0), self._generate, run)

@@ -55,11 +55,12 @@ class Serving:
         resumes: bool = True,
         text_stop: int = 0,
         name: str = "",
+        stops: bool = True,
     ) -> Client:
-        """Let a client ask for tokens."""
+        """Let a client ask for tokens; ``stops`` says whether the model may stop before all are generated."""
         number = next(self._ids)
         prompt = tuple(self.rng.randrange(1000) for _ in range(self.rng.randrange(1, 6)))
-        wish = Wish(name or f"r{number}", prompt, self.rng.getrandbits(32), tokens, text_stop)
+        wish = Wish(name or f"r{number}", prompt, self.rng.getrandbits(32), tokens, text_stop, stops)
         return self.clients.submit(wish, node, resumes=resumes)
 
     def unended(self) -> list[Client]:

@@ -18,6 +18,7 @@ class Wish:
         prompt: Its tokens.
         seed: Of the sampling.
         max_tokens: Most tokens.
+        stops: Whether the model may stop by itself.
         text_stop: A text that ends the request stands behind so many tokens; 0 where there is none.
     """
 
@@ -26,14 +27,15 @@ class Wish:
     seed: int
     max_tokens: int
     text_stop: int = 0
+    stops: bool = True
 
 
 class Model:
-    """A model with one request's prompt and seed."""
+    """A model with one request's prompt and sampling."""
 
-    def __init__(self, digest: str, prompt: Sequence[int], seed: int) -> None:
-        self.digest = digest
-        self._base = zlib.crc32(f"{digest} {seed} {list(prompt)}".encode())
+    def __init__(self, digest: str, wish: Wish, prompt: Sequence[int]) -> None:
+        self._stops = wish.stops
+        self._base = zlib.crc32(f"{digest} {wish.seed} {list(prompt)}".encode())
 
     def next(self, generated: Sequence[int]) -> int:
         """The token behind those generated; another one where any of the last few, or their number, is another."""
@@ -41,7 +43,7 @@ class Model:
         for token in generated[-3:]:
             value = (value * 31 + token * 0x85EBCA6B + 7) & 0xFFFFFFFF
         value ^= value >> 15
-        return STOP if value % _STOPS_ONE_IN == 0 else 1 + value % 50_000
+        return STOP if self._stops and value % _STOPS_ONE_IN == 0 else 1 + value % 50_000
 
 
 class Truth:
