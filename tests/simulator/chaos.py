@@ -55,6 +55,7 @@ def _let_clients_come(world: World, options: Options) -> None:
     serving = world.serving
     serving.patience_seconds = options.patience_seconds
     serving.busy = options.busy
+    serving.stale = options.stale
     serving.one_model = options.steady
     serving.slowest_pace_seconds = options.pace_seconds
     rng = serving.rng
@@ -258,7 +259,10 @@ def _kill_worker(world: World, node: SimNode) -> None:
 def _load(world: World, node: SimNode) -> None:
     leader = world.coordinator() or node
     name = world.rng.choice("mk")
-    world.load(wanted_model("m" if world.serving.one_model else name), leader)
+    serving = world.serving
+    # Of one model, another number of stages is another plan, and takes the place of one that works.
+    wanted = wanted_model("m", serving.rng.randrange(3)) if serving.one_model else wanted_model(name)
+    world.load(wanted, leader)
 
 
 def _unload(world: World, node: SimNode) -> None:

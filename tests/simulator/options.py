@@ -85,6 +85,7 @@ class Options:
         busy: That a head lets a run wait, or has no room for it.
         pace_seconds: Longest time between two tokens.
         fickle: That a client cancels, dies or loses its connection.
+        stale: That a head goes on for a while with a run that was given up, and that what it tells comes late.
         steady: Whether one model is wanted all the time, so that requests can go on through everything.
         plain: That a client has no copy of its tokens, as those of HTTP.
     """
@@ -120,6 +121,7 @@ class Options:
     pace_seconds: float = 0.05
     fickle: float = 0.0
     plain: float = 0.0
+    stale: float = 0.0
     steady: bool = False
 
     def to_json(self) -> str:
@@ -213,6 +215,7 @@ def _requests(seed: int) -> dict[str, Any]:
         "fickle": _maybe(rng, 0.3, 0.8),
         "plain": _maybe(rng, 0.3),
         "steady": rng.random() < 0.7 and count > 0,
+        "stale": _maybe(rng, 0.5, 1.0),
     }
 
 

@@ -88,11 +88,7 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         world.heal()
         _replace_lost_quorum(world)
         healed = _until_agreed(world)
-        if options.steady:
-            _end_hung_workers(world)  # the plan may be the same, which waits for them longer than this run
-        world.insist(wanted_model("m" if options.steady else "final"), READY_SECONDS)
-        world.run_until(world.ready, READY_SECONDS)
-        world.run_until(world.all_alive, AGREE_SECONDS)
+        _until_ready(world, options)
         if options.requests:
             _serve(world)
         world.check_nothing_is_left_open()
@@ -116,6 +112,27 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         (checker.accepted, checker.resumed, checker.replayed),
         tuple(sorted(checker.ends.items())),
     )
+
+
+def _until_ready(world: World, options: Options) -> None:
+    """Load a model and wait for it; where a node alone agrees with itself and another cluster comes, do as above."""
+    wanted = wanted_model("m" if options.steady else "final")
+    while True:
+        if options.steady:
+            _end_hung_workers(world)  # the plan may be the same, which waits for them longer than this run
+        try:
+            world.insist(wanted, READY_SECONDS)
+            world.run_until(world.ready, READY_SECONDS)
+            world.run_until(world.all_alive, AGREE_SECONDS)
+        except (InvariantBrokenError, LivelockError):
+            raise
+        except AssertionError:
+            world.tale.tell(world.now, "--", "not ready: are there two clusters?")
+            if not _stop_evicted(world):
+                raise
+            _until_agreed(world)
+        else:
+            return
 
 
 def _end_hung_workers(world: World) -> None:

@@ -466,7 +466,9 @@ class Simulation:
             deployment = None
         answer: ev.Event = ev.PlanComputed(ask.request_id, deployment)
         if deployment is None:
-            answer = ev.PlanRefused(ask.request_id, "TOO_SMALL", f'{{"message": "{len(ask.members)} nodes are too few"}}')
+            answer = ev.PlanRefused(
+                ask.request_id, "TOO_SMALL", f'{{"message": "{len(ask.members)} nodes are too few"}}'
+            )
         self.give_later(node, self.rng.uniform(0.01, 0.3), answer)
 
     def _check_prepare(self, node: SimNode, effect: fx.CheckPrepare) -> None:

@@ -13,12 +13,13 @@ from macmesh_daemon.requests import effects as fx
 from macmesh_daemon.requests import events as ev
 
 from ..checker import Checker, InvariantBrokenError
-from .tokens import STOP, Truth
+from .tokens import STOP
 
 if TYPE_CHECKING:
     from .clients import Client
     from .desk import Live
 
+_MOST_FRUITLESS_RUNS = 200
 _OF_RUNS = (ev.Token, ev.Queued, ev.RunFailed)
 _NO_FAULT_OF_PROGRAMS = frozenset(
     {
@@ -99,6 +100,15 @@ class RequestChecker:
         if live.runs:
             self.replayed += 1
         live.runs += 1
+        live.fruitless += 1
+        if live.fruitless > _MOST_FRUITLESS_RUNS:
+            self._fail(live, f"{live.fruitless} runs without a token")
+
+    def on_lost(self, live: "Live", lost: fx.RunLost) -> None:
+        """A run is given up."""
+        run = live.run
+        if run is not None and run.number == lost.number and not run.is_told:
+            self._fail(live, f"run {run.number} is given up and not cancelled")
 
     def on_deliver(
         self, live: "Live", deliver: fx.Deliver, epoch: Epoch | None, seen: ev.PlanSeen | None

@@ -26,13 +26,14 @@ class Live:
         delivered: Every token sent, those that the client brought included.
         end: Its end, once.
         runs: How many were begun.
+        fruitless: How many of them since the last token.
         waiting_since: By the node's clock; None while it runs.
         waited_seconds: In earlier waits since the last token.
         is_client_gone: Whether it was told so.
         timer_at: Of the next `Tick`.
     """
 
-    def __init__(  # noqa: PLR0913  a request
+    def __init__(
         self,
         node: SimNode,
         conn: "Connection",
@@ -56,7 +57,7 @@ class Live:
         self.delivered = list(brought)
         self.run: Run | None = None
         self.end: fx.End | None = None
-        self.runs = 0
+        self.runs = self.fruitless = 0
         self.waiting_since: float | None = None
         self.waited_seconds = 0.0
         self.is_client_gone = False

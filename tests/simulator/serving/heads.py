@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SILENCE_SECONDS = 5.0
 """Longest silence of a head that is believed; the daemon's own is longer, which only makes runs wait longer."""
 _RESENT_SECONDS = 0.25
+_LATE_SECONDS = 2.0
 _LOOK_SECONDS = 0.2
 _PEERS_LOST_SECONDS = 2.0
 
@@ -107,6 +108,8 @@ class Heads:
         if not run.is_over:
             link = (run.live.node.node_id, run.head.node_id)
             seconds = SILENCE_SECONDS if link in self._world.network.cut else self._delay()
+            if self._serving.stale and self._rng.random() < self._serving.stale:
+                seconds += self._rng.random() * _LATE_SECONDS
             self._at_head(run, seconds, self._end)
 
     def _at_head(self, run: Run, seconds: float, what: object) -> None:
@@ -232,6 +235,8 @@ class Heads:
                 event = ev.RunFailed(run.number, "PEER_UNREACHABLE", "the connection was reset")
             if network.duplicate and self._rng.random() < network.duplicate:
                 copies = 2
+        if self._serving.stale and not run.is_followed:
+            seconds += self._rng.random() * _LATE_SECONDS  # harder than gRPC, which drops it
         run.next_arrival = max(run.next_arrival, world.now + seconds)
         for _ in range(copies):
             world.later(run.next_arrival - world.now, self._arrive, run, event)

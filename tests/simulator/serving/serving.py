@@ -25,6 +25,7 @@ class Serving:
 
     Attributes:
         patience_seconds: Of every request.
+        stale: Probability that a head goes on with a run that was given up.
         one_model: Whether no other is ever wanted.
         busy: Probability that a head lets a run wait, or has no room for it.
         slowest_pace_seconds: Longest time between two tokens.
@@ -38,6 +39,7 @@ class Serving:
         self.clients = Clients(self)
         self.patience_seconds = 120.0
         self.busy = 0.0
+        self.stale = 0.0
         self.one_model = False
         self.slowest_pace_seconds = 0.05
         self._ids = itertools.count(1)
@@ -94,11 +96,7 @@ class Serving:
         is_resumed = conn.attempt > 0
         refusal = ""
         model = served_model(view)
-        if isinstance(seen, ev.PlanWithdrawn) or model is None:
-            refusal = "NO_MODEL_LOADED"
-        elif is_resumed and model.digest != client.digest:
-            refusal = "NO_MODEL_LOADED"
-        elif not is_resumed and view.serving_state == "refused" and not (view.plan and view.plan.deployments):
+        if isinstance(seen, ev.PlanWithdrawn) or model is None or (is_resumed and model.digest != client.digest) or (not is_resumed and view.serving_state == "refused" and not (view.plan and view.plan.deployments)):
             refusal = "NO_MODEL_LOADED"
         if refusal:
             self.clients.tell(conn, self.clients.ended, f"refused {refusal}")
@@ -191,6 +189,7 @@ class Serving:
                 if run is not None:
                     self.heads.cancel(run)
             case fx.RunLost():
+                self.checker.on_lost(live, effect)
                 if live.run is not None and live.run.number == effect.number:
                     live.run.is_followed = False
                     live.run = None
@@ -199,7 +198,7 @@ class Serving:
                 desk = node.desk
                 self.checker.on_deliver(live, effect, epoch, desk.seen if desk is not None else None)
                 live.delivered.append(effect.token_id)
-                live.waited_seconds = 0.0
+                live.waited_seconds, live.fruitless = 0.0, 0
                 clients.tell(conn, clients.token, effect.index, effect.token_id)
                 if effect.finish is None and len(live.delivered) == live.wish.text_stop:
                     self.step(live, ev.TextStopped())
