@@ -25,8 +25,9 @@ Conditions: ``coordinator X`` or ``none`` (who leads the highest term), ``ready`
 ``members abc``, ``voters abc``, ``denied X``, ``X says WORDS`` (has announced), ``rejected REASON``, ``generation X``
 (is above that at the last ``remember``), ``R has N`` (tokens, at least), ``R was CONDITION``
 (its client's end: finished, cancelled, broken, failed REASON), ``R waits REASON`` (was the last it was told),
-``R ran N times`` (at the node that has it), ``R at X`` (is its API node now), each with ``not`` before it. ``golden/`` holds the decisions that must
-come out, to the millisecond: run with ``--update`` where a change of the core is meant to change them.
+``R ran N times`` (at the node that has it), ``R at X`` (is its API node now), each with ``not`` before it.
+``golden/`` holds the decisions that must come out, to the millisecond: run with ``--update`` where a change of the
+core is meant to change them.
 """
 
 import argparse

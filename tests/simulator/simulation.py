@@ -324,7 +324,7 @@ class Simulation:
         if self.nodes.get(node.node_id) is node:
             self.serving.node_back(node)
 
-    def step(self, node: SimNode, event: ev.Event) -> None:
+    def step(self, node: SimNode, event: ev.Event) -> None:  # noqa: C901  every rule of a step
         """Give a machine an event and do what it decides; perhaps crash in the middle of that."""
         machine = node.machine
         if machine is None:

@@ -85,17 +85,22 @@ def _plain(line: Line) -> str:  # noqa: PLR0911  one shape, one return
             return f"{start}change {value.change_id} done under {value.epoch}"
         case fx.ChangeRejected():
             return f"{start}change {value.change_id} rejected: {value.reason}"
+    return _plain_of_request(f"{start}{what}: ", value)
+
+
+def _plain_of_request(start: str, value: object) -> str:  # noqa: PLR0911  one shape, one return
+    match value:
         case rq.Run():
             behind = len(value.generated_token_ids)
-            return f"{start}{what}: run {value.number} at {value.head_node_id} under {value.epoch} behind {behind} tokens"
+            return f"{start}run {value.number} at {value.head_node_id} under {value.epoch} behind {behind} tokens"
         case rq.RunLost():
-            return f"{start}{what}: run {value.number} under {value.epoch} is lost: {value.reason}: {value.message}"
+            return f"{start}run {value.number} under {value.epoch} is lost: {value.reason}: {value.message}"
         case rq.TellPaused():
-            return f"{start}{what}: paused: {value.reason}: {value.message}"
+            return f"{start}paused: {value.reason}: {value.message}"
         case rq.Finished():
-            return f"{start}{what}: finished: {value.finish}"
+            return f"{start}finished: {value.finish}"
         case rq.Cancelled():
-            return f"{start}{what}: cancelled"
+            return f"{start}cancelled"
         case rq.Failed():
-            return f"{start}{what}: failed: {value.reason}: {value.message}"
+            return f"{start}failed: {value.reason}: {value.message}"
     return ""

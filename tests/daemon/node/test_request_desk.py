@@ -36,7 +36,8 @@ def test_requests_are_told_of_a_plan_in_the_order_of_their_age_and_once(world: W
     node: Any = SimpleNamespace(config=SimpleNamespace(request_patience_seconds=1.0))
     tasks: Any = None  # nothing is run
     desk = RequestDesk(node, tasks)
-    desk._live = {name: _Live(name, told) for name in ("z", "b", "a")}  # type: ignore[dict-item]
+    live: Any = {name: _Live(name, told) for name in ("z", "b", "a")}
+    desk._live = live
 
     desk.look(world.nodes["a"].up.view)
     desk.look(world.nodes["a"].up.view)

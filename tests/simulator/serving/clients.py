@@ -6,13 +6,14 @@ ends, and where nothing is to be heard of the node for a while.
 
 from typing import TYPE_CHECKING
 
-from ..node import SimNode
-from .desk import Live
+from simulator.node import SimNode
+
 from .tokens import Model, Truth, Wish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .desk import Live
     from .serving import Serving
 
 SILENCE_SECONDS = 5.0

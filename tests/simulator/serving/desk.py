@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from macmesh_daemon.requests import Ask, RequestMachine, RequestSettings
 from macmesh_daemon.requests import effects as fx
 from macmesh_daemon.requests import events as ev
+from simulator.node import SimNode
 
-from ..node import SimNode
 from .tokens import STOP, Model, Truth, Wish
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from macmesh_daemon.cluster.messages import WorkerState
 from macmesh_daemon.requests import Finish
 from macmesh_daemon.requests import effects as fx
 from macmesh_daemon.requests import events as ev
+from simulator.node import SimNode, Worker
 
-from ..node import SimNode, Worker
 from .desk import Live
 from .tokens import STOP, Model
 
@@ -230,9 +230,9 @@ class Heads:
                 run.is_silent = True
                 return
             seconds = self._delay()
-            if network.reset and self._rng.random() < network.reset / 10:
-                self._end(run)
-                event = ev.RunFailed(run.number, "PEER_UNREACHABLE", "the connection was reset")
+            breaks = max(network.reset / 10, self._serving.stale / 30)
+            if breaks and run.is_followed and self._rng.random() < breaks:
+                self._break(run)
             if network.duplicate and self._rng.random() < network.duplicate:
                 copies = 2
         if self._serving.stale and not run.is_followed:
@@ -240,6 +240,14 @@ class Heads:
         run.next_arrival = max(run.next_arrival, world.now + seconds)
         for _ in range(copies):
             world.later(run.next_arrival - world.now, self._arrive, run, event)
+
+    def _break(self, run: Run) -> None:
+        """The connection of a run is reset: its API node knows at once, its head sooner or later."""
+        event = ev.RunFailed(run.number, "PEER_UNREACHABLE", "the connection was reset")
+        self._world.later(self._delay(), self._arrive, run, event)
+        run.is_followed = False
+        seconds = self._rng.random() * _LATE_SECONDS if self._serving.stale else 0.0
+        self._at_head(run, seconds, self._end)
 
     def _delay(self) -> float:
         network = self._world.network

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from macmesh_daemon.node.plan_seen import plan_seen, served_model
 from macmesh_daemon.requests import effects as fx
 from macmesh_daemon.requests import events as ev
+from simulator.node import SimNode
+from simulator.parts import seeded
 
-from ..node import SimNode
-from ..parts import seeded
 from .checker import RequestChecker
 from .clients import Client, Clients, Connection
 from .desk import Desk, Live
@@ -17,7 +17,7 @@ from .heads import Heads
 from .tokens import Wish
 
 if TYPE_CHECKING:
-    from ..simulation import Simulation
+    from simulator.simulation import Simulation
 
 
 class Serving:
@@ -94,12 +94,13 @@ class Serving:
         view = node.machine.view
         seen = plan_seen(view)
         is_resumed = conn.attempt > 0
-        refusal = ""
         model = served_model(view)
-        if isinstance(seen, ev.PlanWithdrawn) or model is None or (is_resumed and model.digest != client.digest) or (not is_resumed and view.serving_state == "refused" and not (view.plan and view.plan.deployments)):
-            refusal = "NO_MODEL_LOADED"
-        if refusal:
-            self.clients.tell(conn, self.clients.ended, f"refused {refusal}")
+        if is_resumed:
+            is_other = model is not None and model.digest != client.digest
+        else:
+            is_other = view.serving_state == "refused" and not (view.plan and view.plan.deployments)
+        if isinstance(seen, ev.PlanWithdrawn) or model is None or is_other:
+            self.clients.tell(conn, self.clients.ended, "refused NO_MODEL_LOADED")
             return
         assert model is not None
         desk = self._desk_of(node)
@@ -176,7 +177,7 @@ class Serving:
             return
         self._arm(live, desk)
 
-    def _carry_out(self, live: Live, effect: fx.Effect, now: float) -> None:
+    def _carry_out(self, live: Live, effect: fx.Effect, now: float) -> None:  # noqa: C901  one case per effect
         node, conn, clients = live.node, live.conn, self.clients
         if self.world._tells and not isinstance(effect, (fx.Deliver, fx.TellQueued)):
             self.world.tale.tell(self.world.now, node.node_id, live.wish.name, effect)
