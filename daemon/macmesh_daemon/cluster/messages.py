@@ -139,6 +139,7 @@ class Deployment:
     kv_bits: int = 0
     parallelism: str = ""
     parallelism_reason: str = ""
+    predicted_objective_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,9 @@ class Member:
     voter: bool = False
     discovery: str = ""
     evicting: bool = False
+    draining: bool = False
+    drain_forced: bool = False
+    drain_leaves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +362,8 @@ class HeartbeatRequest:
     members: tuple[MemberStatus, ...] = ()
     serving_state: str = ""
     refusal_json: str = ""
+    refusal_reason: str = ""
+    kept_reason: str = ""
 
     @property
     def commit_version(self) -> Version:
@@ -414,6 +420,7 @@ class PrepareRequest:
     term: int = 0
     plan: Plan | None = None
     generation: int = 0
+    read_ahead_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

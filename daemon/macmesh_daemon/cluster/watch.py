@@ -164,6 +164,8 @@ class MemberWatch:
         member = self._document().member(node_id)
         if member is not None and member.evicting:
             return "it is being evicted"
+        if member is not None and member.draining:
+            return "it is drained, until `daemonctl drain --undo`"
         if self._flaps.is_suppressed(node_id, self._context.now):
             points = self._flaps.points(node_id, self._context.now)
             return f"it came and went too often ({points:.1f} points); planned again when that has faded"

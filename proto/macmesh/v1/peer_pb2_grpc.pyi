@@ -59,6 +59,8 @@ class PeerServiceStub:
     """Runs one tokenised request on the callee's head worker and streams the token ids."""
     GetOwnStageStats: _grpc.UnaryUnaryMultiCallable[_peer_pb2.GetOwnStageStatsRequest, _peer_pb2.GetOwnStageStatsResponse]
     """What the callee's own worker says of its memory and its time; the worker is asked for it now."""
+    MakeDrillFault: _grpc.UnaryUnaryMultiCallable[_peer_pb2.MakeDrillFaultRequest, _peer_pb2.MakeDrillFaultResponse]
+    """Makes a fault in the callee's own worker or office, for a rehearsal; refused where its configuration says so."""
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
@@ -91,6 +93,8 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """Runs one tokenised request on the callee's head worker and streams the token ids."""
     GetOwnStageStats: _aio.UnaryUnaryMultiCallable[_peer_pb2.GetOwnStageStatsRequest, _peer_pb2.GetOwnStageStatsResponse]  # type: ignore[assignment]
     """What the callee's own worker says of its memory and its time; the worker is asked for it now."""
+    MakeDrillFault: _aio.UnaryUnaryMultiCallable[_peer_pb2.MakeDrillFaultRequest, _peer_pb2.MakeDrillFaultResponse]  # type: ignore[assignment]
+    """Makes a fault in the callee's own worker or office, for a rehearsal; refused where its configuration says so."""
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """PeerService is what nodes say to each other."""
@@ -198,5 +202,13 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.GetOwnStageStatsResponse, _abc.Awaitable[_peer_pb2.GetOwnStageStatsResponse]]:
         """What the callee's own worker says of its memory and its time; the worker is asked for it now."""
+
+    @_abc_1.abstractmethod
+    def MakeDrillFault(
+        self,
+        request: _peer_pb2.MakeDrillFaultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.MakeDrillFaultResponse, _abc.Awaitable[_peer_pb2.MakeDrillFaultResponse]]:
+        """Makes a fault in the callee's own worker or office, for a rehearsal; refused where its configuration says so."""
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
