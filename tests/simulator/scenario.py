@@ -10,7 +10,7 @@ A file in ``scenarios/`` has one command a line (or several between semicolons);
     cut ab-c                  only nodes of the same group reach each other; ab-bc is a bridge
     reset a-c | reject a-c    the calls of a to c are answered by a reset: the next one | all
     heal network | heal       the network | everything
-    load MODEL [at X] | unload | evict X [by X] | recover X | leave X
+    load MODEL [at X] | unload | evict X [by X] | drain X [force] [leave] [undo] | recover X | leave X
     crash X when Y sends MESSAGE | crash X when Y WORDS     in the moment before an effect of Y: a call named so,
                                                             or an announcement that begins so
     expect CONDITION [within N]
@@ -18,7 +18,8 @@ A file in ``scenarios/`` has one command a line (or several between semicolons);
 Conditions: ``coordinator X`` or ``none`` (who leads the highest term), ``ready``, ``agreed``, ``X follows Y``,
 ``X is VERDICT`` (as the coordinator judges it),
 ``worker of X`` (``same``, ``gone``, ``running`` or ``alone``: compared with what it was at the last ``remember``),
-``members abc``, ``voters abc``, ``denied X``, ``X says WORDS`` (has announced), ``rejected REASON``, ``generation X``
+``members abc``, ``voters abc``, ``planned abc``,
+``drained X``, ``denied X``, ``X says WORDS`` (has announced), ``rejected REASON``, ``generation X``
 (is above that at the last ``remember``), each with ``not`` before it. ``golden/`` holds the decisions that must
 come out, to the millisecond: run with ``--update`` where a change of the core is meant to change them.
 """
@@ -120,6 +121,8 @@ class Scenario:
                 world.load(wanted_model(model), name)
             case ["evict", name, "by", other]:
                 world.evict(name, other)
+            case ["drain", name, *how]:
+                world.drain(name, **dict.fromkeys(how, True))
             case ["expect", *condition, "within", seconds]:
                 world.run_until(lambda: self._holds(condition), float(seconds))
             case ["expect", *condition]:
@@ -199,6 +202,12 @@ class Scenario:
                 return sorted(m.node_id for m in members) == sorted(names)
             case ["voters", names]:
                 return document is not None and sorted(weights(document)) == sorted(names)
+            case ["drained", name]:
+                return document is not None and document.by_node_id[name].draining
+            case ["planned", names]:
+                return document is not None and sorted(
+                    document.plan.node_ids if document.plan else ()
+                ) == sorted(names)
             case ["denied", name]:
                 return document is not None and name in document.denied_node_ids
             case [name, "says", *said]:

@@ -129,7 +129,13 @@ def _summary(status: cluster_pb2.GetStatusResponse) -> list[str]:
         f"{alive} of {_many(len(status.nodes), 'node')} alive",
         "quorum" if status.has_quorum else "NO QUORUM",
     ]
-    return [" · ".join(served), *_schedule(status), *_parallelism(status), *_transport(status), " · ".join(cluster)]
+    return [
+        " · ".join(served),
+        *_schedule(status),
+        *_parallelism(status),
+        *_transport(status),
+        " · ".join(cluster),
+    ]
 
 
 def _schedule(status: cluster_pb2.GetStatusResponse) -> list[str]:

@@ -57,17 +57,15 @@ class Drains:
         self._open.append(_Ask(event, is_undo))
 
     def advance(self) -> None:
-        """Go on with the first wish: one at a time is tried. Called with a committed document."""
+        """Go on with the first wish: the next is tried when it stands in the document. Called with a committed one."""
         self._tell_drained()
         for ask in list(self._open):
             if ask.phase == "asked":
                 self._try(ask)
-            if ask.phase == "tried":
-                if self._context.now - ask.since > self._context.settings.compute_timeout_seconds:
-                    self._reject(
-                        ask, "PLANNER_TIMEOUT", "the planner did not answer whether the rest suffices"
-                    )
-                    continue
+            late = self._context.now - ask.since > self._context.settings.compute_timeout_seconds
+            if ask.phase == "tried" and late:
+                self._reject(ask, "PLANNER_TIMEOUT", "the planner did not say whether the rest suffices")
+            if ask in self._open:
                 return
 
     def on_computed(self, request_id: int) -> None:

@@ -364,11 +364,15 @@ class ClusterMachine:
             )
 
     def _go_drained(self) -> None:
-        """Say goodbye once this node is drained and is to leave; take it back once that is undone."""
+        """Say goodbye once this node is drained and is to leave; take it back once that is undone.
+
+        Who has left neither campaigns nor promises, so it comes back where nobody is heard to lead.
+        """
         document, own = self._replica.committed, None
         if document is not None:
             own = document.by_node_id.get(self._context.node_id)
-        if own is None or not own.drain_leaves:
+        is_led = bool(self._election.coordinator_id) and self._election.hears_coordinator
+        if own is None or not own.drain_leaves or not is_led:
             if self._has_left_drained:
                 self._has_left_drained = False
                 self._goodbye.cancel()
