@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .context import Context
     from .coordinator import Coordinator
+    from .messages import ClusterDocument
     from .rollout import Rollout
     from .view import ServingState
 
@@ -221,19 +222,21 @@ class PlanMaker:
         if document.plan is None or document.plan.wanted != document.wanted:
             return "another model is wanted"
         problem = self._rollout.problem()
-        if problem is not None:
+        if problem is not None or self._coordinator.is_going:
             return problem
-        if self._coordinator.is_going:
-            return None
-        draining = [m.node_id for m in document.members if m.draining and m.node_id in document.plan.node_ids]
+        return self._wish_beside(document, document.plan, document.wanted)
+
+    def _wish_beside(
+        self, document: "ClusterDocument", plan: Plan, wanted: WantedModel
+    ) -> "str | Gain | None":
+        """The same, where nothing stands in the way of the plan."""
+        draining = [m.node_id for m in document.members if m.draining and m.node_id in plan.node_ids]
         if draining:
             return f"{', '.join(draining)} is being drained"
-        if not document.plan.deployments or not self._rollout.is_ready:
+        if not plan.deployments or not self._rollout.is_ready:
             return None
-        capacity = _capacity(
-            (m.node_id, self._coordinator.facts_of(m.node_id)) for m in self._usable(document.wanted)
-        )
-        return self.rebalance.wish(document.plan, capacity, self._context.now)
+        capacity = _capacity((m.node_id, self._coordinator.facts_of(m.node_id)) for m in self._usable(wanted))
+        return self.rebalance.wish(plan, capacity, self._context.now)
 
     @property
     def _is_serving(self) -> bool:

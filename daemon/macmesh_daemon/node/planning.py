@@ -24,6 +24,7 @@ from macmesh_daemon.models.profiler import profile_model
 from macmesh_daemon.node.call_errors import CallError, from_rpc_error
 from macmesh_daemon.node.codec import from_proto
 from macmesh_daemon.node.lane_choice import choose_transport, rdma_links
+from macmesh_daemon.node.read_ahead import missing_layers, read_ahead
 from macmesh_daemon.node.translation import (
     capacities,
     deployment_of,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from macmesh.v1 import cluster_pb2
     from macmesh_daemon.cluster import effects as fx
-    from macmesh_daemon.cluster.messages import Member, NodeFacts
+    from macmesh_daemon.cluster.messages import Member, NodeFacts, Plan
     from macmesh_daemon.cluster.view import ClusterView
     from macmesh_daemon.config import Config
     from macmesh_daemon.models import ModelFolder
@@ -72,6 +73,7 @@ class Planning:
         facts: Callable[[], NodeFacts],
         peers: PeerPool,
         notify: Callable[[ev.Event], None],
+        active_plan: Callable[[], Plan | None] = lambda: None,
     ) -> None:
         self._config = config
         self._links = link_options(config)
@@ -79,6 +81,7 @@ class Planning:
         self._facts = facts
         self._peers = peers
         self._notify = notify
+        self._active_plan = active_plan
         self._profiles: dict[str, ModelProfile] = {}
 
     def resolve_path(self, model_id: str, path: str, digest: str) -> Path:
@@ -241,7 +244,7 @@ class Planning:
         if found is not None:
             deployment, stage = found
             try:
-                await asyncio.to_thread(self._matching_folder, deployment.model or ModelRef())
+                folder = await asyncio.to_thread(self._matching_folder, deployment.model or ModelRef())
             except LocalModelError as error:
                 reason = str(error)
             needed = sum(entry.size_bytes for entry in stage.ledger.entries) if stage.ledger else 0
@@ -252,6 +255,10 @@ class Planning:
                 reason = f"this node has no parallelism {deployment.parallelism!r}, as the plan wants"
             if not reason and needed > usable:
                 reason = f"stage {stage.index} needs {needed} bytes, this node may use {usable}"
+            if not reason and effect.read_ahead_seconds > 0:
+                layers = missing_layers(self._active_plan(), effect.plan, self._node_id)
+                read_bytes = await asyncio.to_thread(read_ahead, folder, layers, effect.read_ahead_seconds)
+                _log.info("weights read ahead", epoch=str(epoch), layers=len(layers), size_bytes=read_bytes)
         self._notify(ev.PrepareChecked(epoch=epoch, ok=not reason, reason=reason))
 
     async def _plan(

@@ -101,6 +101,7 @@ def deployment_of(
         parallelism_reason=parallelism_reason,
         sync_mode=sync_mode,
         predicted_decode_seconds=placement.predicted_decode_seconds,
+        predicted_objective_seconds=placement.certificate.objective_seconds,
         link_buffers=LinkBuffers(
             num_buffers=links.num_buffers,
             frame_bytes=links.frame_bytes,
