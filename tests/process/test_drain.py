@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from macmesh import MacmeshError
-from macmesh.reasons import Reason
 from macmesh.types import epoch_text
 from macmesh_daemon.demo.nodes import DemoCluster, NodeSettings
 from macmesh_daemon.demo.scenario import RUNTIME_RESERVE_BYTES
@@ -33,11 +31,11 @@ def _serving(status: ClusterStatus) -> list[str]:
     return [n.member.node_id for n in status.nodes if n.HasField("stage")]
 
 
-async def test_a_drained_node_gives_its_stage_to_the_third_and_the_tokens_stay_the_same(
+async def test_a_drained_node_gives_its_stage_to_another_and_the_tokens_stay_the_same(
     tmp_path: Path,
 ) -> None:
     usable_bytes = usable_bytes_for(
-        await mesh.profile_demo_model(), 2, CONTEXT_TOKENS, demo_reserves(RUNTIME_RESERVE_BYTES)
+        await mesh.profile_demo_model(), 1, CONTEXT_TOKENS, demo_reserves(RUNTIME_RESERVE_BYTES)
     )
     settings = NodeSettings(
         usable_bytes=usable_bytes,
@@ -52,10 +50,9 @@ async def test_a_drained_node_gives_its_stage_to_the_third_and_the_tokens_stay_t
         for node in cluster.nodes:
             await node.ready(DEADLINE_SECONDS)
         async with cluster.nodes[0].client() as client:
-            formed = await until(client, lambda s: s.has_quorum and len(s.document.members) == 3, "formed")
-            await client.load(str(demo_model_folder()), context_tokens=CONTEXT_TOKENS)
-            before = await client.status()
-            victim = next(n for n in _serving(before) if n != formed.coordinator_node_id)
+            await until(client, lambda s: s.has_quorum and len(s.document.members) == 3, "formed")
+            await client.load(str(demo_model_folder()), context_tokens=CONTEXT_TOKENS, stage_count=1)
+            [victim] = _serving(await client.status())
             tokens = (await client.complete("A plan is", max_tokens=12, temperature=0.0)).token_ids
 
             await client.drain(victim)
@@ -68,18 +65,14 @@ async def test_a_drained_node_gives_its_stage_to_the_third_and_the_tokens_stay_t
                 ),
                 "ready without the drained node",
             )
-            assert len(_serving(after)) == 2
             assert (await client.complete("A plan is", max_tokens=12, temperature=0.0)).token_ids == tokens
             drained = next(n for n in cluster.nodes if n.node_id == victim)
             async with drained.client() as through_it:
                 again = await through_it.complete("A plan is", max_tokens=12, temperature=0.0)
             assert again.token_ids == tokens, "it takes requests for the others"
-            with pytest.raises(MacmeshError) as refused:
-                await client.drain(_serving(after)[0])
-            assert refused.value.reason == Reason.DOES_NOT_FIT
 
-            tail = after.document.plan.deployments[0].stages[-1].node_id
-            drill = Drill("kill-worker", tail, "A plan is", 400, 8, DEADLINE_SECONDS)
+            [server] = _serving(after)
+            drill = Drill("kill-worker", server, "A plan is", 400, 8, DEADLINE_SECONDS)
             report = await rehearse(ClientTarget(client, DEADLINE_SECONDS), drill)
             assert report.done.startswith("killed the worker, process ")
             assert report.ready_seconds is not None

@@ -48,6 +48,7 @@ class _Attempt:
         plan: Once computed.
         promised: Members that have promised it.
         busy_until: Members that are being asked, and until when.
+        is_last_resort: Nothing serves and nothing fitted without the nodes that come and go: they are taken, too.
         is_optional: The plan that runs would do; the one found is taken only where it pays.
         read_ahead_seconds: As in PrepareRequest: the plan that runs serves meanwhile.
     """
@@ -60,6 +61,7 @@ class _Attempt:
     plan: Plan | None = None
     promised: set[str] = field(default_factory=set)
     busy_until: dict[str, float] = field(default_factory=dict)
+    is_last_resort: bool = False
     is_optional: bool = False
     read_ahead_seconds: float = 0.0
 
@@ -174,7 +176,9 @@ class PlanMaker:
         if len(set(chosen)) != len(chosen) or not {node_id for node_id, _ in attempt.means} >= set(chosen):
             self._refuse(attempt, "INVALID_PLAN", "")
             return
-        if not {member.node_id for member in self._usable(attempt.wanted)} >= set(chosen):
+        if not {
+            member.node_id for member in self._usable(attempt.wanted, last_resort=attempt.is_last_resort)
+        } >= set(chosen):
             self._attempt = None  # a member went while the planner worked: compute again
             return
         current = self._coordinator.document.plan
@@ -254,10 +258,11 @@ class PlanMaker:
                 self._exclude(wish.culprit)
             if wish.transport:
                 self._note_transport_failure(wish.transport)
-        members = self.means(wanted)
-        means = frozenset((member.node_id, member.facts) for member in members)
         is_serving = self._is_serving
         refusal = self._refusal
+        is_last_resort = refusal is not None and refusal.wanted == wanted and not is_serving
+        members = self.means(wanted, last_resort=is_last_resort)
+        means = frozenset((member.node_id, member.facts) for member in members)
         if refusal is not None and refusal.wanted == wanted:
             if not self._may_ask_again(refusal, means, is_serving=is_serving):
                 return
@@ -269,7 +274,13 @@ class PlanMaker:
         request_id = self._context.next_request_id()
         read_ahead_seconds = self._context.settings.read_ahead_seconds if is_serving else 0.0
         self._attempt = _Attempt(
-            request_id, wanted, means, now, is_optional=is_optional, read_ahead_seconds=read_ahead_seconds
+            request_id,
+            wanted,
+            means,
+            now,
+            is_last_resort=is_last_resort,
+            is_optional=is_optional,
+            read_ahead_seconds=read_ahead_seconds,
         )
         self._context.announce(
             "planning",
@@ -333,22 +344,31 @@ class PlanMaker:
         )
         return all(verdict not in {"suspect", "unknown"} for verdict in verdicts)
 
-    def means(self, wanted: WantedModel) -> tuple[Member, ...]:
+    def means(self, wanted: WantedModel, *, last_resort: bool = False) -> tuple[Member, ...]:
         """The members that may be used, with their machines as of now."""
         return tuple(
             dataclasses.replace(member, facts=self._coordinator.facts_of(member.node_id))
-            for member in self._usable(wanted)
+            for member in self._usable(wanted, last_resort=last_resort)
         )
 
-    def _usable(self, wanted: WantedModel) -> "Iterator[Member]":
-        """The members that may be used, as the document has them."""
+    def _usable(self, wanted: WantedModel, *, last_resort: bool = False) -> "Iterator[Member]":
+        """The members that may be used, as the document has them.
+
+        Args:
+            wanted: For what.
+            last_resort: Those that come and go are used, too.
+        """
         now = self._context.now
+        watch = self._coordinator.watch
         digest = wanted.model.digest if wanted.model else ""
         return (
             member
             for member in self._coordinator.document.members
             if self._coordinator.liveness(member.node_id) == "alive"
-            and not self._coordinator.watch.not_planned_reason(member.node_id)
+            and (
+                not watch.not_planned_reason(member.node_id)
+                or (last_resort and watch.is_only_damped(member.node_id))
+            )
             and now >= self._excluded_until.get(member.node_id, now)
             and not self._rollout.failures.is_quarantined(member.node_id, digest, now)
         )

@@ -131,6 +131,25 @@ def test_where_nothing_fits_the_wish_stays_and_a_node_that_is_back_is_planned_at
     assert not leader.up.view.is_unserved
 
 
+def test_a_node_that_comes_and_goes_serves_where_nothing_fits_without_it_unless_it_is_drained() -> None:
+    world = too_small()
+    leader = world.coordinator()
+    assert leader is not None
+    flapper = next(n for n in reversed(world.nodes) if n != leader.node_id)
+    for _ in range(4):
+        world.crash(flapper)
+        world.run_until(lambda: leader.up.view.liveness[flapper] == "dead", 10)
+        world.boot(flapper)
+        world.run_until(world.ready, 10)
+    assert flapper in leader.up.view.not_planned, "it is damped all the same"
+    assert flapper in _planned(world)
+
+    world.drain(flapper, force=True)
+    world.run_until(lambda: leader.up.view.serving_state == "refused", 10)
+    world.run(20)
+    assert flapper not in _planned(world)
+
+
 # -- the pure part ------------------------------------------------------------------------------------
 
 

@@ -594,8 +594,8 @@ CATALOGUE: tuple[Mutant, ...] = (
     Mutant(
         "a drained coordinator moves the plan before it hands over",
         "planning.py",
-        "if self._coordinator.is_going:",
-        "if False:",
+        "if problem is not None or self._coordinator.is_going:",
+        "if problem is not None:",
         "a drained coordinator hands over first",
     ),
     Mutant(
@@ -611,6 +611,20 @@ CATALOGUE: tuple[Mutant, ...] = (
         "if gain >= least:",
         "if gain > 0:",
         "no stream is interrupted for nothing",
+    ),
+    Mutant(
+        "a node that comes and goes is no last resort",
+        "planning.py",
+        "or (last_resort and watch.is_only_damped(member.node_id))",
+        "or False",
+        _LIVENESS,
+    ),
+    Mutant(
+        "a drained node is a last resort",
+        "watch.py",
+        "return not is_going and self._flaps",
+        "return self._flaps",
+        _DRAINED,
     ),
     Mutant(
         "a node that is back waits for the next ask",
