@@ -72,7 +72,7 @@ async def test_a_drained_node_gives_its_stage_to_another_and_the_tokens_stay_the
             assert again.token_ids == tokens, "it takes requests for the others"
 
             [server] = _serving(after)
-            drill = Drill("kill-worker", server, "A plan is", 400, 8, DEADLINE_SECONDS)
+            drill = Drill("kill-worker", server, "A plan is", 150, 8, DEADLINE_SECONDS)
             report = await rehearse(ClientTarget(client, DEADLINE_SECONDS), drill)
             assert report.done.startswith("killed the worker, process ")
             assert report.ready_seconds is not None

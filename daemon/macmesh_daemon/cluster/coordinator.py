@@ -386,7 +386,11 @@ class Coordinator:
         document = self._with_members(self._with_change(self.document))
         document = self.drains.apply(document, self.next_epoch)
         plan = self.planning.plan_to_store
-        if plan is not None and document.wanted == plan.wanted:
+        if (
+            plan is not None
+            and document.wanted == plan.wanted
+            and not any(m.draining and m.node_id in plan.node_ids for m in document.members)
+        ):
             document = dataclasses.replace(document, plan=plan)
         document = self.evictions.apply(document, self.next_epoch)
         document = self._with_weights(document)

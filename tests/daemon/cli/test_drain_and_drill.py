@@ -96,8 +96,10 @@ def test_a_drill_asks_first(run: Run, daemon: ThreadedFakeDaemon, kind: str) -> 
 def test_the_outcome_of_a_drill_is_its_exit_code(
     run: Run, monkeypatch: pytest.MonkeyPatch, fate: Fate, code: int
 ) -> None:
-    quick = {"token_seconds": 0.001, "detect_seconds": 0.0, "plan_seconds": 0.0, "load_seconds": 0.01}
-    monkeypatch.setattr("macmesh_daemon.drill.target.ClientTarget", lambda *_: FakeCluster(fate, **quick))
+    def make(*_: object) -> FakeCluster:
+        return FakeCluster(fate, token_seconds=0.001, detect_seconds=0, plan_seconds=0, load_seconds=0.01)
+
+    monkeypatch.setattr("macmesh_daemon.drill.target.ClientTarget", make)
     done = run("drill", "kill-worker", "--yes", "--tokens", "40")
     assert done.code == code
     assert ("passed" in done.out.splitlines()[-1]) == (code == 0)

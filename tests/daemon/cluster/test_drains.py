@@ -188,6 +188,19 @@ def test_a_drained_coordinator_hands_over_before_the_plan_moves() -> None:
     assert leader_of(world).node_id != first
 
 
+def test_a_plan_under_way_that_has_the_drained_node_is_given_up_for_one_without_it() -> None:
+    world = World(11, 3)
+    world.start()
+    target = other_than(world, leader_of(world).node_id)
+    world.hold_prepare_checks = {target}
+    world.load(M)
+    world.run_until(lambda: bool(world.announcements("plan computed")), 5)
+    world.run(0.2)
+    assert isinstance(outcome(world, world.drain(target)), fx.ChangeDone)
+    world.run_until(world.ready, 4)
+    assert planned(world) == set(world.nodes) - {target}
+
+
 def test_where_all_are_drained_somebody_leads_all_the_same() -> None:
     world = serving(3)
     for node_id in list(world.nodes):

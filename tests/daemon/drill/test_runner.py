@@ -107,7 +107,7 @@ def test_nothing_is_rehearsed_where_nothing_serves_or_the_stream_is_too_short() 
 
 def test_a_stream_that_ends_with_the_fault_is_no_drill() -> None:
     class Fast(FakeCluster):
-        async def generate(self, prompt: str, max_tokens: int):  # type: ignore[no-untyped-def, override]  # noqa: ANN202  as the fake
+        async def generate(self, prompt: str, max_tokens: int):  # type: ignore[no-untyped-def]  # noqa: ANN202  as the fake
             del prompt
             await asyncio.sleep(0.01)
             yield tuple(range(max_tokens))

@@ -577,11 +577,11 @@ CATALOGUE: tuple[Mutant, ...] = (
         _DRAINED,
     ),
     Mutant(
-        "a plan with a node that was drained meanwhile is stored",
+        "a plan with a node that was drained meanwhile is pursued",
         "planning.py",
         "if m.evicting or m.draining}",
         "if m.evicting}",
-        _DRAINED,
+        "a drain in the middle of a PREPARE does not end all planning",
     ),
     Mutant(
         "a new coordinator forgets the drains",
