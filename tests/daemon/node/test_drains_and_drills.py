@@ -57,9 +57,17 @@ async def test_a_drain_over_the_wire_is_refused_where_it_leaves_too_little(tmp_p
                 await client.drain("0" * 64)
             assert unknown.value.reason == Reason.NOT_FOUND
 
-            await client.drain(victim, undo=True)
-            status = await mesh.until(other, lambda s: drain_of(s, victim) == "", "undone")
-            assert status.serving_state == "ready"
+            assert (status.unserved_seconds, status.refusal_reason) == (0, "")
+            second = next(n for n in serving(status) if n != status.coordinator_node_id)
+            await client.drain(second, force=True)
+            status = await mesh.until(other, lambda s: s.serving_state == "refused", "too small")
+            assert status.refusal_reason == Reason.DOES_NOT_FIT
+            assert status.unserved_seconds > 0
+            assert status.document.wanted.context_tokens == 256
+            for node_id in (victim, second):
+                await client.drain(node_id, undo=True)
+            status = await mesh.until(other, lambda s: s.serving_state == "ready", "ready again")
+            assert {drain_of(status, n.node_id) for n in mesh.nodes} == {""}
 
 
 async def test_a_node_makes_a_fault_of_its_own_wherever_it_was_asked_for(tmp_path: Path) -> None:
