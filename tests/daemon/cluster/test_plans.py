@@ -363,7 +363,7 @@ def test_a_refused_replacement_leaves_what_runs_alone() -> None:
     world.keep_log = True
     world.cut("".join(n for n in "abc" if n != other), other)
     world.run(8)
-    assert leader.up.view.serving_state == "degraded"
+    assert leader.up.view.serving_state == "refused"
     assert leader.up.view.refusal_reason == "TOO_SMALL"
     assert touched(world) == []
     world.heal()
