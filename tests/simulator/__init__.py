@@ -5,6 +5,7 @@ that breaks no invariant or raises; everything random in it comes from one seed,
 exactly. From the bottom up::
 
     parts, clock, drive, node, network, workers     what a cluster is made of
+    serving                                         clients, API nodes' desks and heads, and what is checked of them
     trace, checker                                  what happened, and whether it may
     simulation, world                               time and effects; what tests do and ask
     options, chaos, run                             a run drawn from a seed, its faults, its judgement

@@ -33,14 +33,62 @@ def chaos(world: World, options: Options) -> None:
     )
     for node in world.nodes.values():
         node.clock.run_at(1.0 + rng.uniform(-options.drift, options.drift), world.now)
-    names = [name for name, _ in options.actions]
-    weights = [weight for _, weight in options.actions]
+    if options.requests:
+        _let_clients_come(world, options)
+    actions = [(n, w) for n, w in options.actions if not (options.steady and n == "unload")]
+    names = [name for name, _ in actions]
+    weights = [weight for _, weight in actions]
     end = world.now + options.seconds
     while world.now < end:
         world.run(rng.uniform(0.02, options.pause_seconds))
         (name,) = rng.choices(names, weights)
         world.tale.tell(world.now, "--", name)
         DO[name](world, rng.choice(list(world.nodes.values())))
+
+
+_FOUNDED_SECONDS = 1.0
+"""So long a cluster takes to be founded; who comes before is refused at most."""
+
+
+def _let_clients_come(world: World, options: Options) -> None:
+    """Load a model, and let clients come at any time, each with a fate of its own."""
+    serving = world.serving
+    serving.patience_seconds = options.patience_seconds
+    serving.busy = options.busy
+    serving.stale = options.stale
+    serving.one_model = options.steady
+    serving.slowest_pace_seconds = options.pace_seconds
+    rng = serving.rng
+    _later(world, _FOUNDED_SECONDS, _load_first, world)
+    for _ in range(options.requests):
+        _later(world, rng.uniform(_FOUNDED_SECONDS, options.seconds), _submit, world, options)
+
+
+def _load_first(world: World) -> None:
+    leader = world.coordinator()
+    if leader is not None:
+        world.load(wanted_model("m"), leader)
+
+
+def _submit(world: World, options: Options) -> None:
+    serving, rng = world.serving, world.serving.rng
+    tokens = rng.choice([1, 5, 20, 40])
+    client = serving.submit(
+        rng.choice(list(world.nodes.values())),
+        tokens=tokens,
+        resumes=rng.random() >= options.plain,
+        text_stop=rng.randrange(1, tokens + 1) if rng.random() < 0.2 else 0,
+    )
+    if rng.random() < options.fickle:
+        clients = serving.clients
+        seconds = rng.uniform(0.0, 3.0)
+        match rng.choice(["cancels", "dies", "is cut off"]):
+            case "cancels":
+                world.later(seconds, lambda: clients.leave(client, silently=False))
+            case "dies":
+                world.later(seconds, lambda: clients.leave(client, silently=True))
+            case _:
+                world.later(seconds, clients.break_off, client)
 
 
 def _later(world: World, seconds: float, action: Callable[..., None], *args: object) -> None:
@@ -210,7 +258,11 @@ def _kill_worker(world: World, node: SimNode) -> None:
 
 def _load(world: World, node: SimNode) -> None:
     leader = world.coordinator() or node
-    world.load(wanted_model(world.rng.choice("mk")), leader)
+    name = world.rng.choice("mk")
+    serving = world.serving
+    # Of one model, another number of stages is another plan, and takes the place of one that works.
+    wanted = wanted_model("m", serving.rng.randrange(3)) if serving.one_model else wanted_model(name)
+    world.load(wanted, leader)
 
 
 def _unload(world: World, node: SimNode) -> None:

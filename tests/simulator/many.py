@@ -3,6 +3,7 @@
 import multiprocessing
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -31,6 +32,16 @@ class Summary:
             f"{events / self.seconds:,.0f} events/s, {steps / self.seconds:,.0f} steps/s"
         )
         yield f"elections won: {sum(o.terms for o in self.outcomes):,}"
+        requests = [sum(counts) for counts in zip(*(o.requests for o in self.outcomes), strict=True)]
+        if any(requests):
+            accepted, resumed, replayed = requests
+            ends: Counter[str] = Counter()
+            for outcome in self.outcomes:
+                ends.update(dict(outcome.ends))
+            yield (
+                f"requests accepted: {accepted:,}, {resumed:,} of them taken up; {replayed:,} runs after a lost one; "
+                + ", ".join(f"{name} {count:,}" for name, count in ends.most_common())
+            )
         yield "after healing, until all agree:          " + distribution(
             [o.heal_seconds for o in self.outcomes]
         )

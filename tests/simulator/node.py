@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from macmesh_daemon.cluster import effects as fx
     from macmesh_daemon.cluster import events as ev
 
+    from .serving.desk import Desk
+
 
 @dataclass
 class Worker:
@@ -26,6 +28,7 @@ class Worker:
     digest: str = ""
     state: WorkerState = WorkerState.STARTING
     key: bytes = b""
+    hangs: bool = False
 
 
 class SimNode:
@@ -48,6 +51,7 @@ class SimNode:
         outcomes: What became of them.
         is_off: Its machine has no power: it does not even refuse.
         is_gone: It left for good: it was evicted, left, or lost its identity.
+        desk: The requests of this life; None where it has taken none.
         checked: What it had in mind and on its drive when the checker last found nothing wrong with a
             coordinator here.
     """
@@ -76,6 +80,7 @@ class SimNode:
         self.outcomes: list[fx.ChangeAccepted | fx.ChangeDone | fx.ChangeRejected] = []
         self.is_off = False
         self.is_gone = False
+        self.desk: Desk | None = None
         self.checked: tuple[PersistentState, PersistentState] | None = None
 
     @property

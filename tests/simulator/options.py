@@ -8,7 +8,7 @@ import dataclasses
 import json
 import random
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from .parts import names_of, seeded
 
@@ -80,6 +80,14 @@ class Options:
         planner_refusal: That the planner finds no plan.
         reset: That a connection is reset for nothing.
         actions: What is done to the cluster, with weights.
+        requests: How many clients ask for tokens while faults are injected.
+        patience_seconds: Of their requests.
+        busy: That a head lets a run wait, or has no room for it.
+        pace_seconds: Longest time between two tokens.
+        fickle: That a client cancels, dies or loses its connection.
+        stale: That a head goes on for a while with a run that was given up, and that what it tells comes late.
+        steady: Whether one model is wanted all the time, so that requests can go on through everything.
+        plain: That a client has no copy of its tokens, as those of HTTP.
     """
 
     seed: int
@@ -107,6 +115,14 @@ class Options:
     planner_refusal: float = 0.0
     reset: float = 0.0
     actions: tuple[tuple[str, int], ...] = ()
+    requests: int = 0
+    patience_seconds: float = 120.0
+    busy: float = 0.0
+    pace_seconds: float = 0.05
+    fickle: float = 0.0
+    plain: float = 0.0
+    stale: float = 0.0
+    steady: bool = False
 
     def to_json(self) -> str:
         """All of it; `from_json` reads it back."""
@@ -165,6 +181,7 @@ def draw(seed: int, profile: str = "") -> Options:
             (n, w) for n, w in ACTIONS.items() if n in _ALWAYS or rng.random() < (0.2 if n in _RARE else 0.4)
         ),
         reset=_maybe(rng, 0.02, 0.2),
+        **_requests(seed),
     )
     if profile == "elections":
         return dataclasses.replace(
@@ -185,6 +202,21 @@ def draw(seed: int, profile: str = "") -> Options:
             ),
         )
     return swarm
+
+
+def _requests(seed: int) -> dict[str, Any]:
+    """What clients do: drawn apart, so that a cluster without them lives through the same as ever."""
+    rng = seeded("clients", seed)
+    return {
+        "requests": (count := rng.choice([0, 0, 1, 3, 6, 10])),
+        "patience_seconds": rng.choice([2.0, 10.0, 40.0]),
+        "busy": _maybe(rng, 0.1, 0.5),
+        "pace_seconds": rng.choice([0.01, 0.1, 0.4]),
+        "fickle": _maybe(rng, 0.3, 0.8),
+        "plain": _maybe(rng, 0.3),
+        "steady": rng.random() < 0.7 and count > 0,
+        "stale": _maybe(rng, 0.5, 1.0),
+    }
 
 
 def _maybe(rng: random.Random, *values: float) -> float:

@@ -20,6 +20,8 @@ AGREE_SECONDS = 30.0
 """After everything has healed, one coordinator leads all within this."""
 READY_SECONDS = 60.0
 """... and a model that is wanted is ready within this."""
+REQUEST_SECONDS = 30.0
+"""... every request then has its end within this and its patience."""
 FAILOVER_SECONDS = 20.0
 """A coordinator that is killed then has a successor within this."""
 
@@ -39,6 +41,8 @@ class Outcome:
         heal_seconds: From the end of the faults until all agreed.
         failover_seconds: From a coordinator's end until a majority knew the next; None where there was no quorum.
         terms: Elections won.
+        requests: That were accepted; taken up at another node; runs that followed a lost one.
+        ends: Of requests, by name.
     """
 
     seed: int
@@ -49,6 +53,8 @@ class Outcome:
     heal_seconds: float
     failover_seconds: float | None
     terms: int
+    requests: tuple[int, int, int] = (0, 0, 0)
+    ends: tuple[tuple[str, int], ...] = ()
 
 
 def build(options: Options, *, story_lines: int | None = 400) -> World:
@@ -82,9 +88,9 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         world.heal()
         _replace_lost_quorum(world)
         healed = _until_agreed(world)
-        world.insist(wanted_model("final"), READY_SECONDS)
-        world.run_until(world.ready, READY_SECONDS)
-        world.run_until(world.all_alive, AGREE_SECONDS)
+        _until_ready(world, options)
+        if options.requests:
+            _serve(world)
         world.check_nothing_is_left_open()
         failover = _fail_over(world)
     except Exception as error:  # a core that raises has failed, too
@@ -93,6 +99,7 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
             f"replay: PYTHONPATH=tests python -m simulator --seed {options.seed} --trace "
             f"--options '{options.to_json()}'\n{world.story}"
         ) from error
+    checker = world.serving.checker
     return Outcome(
         options.seed,
         options.nodes,
@@ -102,7 +109,53 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         healed,
         failover,
         len(world.checker.coordinators),
+        (checker.accepted, checker.resumed, checker.replayed),
+        tuple(sorted(checker.ends.items())),
     )
+
+
+def _until_ready(world: World, options: Options) -> None:
+    """Load a model and wait for it; where a node alone agrees with itself and another cluster comes, do as above."""
+    wanted = wanted_model("m" if options.steady else "final")
+    while True:
+        if options.steady:
+            _end_hung_workers(world)  # the plan may be the same, which waits for them longer than this run
+        try:
+            world.insist(wanted, READY_SECONDS)
+            world.run_until(world.ready, READY_SECONDS)
+            world.run_until(world.all_alive, AGREE_SECONDS)
+        except (InvariantBrokenError, LivelockError):
+            raise
+        except AssertionError:
+            world.tale.tell(world.now, "--", "not ready: are there two clusters?")
+            if not _stop_evicted(world):
+                raise
+            _until_agreed(world)
+        else:
+            return
+
+
+def _end_hung_workers(world: World) -> None:
+    for node in world.nodes.values():
+        if node.worker is not None and node.worker.hangs:
+            world.kill_worker(node)
+
+
+def _serve(world: World) -> None:
+    """Let clients ask a healthy cluster, perhaps under a worker's end; then every request that ever was has its end."""
+    serving, rng = world.serving, world.serving.rng
+    clients = [serving.submit(rng.choice(world.expected()), tokens=rng.choice([1, 8, 20])) for _ in range(2)]
+    is_hurt = rng.random() < 0.3
+    if is_hurt:
+        world.run(rng.uniform(0.01, 0.5))
+        world.kill_worker(rng.choice(world.expected()))
+    limit = REQUEST_SECONDS + serving.patience_seconds
+    world.run_until(lambda: serving.is_quiet, limit)
+    for client in clients:
+        if client.end not in {"finished", "failed RESOURCE_EXHAUSTED"} and not is_hurt:
+            raise AssertionError(f"the request of a healthy cluster's client ended {client.end}")
+    world.run_until(world.ready, READY_SECONDS)
+    world.run_until(world.all_alive, AGREE_SECONDS)
 
 
 def _replace_lost_quorum(world: World) -> None:

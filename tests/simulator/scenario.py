@@ -2,7 +2,8 @@
 
 A file in ``scenarios/`` has one command a line (or several between semicolons); ``#`` starts a comment::
 
-    nodes 3 [seed N] [down de] [portable c] [standalone after N]     first of all
+    nodes 3 [seed N] [down de] [portable c] [standalone N] [needs N] [patience N]     first of all; no plan fits
+                                                            fewer nodes than it needs
     [at T] COMMAND            at this virtual second, or now
     run N                     let N seconds go by
     start [MODEL]             run until the cluster stands, and serves
@@ -11,6 +12,9 @@ A file in ``scenarios/`` has one command a line (or several between semicolons);
     reset a-c | reject a-c    the calls of a to c are answered by a reset: the next one | all
     heal network | heal       the network | everything
     load MODEL [at X] | unload | evict X [by X] | recover X | leave X
+    request R at X tokens N       a client named R asks X for N tokens, one every 0.1 s or so, and goes on elsewhere
+    plain request R at X tokens N one without a copy of its tokens, as those of HTTP
+    cancel R | break R            it cancels | loses its connection
     crash X when Y sends MESSAGE | crash X when Y WORDS     in the moment before an effect of Y: a call named so,
                                                             or an announcement that begins so
     expect CONDITION [within N]
@@ -19,8 +23,11 @@ Conditions: ``coordinator X`` or ``none`` (who leads the highest term), ``ready`
 ``X is VERDICT`` (as the coordinator judges it),
 ``worker of X`` (``same``, ``gone``, ``running`` or ``alone``: compared with what it was at the last ``remember``),
 ``members abc``, ``voters abc``, ``denied X``, ``X says WORDS`` (has announced), ``rejected REASON``, ``generation X``
-(is above that at the last ``remember``), each with ``not`` before it. ``golden/`` holds the decisions that must
-come out, to the millisecond: run with ``--update`` where a change of the core is meant to change them.
+(is above that at the last ``remember``), ``R has N`` (tokens, at least), ``R was CONDITION``
+(its client's end: finished, cancelled, broken, failed REASON), ``R waits REASON`` (was the last it was told),
+``R ran N times`` (at the node that has it), ``R at X`` (is its API node now), each with ``not`` before it.
+``golden/`` holds the decisions that must come out, to the millisecond: run with ``--update`` where a change of the
+core is meant to change them.
 """
 
 import argparse
@@ -33,11 +40,13 @@ from macmesh_daemon.cluster.quorum import weights
 from macmesh_daemon.cluster.settings import ClusterSettings
 
 from .node import SimNode
-from .parts import facts_of, names_of, wanted_model
+from .parts import facts_of, names_of, split, wanted_model
 from .world import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from .serving.clients import Client
 
 FOLDER = Path(__file__).parent / "scenarios"
 GOLDEN = Path(__file__).parent / "golden"
@@ -55,6 +64,7 @@ class Scenario:
         self._commands = [c.strip() for line in lines for c in line.split(";") if c.strip()]
         self.world = self._build(self._commands.pop(0))
         self._remembered: dict[str, object] = {}
+        self._clients: dict[str, Client] = {}
         self._generation = 0
 
     def run(self) -> list[str]:
@@ -71,6 +81,8 @@ class Scenario:
                 story = "\n".join(self.world.tale.readable()[-40:])
                 raise ScenarioError(f"{command}: {str(error).splitlines()[0]}\n{story}") from error
         self.world.check_nothing_is_left_open()
+        if self._clients:
+            self.world.run_until(lambda: self.world.serving.is_quiet, 10.0)
         return self.world.tale.readable()
 
     def _build(self, command: str) -> World:
@@ -79,6 +91,8 @@ class Scenario:
         count = int(options.pop("nodes"))
         portable = options.pop("portable", "")
         seconds = float(options.pop("standalone", ClusterSettings().standalone_after_seconds))
+        needs = int(options.pop("needs", "1"))
+        patience = float(options.pop("patience", "120"))
         world = World(
             int(options.pop("seed", "1")),
             count,
@@ -87,7 +101,12 @@ class Scenario:
             facts={name: facts_of(name, portable=name in portable) for name in names_of(count)},
             settings=ClusterSettings(standalone_after_seconds=seconds),
             story_lines=None,
+            compute=lambda ask: (
+                split(ask.wanted, [m.node_id for m in ask.members]) if len(ask.members) >= needs else None
+            ),
         )
+        world.serving.patience_seconds = patience
+        world.serving.slowest_pace_seconds = 0.1
         if options:
             raise ScenarioError(f"unknown options {options} in: {command}")
         return world
@@ -120,6 +139,14 @@ class Scenario:
                 world.load(wanted_model(model), name)
             case ["evict", name, "by", other]:
                 world.evict(name, other)
+            case ["request", name, "at", node_id, "tokens", count]:
+                self._submit(name, node_id, int(count), resumes=True)
+            case ["plain", "request", name, "at", node_id, "tokens", count]:
+                self._submit(name, node_id, int(count), resumes=False)
+            case ["cancel", name]:
+                world.serving.clients.leave(self._clients[name], silently=False)
+            case ["break", name]:
+                world.serving.clients.break_off(self._clients[name])
             case ["expect", *condition, "within", seconds]:
                 world.run_until(lambda: self._holds(condition), float(seconds))
             case ["expect", *condition]:
@@ -130,6 +157,12 @@ class Scenario:
                 self._generation = max(n.drive.state.generation for n in world.nodes.values())
             case _:
                 self._deed(words)
+
+    def _submit(self, name: str, node_id: str, count: int, *, resumes: bool) -> None:
+        serving = self.world.serving
+        self._clients[name] = serving.submit(
+            self.world.nodes[node_id], tokens=count, resumes=resumes, name=name, stops=False
+        )
 
     def _deed(self, words: list[str]) -> None:
         world = self.world
@@ -182,6 +215,8 @@ class Scenario:
         match condition:
             case ["not", *rest]:
                 return not self._holds(rest)
+            case [name, *rest] if name in self._clients:
+                return self._client_is(self._clients[name], rest)
             case ["coordinator", name]:
                 return (leader.node_id if leader is not None else "none") == name
             case ["ready"]:
@@ -209,6 +244,21 @@ class Scenario:
             case ["generation", name]:
                 return world.nodes[name].drive.state.generation > self._generation
         raise ScenarioError(f"no such condition: {' '.join(condition)}")
+
+    def _client_is(self, client: "Client", condition: list[str]) -> bool:
+        live = client.conn.live if client.conn is not None else None
+        match condition:
+            case ["has", count]:
+                return len(client.tokens) >= int(count)
+            case ["was", *end]:
+                return client.end == " ".join(end)
+            case ["waits", reason]:
+                return live is not None and live.machine.state == "waiting" and client.pauses[-1:] == [reason]
+            case ["ran", count, "times"]:
+                return live is not None and live.runs == int(count)
+            case ["at", node_id]:
+                return client.node.node_id == node_id and bool(client.conn and client.conn.live)
+        raise ScenarioError(f"no such condition of a client: {' '.join(condition)}")
 
     def _worker_is(self, name: str, what: str) -> bool:
         worker = self.world.nodes[name].worker

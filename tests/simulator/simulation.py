@@ -19,6 +19,7 @@ from .drive import PROTOCOL, DriveFullError, TornStateError
 from .network import Call, Network
 from .node import SimNode
 from .parts import facts_of, names_of, seeded, split
+from .serving import Serving
 from .trace import Story
 from .workers import Workers
 
@@ -81,6 +82,7 @@ class Simulation:
         self.traps: list[Callable[[SimNode, fx.Effect], bool]] = []
         self.clones: dict[str, SimNode] = {}
         self.workers = Workers(self)
+        self.serving = Serving(self, seed)
         self._star = star
         self._compute = compute or (lambda ask: split(ask.wanted, [m.node_id for m in ask.members]))
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -234,6 +236,8 @@ class Simulation:
             node.open_requests = {}
             node.open_changes = set()
         node.is_off |= power
+        if self.nodes.get(node.node_id) is node:
+            self.serving.node_crashed(node)
         if power:
             node.drive.lose_power(self.rng)
 
@@ -318,8 +322,10 @@ class Simulation:
             self.give(node, event)
         if node.machine is not None:
             self._arm(node, node.machine)
+        if self.nodes.get(node.node_id) is node:
+            self.serving.node_back(node)
 
-    def step(self, node: SimNode, event: ev.Event) -> None:
+    def step(self, node: SimNode, event: ev.Event) -> None:  # noqa: C901  every rule of a step
         """Give a machine an event and do what it decides; perhaps crash in the middle of that."""
         machine = node.machine
         if machine is None:
@@ -348,6 +354,8 @@ class Simulation:
             self._execute_all(node, effects)
         if node.machine is machine:
             self._arm(node, machine)
+            if node.desk is not None and node.desk.live:
+                self.serving.look(node)
 
     def _execute_all(self, node: SimNode, effects: list[fx.Effect]) -> None:
         machine = node.machine
@@ -459,7 +467,9 @@ class Simulation:
             deployment = None
         answer: ev.Event = ev.PlanComputed(ask.request_id, deployment)
         if deployment is None:
-            answer = ev.PlanRefused(ask.request_id, "TOO_SMALL", f'{{"nodes": {len(ask.members)}}}')
+            answer = ev.PlanRefused(
+                ask.request_id, "TOO_SMALL", f'{{"message": "{len(ask.members)} nodes are too few"}}'
+            )
         self.give_later(node, self.rng.uniform(0.01, 0.3), answer)
 
     def _check_prepare(self, node: SimNode, effect: fx.CheckPrepare) -> None:

@@ -4,6 +4,7 @@ from collections import deque
 
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
+from macmesh_daemon.requests import effects as rq
 
 Line = tuple[float, str, str, object]
 
@@ -86,4 +87,22 @@ def _plain(line: Line) -> str:  # noqa: PLR0911  one shape, one return
             return f"{start}change {value.change_id} done under {value.epoch}"
         case fx.ChangeRejected():
             return f"{start}change {value.change_id} rejected: {value.reason}"
+    return _plain_of_request(f"{start}{what}: ", value)
+
+
+def _plain_of_request(start: str, value: object) -> str:  # noqa: PLR0911  one shape, one return
+    match value:
+        case rq.Run():
+            behind = len(value.generated_token_ids)
+            return f"{start}run {value.number} at {value.head_node_id} under {value.epoch} behind {behind} tokens"
+        case rq.RunLost():
+            return f"{start}run {value.number} under {value.epoch} is lost: {value.reason}: {value.message}"
+        case rq.TellPaused():
+            return f"{start}paused: {value.reason}: {value.message}"
+        case rq.Finished():
+            return f"{start}finished: {value.finish}"
+        case rq.Cancelled():
+            return f"{start}cancelled"
+        case rq.Failed():
+            return f"{start}failed: {value.reason}: {value.message}"
     return ""

@@ -32,7 +32,8 @@ class Workers:
         worker = node.worker = Worker(effect.epoch, effect.stage_index, ids, digest)
         rng = simulation.rng
         simulation.later(rng.uniform(0.0, 0.1), self.report, node, worker, WorkerState.LOADING)
-        if not (simulation.faults.worker_hang and rng.random() < simulation.faults.worker_hang):
+        worker.hangs = bool(simulation.faults.worker_hang and rng.random() < simulation.faults.worker_hang)
+        if not worker.hangs:
             simulation.later(rng.uniform(0.1, 0.6), self._load, node, worker)
 
     def stop(self, node: SimNode, effect: fx.StopWorker) -> None:
@@ -64,6 +65,7 @@ class Workers:
         """Let a process end with an error."""
         if node.worker is not None:
             worker, node.worker = node.worker, None
+            self._simulation.serving.heads.worker_gone(node, worker, "WORKER_FAILED")
             report = WorkerReport(worker.epoch, worker.stage_index, WorkerState.FAILED, error="killed")
             self._simulation.give(node, ev.WorkerReported(report))
 
@@ -87,6 +89,7 @@ class Workers:
 
     def _gone(self, node: SimNode, boots: int, worker: Worker | None, effect: fx.StopWorker) -> None:
         if node.boots == boots:
+            self._simulation.serving.heads.worker_gone(node, worker, "EPOCH_CHANGED")
             if node.worker is worker:
                 node.worker = None
                 if effect.keep and worker is not None:

@@ -52,6 +52,8 @@ class RequestMachine:
         self._state: State = "accepted"
         self._is_replay = bool(generated)
         self._plan: ev.PlanReady | None = None
+        # What the plan lacks: heard while a run goes on, it counts when that is lost.
+        self._lacking: tuple[str, str] | None = None
         # Most tokens altogether, once a plan's context has said it.
         self._limit = ask.max_tokens
         self._runs = 0
@@ -130,7 +132,7 @@ class RequestMachine:
         return self._ready(event, now)
 
     def _ready(self, event: ev.PlanReady, now: float) -> list[fx.Effect]:
-        known, self._plan = self._plan, event
+        known, self._plan, self._lacking = self._plan, event, None
         if self._state == "running":
             if self._epoch == event.epoch:
                 return []
@@ -143,7 +145,7 @@ class RequestMachine:
 
     def _pending(self, event: ev.PlanPending, now: float) -> list[fx.Effect]:
         self._plan = None
-        missing = (event.reason, event.missing)
+        missing = self._lacking = (event.reason, event.missing)
         if self._state == "running":
             # A plan without a successor serves on as long as it can: it fails by itself.
             if event.epoch is None or event.epoch == self._epoch:
@@ -218,7 +220,7 @@ class RequestMachine:
             self._state = "failed"
             return [fx.Failed(event.reason, event.message, event.facts)]
         lost = fx.RunLost(self._runs, self._epoch, event.reason, event.message)
-        told = self._wait(event.reason, event.message, now)
+        told = self._wait(*(self._lacking or (event.reason, event.message)), now)
         if self._plan is not None:
             # The same plan is asked again soon, and less and less often, until it works or another one comes.
             pause = self._settings.retry_seconds * 2.0**self._retries

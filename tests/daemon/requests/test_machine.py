@@ -227,3 +227,25 @@ def test_a_resumed_request_that_lacks_only_its_end_needs_no_plan(
     generated: tuple[int, ...], finish: Finish
 ) -> None:
     assert machine(generated=generated).step(LOADING, 0.0) == [fx.Finished(finish)]
+
+
+def test_what_a_plan_lacks_was_heard_while_the_run_went_on_and_is_told_when_that_is_lost() -> None:
+    request = running()
+    request.step(ev.Token(1, 0, 40), 1.0)
+    assert request.step(ev.PlanPending(ONE, "DOES_NOT_FIT", "3 GB too little", "d"), 2.0) == []
+    assert request.step(ev.RunFailed(1, "WORKER_FAILED", "it ended"), 3.0) == [
+        fx.RunLost(1, ONE, "WORKER_FAILED", "it ended"),
+        fx.TellPaused("DOES_NOT_FIT", "3 GB too little"),
+    ]
+    assert request.step(ev.PlanPending(ONE, "DOES_NOT_FIT", "3 GB too little", "d"), 3.5) == []
+    [end] = request.step(ev.Tick(), 13.0)
+    assert isinstance(end, fx.Failed)
+    assert end.reason == "DOES_NOT_FIT"
+
+    # A plan that was ready in between lacks nothing any more.
+    request = running()
+    request.step(ev.PlanPending(ONE, "NO_QUORUM", "nobody is there", "d"), 1.0)
+    request.step(ready(), 2.0)
+    assert request.step(ev.RunFailed(1, "WORKER_FAILED", "it ended"), 3.0)[1:] == [
+        fx.TellPaused("WORKER_FAILED", "it ended")
+    ]

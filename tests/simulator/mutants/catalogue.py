@@ -1,26 +1,7 @@
 """The breaks: one line of the core each, and what it endangers."""
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One break.
-
-    Attributes:
-        name: What is wrong.
-        file: In ``macmesh_daemon/cluster``.
-        old: Text that occurs exactly once in it.
-        new: What takes its place.
-        endangers: The invariant or promise that rests on it.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    endangers: str
-
+from .mutant import Mutant
+from .request_breaks import REQUEST_BREAKS
 
 _ONE_COORDINATOR = "1: one coordinator per term"
 _ONE_PLAN = "2: one plan per epoch"
@@ -35,7 +16,7 @@ _NO_FALSE_DEATH = "a member that lives is not called dead"
 _KEPT = "a process outlives its epoch only where the next plan can use it"
 _STANDALONE = "a node alone touches nobody"
 
-CATALOGUE: tuple[Mutant, ...] = (
+_CLUSTER_BREAKS: tuple[Mutant, ...] = (
     Mutant(
         "half of the votes is a quorum",
         "quorum.py",
@@ -598,3 +579,6 @@ CATALOGUE: tuple[Mutant, ...] = (
         _NO_FALSE_DEATH,
     ),
 )
+
+CATALOGUE: tuple[Mutant, ...] = _CLUSTER_BREAKS + REQUEST_BREAKS
+"""All of them."""

@@ -12,12 +12,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .catalogue import Mutant
+from .mutant import Mutant
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "daemon" / "macmesh_daemon"
-DIRECTED = ("tests/daemon/cluster", "tests/simulator/tests/test_scenarios.py")
-"""The tests that see what the simulator does not."""
+SCENARIOS = "tests/simulator/tests/test_scenarios.py"
+DIRECTED = {
+    "cluster": ("tests/daemon/cluster", SCENARIOS),
+    "requests": ("tests/daemon/requests", SCENARIOS),
+    "node": ("tests/daemon/node/test_request_desk.py", SCENARIOS),
+}
+"""The tests that see what the simulator does not, by the package of the break."""
 _FIRST = {
     "election.py": "test_election.py",
     "quorum.py": "test_quorum.py",
@@ -38,6 +43,12 @@ _FIRST = {
     "recovery.py": "test_recovery.py",
 }
 """Where a break of a file shows soonest; the others follow."""
+
+
+def _first_of(mutant: Mutant) -> str:
+    if mutant.package == "cluster":
+        return f"{DIRECTED['cluster'][0]}/{_FIRST[mutant.file]}"
+    return DIRECTED[mutant.package][0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +72,7 @@ def broken_text(mutant: Mutant) -> str:
     Raises:
         ValueError: The old text is not there exactly once: the core has changed, and the mutant must, too.
     """
-    text = (PACKAGE / "cluster" / mutant.file).read_text()
+    text = (PACKAGE / mutant.package / mutant.file).read_text()
     count = text.count(mutant.old)
     if count != 1:
         raise ValueError(f"{mutant.name}: its text occurs {count} times in {mutant.file}, not once")
@@ -83,7 +94,7 @@ def try_mutant(
     with tempfile.TemporaryDirectory(prefix="macmesh-mutant-") as folder:
         copy = Path(folder) / "macmesh_daemon"
         shutil.copytree(PACKAGE, copy)
-        (copy / "cluster" / mutant.file).write_text(broken_text(mutant))
+        (copy / mutant.package / mutant.file).write_text(broken_text(mutant))
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([folder, str(ROOT / "tests")]),
@@ -96,11 +107,11 @@ def try_mutant(
             folder,
             str(simulate_seconds),
             str(int(both)),
-            f"{DIRECTED[0]}/{_FIRST[mutant.file]}",
+            _first_of(mutant),
         ]
         try:
             done = subprocess.run(
-                [*trial, *DIRECTED],
+                [*trial, *DIRECTED[mutant.package]],
                 cwd=ROOT,
                 env=environment,
                 capture_output=True,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from simulator.mutants.catalogue import CATALOGUE, Mutant
+from simulator.mutants.catalogue import CATALOGUE
+from simulator.mutants.mutant import Mutant
 from simulator.mutants.runner import broken_text, try_mutant
 
 
