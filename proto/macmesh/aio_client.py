@@ -225,6 +225,30 @@ class AsyncClient:
         )
         return epoch_text(response.epoch)
 
+    async def drain(
+        self,
+        node_id: str,
+        *,
+        undo: bool = False,
+        force: bool = False,
+        leave: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> int:
+        """See `Client.drain`."""
+        request = cluster_pb2.DrainNodeRequest(node_id=node_id, undo=undo, force=force, leave=leave)
+        response = await self._unary(
+            "DrainNode", self._cluster().DrainNode, request, timeout_seconds, self._timeouts.plan
+        )
+        return response.document_seq
+
+    async def drill_fault(self, kind: str, node_id: str, *, timeout_seconds: float = 20.0) -> str:
+        """See `Client.drill_fault`."""
+        request = cluster_pb2.DrillFaultRequest(kind=kind, node_id=node_id)
+        response = await self._unary(
+            "DrillFault", self._cluster().DrillFault, request, timeout_seconds, timeout_seconds
+        )
+        return response.done
+
     def generate(
         self,
         prompt: str | None = None,

@@ -265,6 +265,45 @@ class Client:
         )
         return epoch_text(response.epoch)
 
+    def drain(
+        self,
+        node_id: str,
+        *,
+        undo: bool = False,
+        force: bool = False,
+        leave: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> int:
+        """Have a node serve no stage, or let it again; returns the sequence number of the document that says so.
+
+        The status tells how far it is (``NodeStatus.drain``).
+
+        Args:
+            node_id: The whole id.
+            undo: Let it serve again.
+            force: Also where no plan fits without it: what is served then ends.
+            leave: It says goodbye once it serves no stage.
+            timeout_seconds: Deadline; None takes `Timeouts.plan`.
+        """
+        request = cluster_pb2.DrainNodeRequest(node_id=node_id, undo=undo, force=force, leave=leave)
+        response = self._unary(
+            "DrainNode", self._cluster.DrainNode, request, timeout_seconds, self._timeouts.plan
+        )
+        return response.document_seq
+
+    def drill_fault(self, kind: str, node_id: str, *, timeout_seconds: float = 20.0) -> str:
+        """Make a fault to rehearse it; returns what was done. `daemonctl drill` does the rest.
+
+        Args:
+            kind: "kill-worker" or "restart-coordinator".
+            node_id: Where.
+            timeout_seconds: Deadline.
+        """
+        request = cluster_pb2.DrillFaultRequest(kind=kind, node_id=node_id)
+        return self._unary(
+            "DrillFault", self._cluster.DrillFault, request, timeout_seconds, timeout_seconds
+        ).done
+
     def generate(
         self,
         prompt: str | None = None,

@@ -290,6 +290,13 @@ def _evict(world: World, node: SimNode) -> None:
     world.evict(node.node_id, world.coordinator() or node)
 
 
+def _drain(world: World, node: SimNode) -> None:
+    """Drain a node, or undo that, of a cluster that is led."""
+    if world.coordinator() is not None:
+        rng = world.rng
+        world.drain(node.node_id, force=rng.random() < 0.3, leave=rng.random() < 0.2, undo=rng.random() < 0.3)
+
+
 def _recover(world: World, node: SimNode) -> None:
     alone = [n for n in world.nodes.values() if n.machine and not n.machine._election.coordinator_id]
     world.recover(world.rng.choice(alone) if alone else node)
@@ -334,6 +341,7 @@ DO: dict[str, Callable[[World, SimNode], None]] = {
     "ask a follower": _ask_a_follower,
     "leave": _leave,
     "evict": _evict,
+    "drain": _drain,
     "recover": _recover,
     "tear": _tear,
 }

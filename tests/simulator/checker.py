@@ -44,6 +44,8 @@ class Checker:
         self.last_committed: dict[int, Version] = {}
         self.started: dict[str, Epoch] = {}
         self.started_alone: dict[str, Epoch] = {}
+        #: Nodes that somebody asked to serve again after a drain.
+        self.undrained: set[str] = set()
 
     # -- the drive ------------------------------------------------------------------------------------
 
@@ -128,6 +130,13 @@ class Checker:
         if before.plan is not None and before.plan.epoch is not None:
             epoch = document.plan.epoch if document.plan is not None else None
             self._must(epoch is not None and epoch >= before.plan.epoch, node, "the committed plan was lost")
+        if document.plan is not None and document.plan != before.plan:
+            drained = {m.node_id for m in document.members if m.draining} & set(document.plan.node_ids)
+            self._must(not drained, node, f"the drained {drained} were given a stage")
+        was_drained = {m.node_id for m in before.members if m.draining}
+        is_served = {m.node_id for m in document.members if not m.draining}
+        lost = (was_drained & is_served) - self.undrained
+        self._must(not lost, node, f"the drains of {lost} were lost")
         names = {member.node_id for member in document.members}
         denied = set(document.denied_node_ids)
         lost = {m.node_id for m in before.members} - names - denied

@@ -10,6 +10,8 @@ import random
 from dataclasses import dataclass
 from typing import Any, Self
 
+from macmesh_daemon.cluster.settings import RebalancePolicy
+
 from .parts import names_of, seeded
 
 ACTIONS: dict[str, int] = {
@@ -41,6 +43,7 @@ ACTIONS: dict[str, int] = {
     "ask a follower": 1,
     "leave": 2,
     "evict": 1,
+    "drain": 2,
     "recover": 2,
     "tear": 1,
 }
@@ -63,6 +66,7 @@ class Options:
         portable: Laptops among them.
         max_voters: As in the settings.
         standalone_after_seconds: As in the settings.
+        rebalance: As in the settings.
         seconds: How long faults are injected.
         pause_seconds: Longest time between two of them.
         loss: Of a message, as a probability.
@@ -98,6 +102,7 @@ class Options:
     portable: str = ""
     max_voters: int = 7
     standalone_after_seconds: float = 15.0
+    rebalance: RebalancePolicy = "when_it_pays"
     seconds: float = 10.0
     pause_seconds: float = 1.5
     loss: float = 0.0
@@ -181,6 +186,7 @@ def draw(seed: int, profile: str = "") -> Options:
             (n, w) for n, w in ACTIONS.items() if n in _ALWAYS or rng.random() < (0.2 if n in _RARE else 0.4)
         ),
         reset=_maybe(rng, 0.02, 0.2),
+        rebalance=rng.choice(["when_it_pays", "always", "always", "never"]),
         **_requests(seed),
     )
     if profile == "elections":

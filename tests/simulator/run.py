@@ -68,7 +68,9 @@ def build(options: Options, *, story_lines: int | None = 400) -> World:
         facts={name: facts_of(name, portable=True) for name in options.portable if name in names},
         down="".join(names[options.nodes - options.late :]) if options.late else "",
         settings=ClusterSettings(
-            max_voters=options.max_voters, standalone_after_seconds=options.standalone_after_seconds
+            max_voters=options.max_voters,
+            standalone_after_seconds=options.standalone_after_seconds,
+            rebalance=options.rebalance,
         ),
         clock_offsets={name: offsets.uniform(0.0, options.clock_offset_seconds) for name in names},
         story_lines=story_lines,
@@ -88,6 +90,7 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         world.heal()
         _replace_lost_quorum(world)
         healed = _until_agreed(world)
+        _undo_drains(world)
         _until_ready(world, options)
         if options.requests:
             _serve(world)
@@ -181,6 +184,23 @@ def _until_agreed(world: World) -> float:
             world.tale.tell(world.now, "--", "no agreement: are there two clusters?")
             if not _stop_evicted(world):
                 raise
+
+
+def _undo_drains(world: World) -> None:
+    """Let every drained node serve again, as an operator would: asking until it is so."""
+    end = world.now + AGREE_SECONDS
+    while drained := _drained(world):
+        if world.now > end:
+            raise AssertionError(f"the drains of {drained} could not be undone")
+        for node_id in drained:
+            world.drain(node_id, undo=True)
+        world.run(1.0)
+
+
+def _drained(world: World) -> list[str]:
+    leader = world.coordinator()
+    document = leader.up.view.document if leader is not None else None
+    return [m.node_id for m in document.members if m.draining] if document is not None else []
 
 
 def _stop_evicted(world: World) -> bool:

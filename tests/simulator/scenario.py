@@ -11,7 +11,7 @@ A file in ``scenarios/`` has one command a line (or several between semicolons);
     cut ab-c                  only nodes of the same group reach each other; ab-bc is a bridge
     reset a-c | reject a-c    the calls of a to c are answered by a reset: the next one | all
     heal network | heal       the network | everything
-    load MODEL [at X] | unload | evict X [by X] | recover X | leave X
+    load MODEL [at X] | unload | evict X [by X] | drain X [force] [leave] [undo] | recover X | leave X
     request R at X tokens N       a client named R asks X for N tokens, one every 0.1 s or so, and goes on elsewhere
     plain request R at X tokens N one without a copy of its tokens, as those of HTTP
     cancel R | break R            it cancels | loses its connection
@@ -22,7 +22,8 @@ A file in ``scenarios/`` has one command a line (or several between semicolons);
 Conditions: ``coordinator X`` or ``none`` (who leads the highest term), ``ready``, ``agreed``, ``X follows Y``,
 ``X is VERDICT`` (as the coordinator judges it),
 ``worker of X`` (``same``, ``gone``, ``running`` or ``alone``: compared with what it was at the last ``remember``),
-``members abc``, ``voters abc``, ``denied X``, ``X says WORDS`` (has announced), ``rejected REASON``, ``generation X``
+``members abc``, ``voters abc``, ``planned abc``, ``drained X``, ``denied X``, ``X says WORDS`` (has announced),
+``rejected REASON``, ``generation X``
 (is above that at the last ``remember``), ``R has N`` (tokens, at least), ``R was CONDITION``
 (its client's end: finished, cancelled, broken, failed REASON), ``R waits REASON`` (was the last it was told),
 ``R ran N times`` (at the node that has it), ``R at X`` (is its API node now), each with ``not`` before it.
@@ -147,6 +148,8 @@ class Scenario:
                 world.serving.clients.leave(self._clients[name], silently=False)
             case ["break", name]:
                 world.serving.clients.break_off(self._clients[name])
+            case ["drain", name, *how]:
+                world.drain(name, **dict.fromkeys(how, True))
             case ["expect", *condition, "within", seconds]:
                 world.run_until(lambda: self._holds(condition), float(seconds))
             case ["expect", *condition]:
@@ -234,6 +237,12 @@ class Scenario:
                 return sorted(m.node_id for m in members) == sorted(names)
             case ["voters", names]:
                 return document is not None and sorted(weights(document)) == sorted(names)
+            case ["drained", name]:
+                return document is not None and document.by_node_id[name].draining
+            case ["planned", names]:
+                return document is not None and sorted(
+                    document.plan.node_ids if document.plan else ()
+                ) == sorted(names)
             case ["denied", name]:
                 return document is not None and name in document.denied_node_ids
             case [name, "says", *said]:

@@ -24,7 +24,14 @@ from .trace import Story
 from .workers import Workers
 
 _NEVER = float("inf")
-_CHANGES = {ev.LoadWanted, ev.UnloadWanted, ev.EvictWanted, ev.RecoverWanted}
+_CHANGES = {
+    ev.LoadWanted,
+    ev.UnloadWanted,
+    ev.EvictWanted,
+    ev.DrainWanted,
+    ev.UndrainWanted,
+    ev.RecoverWanted,
+}
 _MOST_EVENTS_AT_ONCE = 20_000
 
 

@@ -53,11 +53,12 @@ class Solo:
         founder: bool = False,
         expect: int = 1,
         now: float = 100.0,
+        settings: ClusterSettings | None = None,
     ) -> None:
         self.node_id = node_id
         self.now = now
         self.state = state or PersistentState()
-        self.settings = ClusterSettings()
+        self.settings = settings or ClusterSettings()
         self.machine = ClusterMachine(
             node_id=node_id,
             boot_nonce=7,

@@ -107,6 +107,15 @@ class World(Simulation):
         assert target is not None
         return self.ask(target, lambda change_id: ev.EvictWanted(change_id, node_id))
 
+    def drain(self, node_id: str, *, force: bool = False, leave: bool = False, undo: bool = False) -> int:
+        """Ask the coordinator to drain a node, or to have it serve again."""
+        target = self.coordinator()
+        assert target is not None
+        if undo:
+            self.checker.undrained.add(node_id)
+            return self.ask(target, lambda change_id: ev.UndrainWanted(change_id, node_id))
+        return self.ask(target, lambda change_id: ev.DrainWanted(change_id, node_id, force, leave))
+
     def recover(self, node: SimNode | str) -> int:
         """Force a new generation from this node."""
         return self.ask(node, ev.RecoverWanted)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf import timestamp_pb2
 
-from macmesh.v1 import cluster_pb2, cluster_pb2_grpc
+from macmesh.v1 import cluster_pb2, cluster_pb2_grpc, peer_pb2
 from macmesh_daemon.node.call_errors import CallError, abort
 from macmesh_daemon.node.codec import to_proto
 from macmesh_daemon.node.loading import follow_load
@@ -98,6 +98,29 @@ class ClusterService(cluster_pb2_grpc.ClusterServiceServicer):
             await abort(context, error)
         return cluster_pb2.UnloadModelResponse(epoch=to_proto(epoch))
 
+    async def DrainNode(
+        self, request: cluster_pb2.DrainNodeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> cluster_pb2.DrainNodeResponse:
+        """Have a node serve no stage, or let it again; answers once that is committed."""
+        change = peer_pb2.DrainChange(
+            node_id=request.node_id, undo=request.undo, force=request.force, leave=request.leave
+        )
+        try:
+            seq = await self._node.changes.drain(change)
+        except CallError as error:
+            await abort(context, error)
+        return cluster_pb2.DrainNodeResponse(document_seq=seq)
+
+    async def DrillFault(
+        self, request: cluster_pb2.DrillFaultRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> cluster_pb2.DrillFaultResponse:
+        """Make a fault, here or where it is meant for."""
+        try:
+            done = await self._node.drills.make(request.kind, request.node_id)
+        except CallError as error:
+            await abort(context, error)
+        return cluster_pb2.DrillFaultResponse(done=done)
+
     async def GetStageStats(
         self, request: cluster_pb2.GetStageStatsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> cluster_pb2.GetStageStatsResponse:
@@ -116,6 +139,7 @@ def _lasting(status: cluster_pb2.GetStatusResponse) -> bytes:
     for node in kept.nodes:
         node.ClearField("heartbeat_ms")
     kept.ClearField("schedule_age_seconds")
+    kept.ClearField("unserved_seconds")
     if kept.HasField("schedule"):
         kept.schedule.ClearField("steps")
         kept.schedule.ClearField("generated_tokens")

@@ -27,6 +27,8 @@ COMMANDS: Final = (
     Command("generate", "generate", "continue a text or answer a message"),
     Command("watch", "watch", "follow the cluster's decisions as they happen"),
     Command("events", "events", "what a node did, and whether the invariants held"),
+    Command("drain", "drain", "take a node's stage away, so that its machine can be serviced"),
+    Command("drill", "drill", "rehearse a fault on the running cluster"),
     Command("bench", "bench", "measure the model that is served"),
     Command("verify", "verify", "check that a split model gives the tokens of single-process mlx-lm"),
     Command("demo", "demo", "a throw-away cluster on this machine, from discovery to text"),

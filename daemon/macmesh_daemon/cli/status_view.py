@@ -261,7 +261,9 @@ def layers(first_layer: int, end_layer: int) -> str:
 def node_state(node: cluster_pb2.NodeStatus) -> str:
     """One word or a few: how the node does, worst first."""
     if node.liveness not in {"alive", ""}:
-        return node.liveness
+        return node.liveness if node.drain != "drained" else f"{node.liveness}, drained"
+    if node.drain:
+        return node.drain
     worker = node.worker
     word = _WORKER_STATES.get(worker.state) if node.HasField("worker") else None
     if word is None:

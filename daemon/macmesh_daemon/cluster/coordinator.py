@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .admission import JoinBatch, member_of, with_news
 from .changes import OpenChange
+from .drains import Drains
 from .effects import ChangeRejected
 from .errors import LocalClusterMisuse
 from .evictions import Evictions
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .context import Context
     from .events import CandidateVerified, FailureKind
     from .flaps import FlapRecord
+    from .messages import Deployment
     from .replica import Replica
     from .view import Liveness, ServingState
 
@@ -96,6 +98,9 @@ class Coordinator:
         self.watch = MemberWatch(context, replica, lambda: self.document, flaps)
         self.changes = OpenChange(context)
         self.evictions = Evictions(context)
+        self.drains = Drains(context, self)
+        self._is_handing_over = False
+        self._going_since: float | None = None
         self.transfer = Transfer(context, self)
         self._heartbeats = Heartbeats(context, self)
         self.rollout = Rollout(context, self)
@@ -188,10 +193,25 @@ class Coordinator:
             return
         self.evictions.begin(change_id, node_id)
 
+    def hand_over(self) -> None:
+        """Let another voter coordinate, where there is one."""
+        self._is_handing_over = self.transfer.is_possible
+
+    @property
+    def is_going(self) -> bool:
+        """Whether another is about to coordinate: what can wait is left to it, for a while."""
+        if not self._reason_to_go() or not self.transfer.is_possible:
+            self._going_since = None
+            return False
+        if self._going_since is None:
+            self._going_since = self._context.now
+        return self._context.now - self._going_since < self._context.settings.leave_timeout_seconds
+
     def abandon(self) -> None:
         """This node is no longer coordinator: tell those who wait for a change."""
         self.changes.abandon()
         self.evictions.abandon()
+        self.drains.abandon()
         for request_id, _ in self._leavers:
             self._context.reply(request_id, LeaveResponse(*self._context.state.ballot))
 
@@ -205,6 +225,19 @@ class Coordinator:
             return
         if peer in self.watch.tracks and self.watch.on_heartbeat_response(peer, response, round_trip_ms):
             self.touch()
+
+    def on_computed(self, request_id: int, deployment: "Deployment | None") -> None:
+        """The planner has a plan, for whoever asked."""
+        if deployment is not None and deployment.stages:
+            self.drains.on_computed(request_id)
+        else:
+            self.drains.on_refused(request_id, "NO_PLAN", "")
+        self.planning.on_computed(request_id, deployment)
+
+    def on_refused(self, request_id: int, reason: str, refusal_json: str) -> None:
+        """The planner has refused, to whoever asked."""
+        self.drains.on_refused(request_id, reason, refusal_json)
+        self.planning.on_refused(request_id, reason, refusal_json)
 
     def on_leave(self, request_id: int, peer: str, reason: str) -> None:
         """A member says goodbye. It is answered when it may go: when the others are a quorum without it."""
@@ -299,6 +332,7 @@ class Coordinator:
         while progress:
             progress = self._commit()
             if self.is_settled and not self._context.is_leaving:
+                self.drains.advance()
                 self.planning.advance()
                 self.rollout.advance()
                 progress = self._write_next() or progress
@@ -318,7 +352,9 @@ class Coordinator:
         own = self.document.member(self._context.node_id)
         if self._context.is_leaving:
             return "it goes down"
-        return "it is being evicted" if own is not None and own.evicting else ""
+        if own is not None and (own.evicting or own.draining):
+            return "it is being evicted" if own.evicting else "it is being drained"
+        return "an operator asked for it" if self._is_handing_over else ""
 
     def _commit(self) -> bool:
         """Commit the open version where a quorum has stored it."""
@@ -339,6 +375,7 @@ class Coordinator:
             )
         self.changes.on_commit(document)
         self.evictions.on_commit(document)
+        self.drains.on_commit(document)
         self._next_beat = self._context.now
         return True
 
@@ -347,8 +384,13 @@ class Coordinator:
         if self.transfer.is_under_way:
             return False  # the heir must hold the newest version
         document = self._with_members(self._with_change(self.document))
+        document = self.drains.apply(document, self.next_epoch)
         plan = self.planning.plan_to_store
-        if plan is not None and document.wanted == plan.wanted:
+        if (
+            plan is not None
+            and document.wanted == plan.wanted
+            and not any(m.draining and m.node_id in plan.node_ids for m in document.members)
+        ):
             document = dataclasses.replace(document, plan=plan)
         document = self.evictions.apply(document, self.next_epoch)
         document = self._with_weights(document)
@@ -356,6 +398,7 @@ class Coordinator:
             if self.changes.is_pending:
                 self.changes.on_commit(document)
             self.evictions.on_commit(document)
+            self.drains.on_commit(document)
             return False
         self._write(document)
         return True

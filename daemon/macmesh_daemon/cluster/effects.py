@@ -90,10 +90,18 @@ class ComputePlan:
 
 @dataclass(frozen=True, slots=True)
 class CheckPrepare:
-    """Check that this node can run ``stage`` of ``plan``: model at hand, ledger fits. Changes nothing."""
+    """Check that this node can run ``stage`` of ``plan``: model at hand, ledger fits. Changes nothing.
+
+    Attributes:
+        plan: What is prepared.
+        stage: This node's part of it.
+        read_ahead_seconds: The plan that runs still serves: before the answer, weights that the stage needs may be
+            read ahead for so long, that the switch is short.
+    """
 
     plan: Plan
     stage: Stage
+    read_ahead_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +166,8 @@ class ChangeRejected:
     Attributes:
         change_id: That of the event.
         reason: NOT_COORDINATOR (ask the coordinator that the view names), NO_QUORUM, COORDINATOR_CHANGED
-            (it was accepted; the next coordinator goes on with it), SUPERSEDED (by a later change), or the
-            planner's.
+            (it was accepted; the next coordinator goes on with it), SUPERSEDED (by a later change), UNKNOWN_NODE,
+            or the planner's.
         message: For people.
         refusal_json: The planner's refusal; "" where there is none.
     """

@@ -161,6 +161,40 @@ class EvictWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainWanted:
+    """Someone wants a member to serve no stage; it stays a member and goes on voting.
+
+    Ends in `ChangeDone` once the document that says so is committed (the plan moves after that), or in
+    `ChangeRejected`: UNKNOWN_NODE, the planner's reason where no plan fits without the member, SUPERSEDED by a later
+    wish for the same member, and those of `LoadWanted`.
+
+    Attributes:
+        change_id: Echoed.
+        node_id: The member.
+        force: Also where no plan fits without it.
+        leave: It says goodbye once it serves no stage, and again after each start, until the drain is undone.
+    """
+
+    change_id: int
+    node_id: str
+    force: bool = False
+    leave: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UndrainWanted:
+    """Someone wants a member to be planned again. Ends as `DrainWanted` does."""
+
+    change_id: int
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandOverWanted:
+    """Someone wants another voter to coordinate, where this node does and one is there. Ends in nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class RecoverWanted:
     """An operator says that the quorum is lost for good: go on from this node's document, as its only voter.
 
@@ -245,6 +279,9 @@ Event = (
     | LoadWanted
     | UnloadWanted
     | EvictWanted
+    | DrainWanted
+    | UndrainWanted
+    | HandOverWanted
     | RecoverWanted
     | LeaveWanted
     | LeaveCancelled

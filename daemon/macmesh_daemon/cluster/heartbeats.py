@@ -65,8 +65,10 @@ class Heartbeats:
         document = coordinator.document
         known = context.state.commit_version
         commit = known if known[:2] == document.version[:2] else NO_VERSION
-        serving_state, refusal_json = coordinator.serving_state, coordinator.planning.refusal_json
-        content = (serving_state, refusal_json, coordinator.watch.gist())
+        planning = coordinator.planning
+        serving_state, refusal_json = coordinator.serving_state, planning.refusal_json
+        reasons = (planning.refusal_reason, planning.rebalance.kept_reason)
+        content = (serving_state, refusal_json, reasons, coordinator.watch.gist())
         tell = content != self._told or context.now >= self._next_status
         if tell:
             self._told = content
@@ -87,6 +89,8 @@ class Heartbeats:
                 members=statuses,
                 serving_state=serving_state if tell else "",
                 refusal_json=refusal_json if tell else "",
+                refusal_reason=reasons[0] if tell else "",
+                kept_reason=reasons[1] if tell else "",
             )
             context.send(node_id, request, deadline)
         self._send_farewells(is_committed=commit == document.version)

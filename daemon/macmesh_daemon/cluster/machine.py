@@ -10,9 +10,11 @@ from .errors import LocalClusterMisuse
 from .events import (
     CandidateVerified,
     ConnectionLost,
+    DrainWanted,
     Event,
     EvictWanted,
     FactsChanged,
+    HandOverWanted,
     LeaveCancelled,
     LeaveWanted,
     LoadWanted,
@@ -25,6 +27,7 @@ from .events import (
     RequestReceived,
     ResponseReceived,
     Tick,
+    UndrainWanted,
     UnloadWanted,
     WorkerReported,
     WorkerStopped,
@@ -126,6 +129,7 @@ class ClusterMachine:
         self._standalone = Standalone(self._context, self._election, self._replica)
         self._recovery = Recovery(self._context, self._election, self._replica)
         self._own_doubles: set[int] = set()
+        self._has_left_drained = False
         self._due = self._find_deadline()
 
     def step(  # noqa: C901  one line after the other: the path of every event
@@ -166,6 +170,7 @@ class ClusterMachine:
             if not context.inbox:
                 break
         self._recovery.finish()
+        self._go_drained()
         coordinator = self._coordinator
         if self._goodbye.deadline is not None:
             self._goodbye.advance(can_hand_over=coordinator is not None and coordinator.transfer.is_possible)
@@ -230,16 +235,20 @@ class ClusterMachine:
             case PlanComputed():
                 self._standalone.on_computed(event.request_id, event.deployment)
                 if self._coordinator is not None:
-                    self._coordinator.planning.on_computed(event.request_id, event.deployment)
+                    self._coordinator.on_computed(event.request_id, event.deployment)
             case PlanRefused():
                 self._standalone.on_refused(event.request_id, event.reason, event.refusal_json)
                 if self._coordinator is not None:
-                    self._coordinator.planning.on_refused(event.request_id, event.reason, event.refusal_json)
-            case LoadWanted() | UnloadWanted() | EvictWanted():
+                    self._coordinator.on_refused(event.request_id, event.reason, event.refusal_json)
+            case LoadWanted() | UnloadWanted() | EvictWanted() | DrainWanted() | UndrainWanted():
                 self._on_change(event)
+            case HandOverWanted():
+                if self._coordinator is not None:
+                    self._coordinator.hand_over()
             case RecoverWanted():
                 self._recovery.begin(event.change_id)
             case LeaveWanted():
+                self._has_left_drained = False
                 self._goodbye.begin(event.reason)
             case LeaveCancelled():
                 self._goodbye.cancel()
@@ -331,11 +340,15 @@ class ClusterMachine:
             self._coordinator.watch.meet(node_id, nonce)
         self._candidates[node_id] = (candidate, self._context.now)
 
-    def _on_change(self, event: "LoadWanted | UnloadWanted | EvictWanted") -> None:
+    def _on_change(
+        self, event: "LoadWanted | UnloadWanted | EvictWanted | DrainWanted | UndrainWanted"
+    ) -> None:
         change_id = event.change_id
         if self._coordinator is not None:
             if isinstance(event, EvictWanted):
                 self._coordinator.evict(change_id, event.node_id)
+            elif isinstance(event, DrainWanted | UndrainWanted):
+                self._coordinator.drains.begin(event, is_undo=isinstance(event, UndrainWanted))
             else:
                 self._coordinator.load(change_id, event.wanted if isinstance(event, LoadWanted) else None)
         elif self._election.coordinator_id and self._election.hears_coordinator:
@@ -349,6 +362,29 @@ class ClusterMachine:
                     "no coordinator is followed by a quorum; nothing can be changed now",
                 )
             )
+
+    def _go_drained(self) -> None:
+        """Say goodbye once this node is drained and is to leave; take it back once that is undone.
+
+        Who has left neither campaigns nor promises, so it comes back where nobody is heard to lead.
+        """
+        document, own = self._replica.committed, None
+        if document is not None:
+            own = document.by_node_id.get(self._context.node_id)
+        is_led = bool(self._election.coordinator_id) and self._election.hears_coordinator
+        if own is None or not own.drain_leaves or not is_led:
+            if self._has_left_drained:
+                self._has_left_drained = False
+                self._goodbye.cancel()
+            return
+        is_planned = (
+            document is not None and document.plan is not None and own.node_id in document.plan.node_ids
+        )
+        slot = self._replica.slot
+        is_busy = is_planned or slot.running is not None or slot.is_changing or self._coordinator is not None
+        if not is_busy and not self._context.is_leaving:
+            self._has_left_drained = True
+            self._goodbye.begin("it was drained")
 
     def _may_found(self) -> bool:
         if not self._founder or self._context.state.document is not None:

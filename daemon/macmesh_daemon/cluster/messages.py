@@ -141,6 +141,7 @@ class Deployment:
     parallelism: str = ""
     parallelism_reason: str = ""
     transfers: str = ""
+    predicted_objective_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,9 @@ class Member:
     voter: bool = False
     discovery: str = ""
     evicting: bool = False
+    draining: bool = False
+    drain_forced: bool = False
+    drain_leaves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +383,8 @@ class HeartbeatRequest:
     members: tuple[MemberStatus, ...] = ()
     serving_state: str = ""
     refusal_json: str = ""
+    refusal_reason: str = ""
+    kept_reason: str = ""
 
     @property
     def commit_version(self) -> Version:
@@ -435,6 +441,7 @@ class PrepareRequest:
     term: int = 0
     plan: Plan | None = None
     generation: int = 0
+    read_ahead_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

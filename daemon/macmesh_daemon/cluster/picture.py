@@ -38,16 +38,19 @@ def picture_of(
     state, own = context.state, context.node_id
     told = _told(replica, coordinator)
     heard = told if election.hears_coordinator else {}
-    refusal_json, refusal_reason = replica.told_refusal_json, ""
+    refusal_json, refusal_reason = replica.told_refusal_json, replica.told_refusal_reason
+    kept_reason = replica.told_kept_reason
     serving_state = cast("ServingState", replica.told_serving_state or "idle")
     if coordinator is not None:
         serving_state = coordinator.serving_state
         refusal_json = coordinator.planning.refusal_json
         refusal_reason = coordinator.planning.refusal_reason
+        kept_reason = coordinator.planning.rebalance.kept_reason
     active, active_plan = state.active, state.active_plan
     if standalone.is_on:
         serving_state = standalone.serving_state
         refusal_reason, refusal_json = standalone.refusal
+        kept_reason = ""
         active_plan = standalone.plan
         active = active_plan.epoch if active_plan else None
     doubles = {node_id for node_id, status in heard.items() if status.duplicate_identity}
@@ -80,6 +83,7 @@ def picture_of(
         transport_failures=MappingProxyType(
             coordinator.planning.transport_failures if coordinator is not None else {}
         ),
+        kept_reason=kept_reason,
     )
 
 

@@ -17,11 +17,16 @@ from .messages import (
     Request,
     WantedModel,
 )
+from .rebalance import Capacity, Gain, Rebalance
+from .rollout import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from .context import Context
     from .coordinator import Coordinator
-    from .rollout import Problem, Rollout
+    from .messages import ClusterDocument
+    from .rollout import Rollout
     from .view import ServingState
 
 Means = frozenset[tuple[str, NodeFacts | None]]
@@ -43,6 +48,9 @@ class _Attempt:
         plan: Once computed.
         promised: Members that have promised it.
         busy_until: Members that are being asked, and until when.
+        is_last_resort: Nothing serves and nothing fitted without the nodes that come and go: they are taken, too.
+        is_optional: The plan that runs would do; the one found is taken only where it pays.
+        read_ahead_seconds: As in PrepareRequest: the plan that runs serves meanwhile.
     """
 
     request_id: int
@@ -53,6 +61,9 @@ class _Attempt:
     plan: Plan | None = None
     promised: set[str] = field(default_factory=set)
     busy_until: dict[str, float] = field(default_factory=dict)
+    is_last_resort: bool = False
+    is_optional: bool = False
+    read_ahead_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,7 @@ class PlanMaker:
         self._excluded_until: dict[str, float] = {}
         self._wish_since: float | None = None
         self._hold_down = HoldDown(context.settings)
+        self.rebalance = Rebalance(context.settings)
         self._transport_failures: dict[frozenset[str], str] = {}
         self._failed_wiring: Wiring = frozenset()
         self._failed_epoch: Epoch | None = None
@@ -106,7 +118,9 @@ class PlanMaker:
         document = self._coordinator.document
         if document.plan is not None and document.plan.deployments:
             if self._rollout.problem() is not None:
-                return "degraded" if self._attempt is None else "planning"
+                if self._attempt is not None:
+                    return "planning"
+                return "refused" if self._refusal is not None else "degraded"
             return "ready" if self._rollout.is_ready else "loading"
         if document.wanted is None:
             return "idle"
@@ -128,13 +142,17 @@ class PlanMaker:
         if self._transport_failures and self._failed_wiring != self._wiring():
             self._transport_failures = {}
         if attempt is not None and attempt.plan is not None and document.plan == attempt.plan:
-            self._attempt = attempt = None
             self._hold_down.planned(self._context.now)
+            self.rebalance.planned(attempt.plan, _capacity(attempt.means))
+            self._attempt = attempt = None
         wish = self._wish()
         if wish is None or document.wanted is None:
             self._attempt = self._refusal = self._wish_since = None
             return
-        if attempt is not None and attempt.wanted != document.wanted:
+        is_optional = isinstance(wish, Gain)
+        if is_optional:
+            self._refusal = None
+        if attempt is not None and (attempt.wanted != document.wanted or attempt.is_optional != is_optional):
             self._attempt = attempt = None
         if self._wish_since is None:
             self._wish_since = self._context.now
@@ -158,9 +176,17 @@ class PlanMaker:
         if len(set(chosen)) != len(chosen) or not {node_id for node_id, _ in attempt.means} >= set(chosen):
             self._refuse(attempt, "INVALID_PLAN", "")
             return
-        if not {member.node_id for member in self._means(attempt.wanted)} >= set(chosen):
+        if not {
+            member.node_id for member in self._usable(attempt.wanted, last_resort=attempt.is_last_resort)
+        } >= set(chosen):
             self._attempt = None  # a member went while the planner worked: compute again
             return
+        current = self._coordinator.document.plan
+        if attempt.is_optional and current is not None and current.deployments:
+            kept = self.rebalance.why_kept(current.deployments[0], deployment)
+            if kept:
+                self._keep(attempt, kept)
+                return
         plan = Plan(self._coordinator.next_epoch(), (deployment,), attempt.wanted)
         attempt.plan = plan
         attempt.phase = "preparing"
@@ -192,18 +218,39 @@ class PlanMaker:
         if attempt is not None and isinstance(request, PrepareRequest) and request.plan == attempt.plan:
             attempt.busy_until[peer] = self._context.now + self._context.settings.heartbeat_seconds
 
-    def _wish(self) -> "str | Problem | None":
+    def _wish(self) -> "str | Problem | Gain | None":
         """Why there should be another plan; None where there should not."""
         document = self._coordinator.document
         if document.wanted is None:
             return None
         if document.plan is None or document.plan.wanted != document.wanted:
             return "another model is wanted"
-        return self._rollout.problem()
+        problem = self._rollout.problem()
+        if problem is not None or self._coordinator.is_going:
+            return problem
+        return self._wish_beside(document, document.plan, document.wanted)
 
-    def _begin(self, wanted: WantedModel, wish: "str | Problem") -> None:
+    def _wish_beside(
+        self, document: "ClusterDocument", plan: Plan, wanted: WantedModel
+    ) -> "str | Gain | None":
+        """The same, where nothing stands in the way of the plan."""
+        draining = [m.node_id for m in document.members if m.draining and m.node_id in plan.node_ids]
+        if draining:
+            return f"{', '.join(draining)} is being drained"
+        if not plan.deployments or not self._rollout.is_ready:
+            return None
+        capacity = _capacity((m.node_id, self._coordinator.facts_of(m.node_id)) for m in self._usable(wanted))
+        return self.rebalance.wish(plan, capacity, self._context.now)
+
+    @property
+    def _is_serving(self) -> bool:
+        """Whether the plan that runs serves on while another is made."""
+        plan = self._coordinator.document.plan
+        return plan is not None and bool(plan.deployments) and self._rollout.problem() is None
+
+    def _begin(self, wanted: WantedModel, wish: "str | Problem | Gain") -> None:
         now = self._context.now
-        if not isinstance(wish, str):
+        if isinstance(wish, Problem):
             if now < wish.not_before:
                 return
             self._rollout.blame(wish)
@@ -211,18 +258,30 @@ class PlanMaker:
                 self._exclude(wish.culprit)
             if wish.transport:
                 self._note_transport_failure(wish.transport)
-        members = self._means(wanted)
-        means = frozenset((member.node_id, member.facts) for member in members)
+        is_serving = self._is_serving
         refusal = self._refusal
+        is_last_resort = refusal is not None and refusal.wanted == wanted and not is_serving
+        members = self.means(wanted, last_resort=is_last_resort)
+        means = frozenset((member.node_id, member.facts) for member in members)
         if refusal is not None and refusal.wanted == wanted:
-            if means == refusal.means or now - refusal.at < self._context.settings.refusal_retry_seconds:
-                return
-            if not self._hold_down.is_over(now):
+            if not self._may_ask_again(refusal, means, is_serving=is_serving):
                 return
         elif not self._is_everybody_judged():
             return
+        is_optional = isinstance(wish, Gain)
+        if is_optional and not self._hold_down.is_over(now):
+            return
         request_id = self._context.next_request_id()
-        self._attempt = _Attempt(request_id, wanted, means, now)
+        read_ahead_seconds = self._context.settings.read_ahead_seconds if is_serving else 0.0
+        self._attempt = _Attempt(
+            request_id,
+            wanted,
+            means,
+            now,
+            is_last_resort=is_last_resort,
+            is_optional=is_optional,
+            read_ahead_seconds=read_ahead_seconds,
+        )
         self._context.announce(
             "planning",
             reason=wish if isinstance(wish, str) else wish.reason,
@@ -231,9 +290,25 @@ class PlanMaker:
         if not members:
             self._refuse(self._attempt, "NO_ELIGIBLE_NODE", "")
             return
-        failures = tuple(TransportFailure(*item) for item in self._transport_failures.items())
         plan = self._coordinator.document.plan
-        self._context.emit(ComputePlan(request_id, wanted, members, plan, failures))
+        self._context.emit(ComputePlan(request_id, wanted, members, plan, self.failures_to_heed()))
+
+    def _may_ask_again(self, refusal: _Refusal, means: Means, *, is_serving: bool) -> bool:
+        """Whether the planner is asked again after it refused.
+
+        Where nothing is served, a node that is back ends the wait at once: nothing can be interrupted for nothing.
+        """
+        now = self._context.now
+        if means == refusal.means:
+            return False
+        is_due = now - refusal.at >= self._context.settings.refusal_retry_seconds
+        if is_serving:
+            return is_due and self._hold_down.is_over(now)
+        return is_due or bool({n for n, _ in means} - {n for n, _ in refusal.means})
+
+    def failures_to_heed(self) -> tuple[TransportFailure, ...]:
+        """Where the next plan must do without the group transport."""
+        return tuple(TransportFailure(*item) for item in self._transport_failures.items())
 
     @property
     def transport_failures(self) -> dict[frozenset[str], str]:
@@ -269,15 +344,31 @@ class PlanMaker:
         )
         return all(verdict not in {"suspect", "unknown"} for verdict in verdicts)
 
-    def _means(self, wanted: WantedModel) -> tuple[Member, ...]:
+    def means(self, wanted: WantedModel, *, last_resort: bool = False) -> tuple[Member, ...]:
         """The members that may be used, with their machines as of now."""
-        now = self._context.now
-        digest = wanted.model.digest if wanted.model else ""
         return tuple(
             dataclasses.replace(member, facts=self._coordinator.facts_of(member.node_id))
+            for member in self._usable(wanted, last_resort=last_resort)
+        )
+
+    def _usable(self, wanted: WantedModel, *, last_resort: bool = False) -> "Iterator[Member]":
+        """The members that may be used, as the document has them.
+
+        Args:
+            wanted: For what.
+            last_resort: Those that come and go are used, too.
+        """
+        now = self._context.now
+        watch = self._coordinator.watch
+        digest = wanted.model.digest if wanted.model else ""
+        return (
+            member
             for member in self._coordinator.document.members
             if self._coordinator.liveness(member.node_id) == "alive"
-            and not self._coordinator.watch.not_planned_reason(member.node_id)
+            and (
+                not watch.not_planned_reason(member.node_id)
+                or (last_resort and watch.is_only_damped(member.node_id))
+            )
             and now >= self._excluded_until.get(member.node_id, now)
             and not self._rollout.failures.is_quarantined(member.node_id, digest, now)
         )
@@ -293,9 +384,9 @@ class PlanMaker:
             return
         now, settings = self._context.now, self._context.settings
         missing = [node_id for node_id in attempt.plan.node_ids if node_id not in attempt.promised]
-        evicting = {m.node_id for m in self._coordinator.document.members if m.evicting}
+        going = {m.node_id for m in self._coordinator.document.members if m.evicting or m.draining}
         unfit = {"dead", "left", "incompatible"}
-        if any(n in evicting or self._coordinator.liveness(n) in unfit for n in attempt.plan.node_ids):
+        if any(n in going or self._coordinator.liveness(n) in unfit for n in attempt.plan.node_ids):
             self._attempt = None
         elif not missing:
             attempt.phase = "storing"
@@ -307,7 +398,7 @@ class PlanMaker:
             for node_id in missing:
                 if attempt.busy_until.get(node_id, now) <= now:
                     attempt.busy_until[node_id] = now + 2 * settings.plan_rpc_deadline_seconds
-                    request = PrepareRequest(term, attempt.plan, generation)
+                    request = PrepareRequest(term, attempt.plan, generation, attempt.read_ahead_seconds)
                     self._context.send(node_id, request, settings.plan_rpc_deadline_seconds)
 
     def _drop(self, node_ids: set[str]) -> None:
@@ -319,10 +410,24 @@ class PlanMaker:
     def _exclude(self, node_id: str) -> None:
         self._excluded_until[node_id] = self._context.now + self._context.settings.nack_exclude_seconds
 
+    def _keep(self, attempt: _Attempt, reason: str) -> None:
+        """Stay with the plan that runs."""
+        self._attempt = None
+        self.rebalance.kept(_capacity(attempt.means), reason)
+        self._context.announce("plan kept", reason=reason)
+
     def _refuse(self, attempt: _Attempt, reason: str, refusal_json: str) -> None:
+        if attempt.is_optional:
+            self._keep(attempt, f"no other plan was found: {reason}")
+            return
         self._attempt = None
         self._refusal = _Refusal(attempt.wanted, attempt.means, self._context.now, reason, refusal_json)
         self._context.announce("plan refused", reason=reason)
         self._coordinator.changes.refuse(
             attempt.wanted, reason, "no plan can be made for the model", refusal_json
         )
+
+
+def _capacity(means: "Iterable[tuple[str, NodeFacts | None]]") -> Capacity:
+    """What a plan made of that can use."""
+    return frozenset((node_id, facts.usable_bytes if facts else 0) for node_id, facts in means)

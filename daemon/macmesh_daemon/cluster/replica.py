@@ -65,6 +65,8 @@ class Replica:
         self._told: tuple[MemberStatus, ...] = ()
         self.told_serving_state = ""
         self.told_refusal_json = ""
+        self.told_refusal_reason = ""
+        self.told_kept_reason = ""
 
     @property
     def told_members(self) -> dict[str, MemberStatus]:
@@ -115,6 +117,8 @@ class Replica:
                 self._told = request.members
                 self.told_serving_state = request.serving_state
                 self.told_refusal_json = request.refusal_json
+                self.told_refusal_reason = request.refusal_reason
+                self.told_kept_reason = request.kept_reason
         context = self._context
         state = context.state
         version = state.document_version
@@ -165,7 +169,7 @@ class Replica:
             if mine is None:
                 self.on_prepare_checked(plan.epoch, ok=True, reason="")
             else:
-                self._context.emit(CheckPrepare(plan, mine[1]))
+                self._context.emit(CheckPrepare(plan, mine[1], request.read_ahead_seconds))
 
     def _cannot_promise(self, plan: Plan, epoch: Epoch, ballot: Ballot) -> str:
         promised = self._context.state.promised

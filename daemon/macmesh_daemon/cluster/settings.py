@@ -1,8 +1,11 @@
 """Times and limits of the cluster core."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .errors import LocalClusterSettingsInvalid
+
+RebalancePolicy = Literal["never", "when_it_pays", "always"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,11 @@ class ClusterSettings:
             doubled when ...
         hold_down_window_seconds: ... two plans come within this time ...
         hold_down_max_seconds: ... up to this. Lost capacity never waits.
+        rebalance: Whether a plan that serves is moved to nodes that are free: every move interrupts all streams.
+        rebalance_min_gain: With "when_it_pays", the share of the predicted time that a move must save. A tenth:
+            the cost model is wrong by a few percent, and a move costs seconds.
+        read_ahead_seconds: Before a plan that serves gives way to another, its members may read new weights ahead
+            for so long. Below `plan_rpc_deadline_seconds` and `prepare_timeout_seconds`, which bound the answer.
         standalone: Whether a node without a quorum plans for itself only.
         standalone_after_seconds: It does after so long without a coordinator: several times what an election
             or a restart of the daemon takes.
@@ -101,6 +109,9 @@ class ClusterSettings:
     hold_down_min_seconds: float = 3.0
     hold_down_window_seconds: float = 60.0
     hold_down_max_seconds: float = 60.0
+    rebalance: RebalancePolicy = "when_it_pays"
+    rebalance_min_gain: float = 0.1
+    read_ahead_seconds: float = 3.0
     standalone: bool = True
     standalone_after_seconds: float = 15.0
     prepare_timeout_seconds: float = 5.0
@@ -157,6 +168,19 @@ class ClusterSettings:
                 "standalone_after_seconds must leave time for an election, above "
                 f"election_timeout_max_seconds: got {self.standalone_after_seconds} and "
                 f"{self.election_timeout_max_seconds}"
+            )
+        if not 0 <= self.rebalance_min_gain < 1:
+            raise LocalClusterSettingsInvalid(
+                f"rebalance_min_gain must lie from 0 to below 1, got {self.rebalance_min_gain}"
+            )
+        if (
+            not 0
+            <= self.read_ahead_seconds
+            < min(self.plan_rpc_deadline_seconds, self.prepare_timeout_seconds)
+        ):
+            raise LocalClusterSettingsInvalid(
+                "read_ahead_seconds must lie below plan_rpc_deadline_seconds and prepare_timeout_seconds: got "
+                f"{self.read_ahead_seconds}, {self.plan_rpc_deadline_seconds}, {self.prepare_timeout_seconds}"
             )
         if self.max_voters < 1:
             raise LocalClusterSettingsInvalid(f"max_voters must be at least 1, got {self.max_voters}")

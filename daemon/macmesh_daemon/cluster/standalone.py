@@ -153,12 +153,14 @@ class Standalone:
         """Whether this node is of a cluster that wants something served and may be served without it."""
         state = self._context.state
         document = state.document
+        own = document.member(self._context.node_id) if document is not None else None
         return (
             document is not None
             and document.wanted is not None
             and self._context.settings.standalone
             and not self._context.is_leaving
-            and document.member(self._context.node_id) is not None
+            and own is not None
+            and not own.draining
         )
 
     def _serves_cluster(self) -> bool:

@@ -41,12 +41,19 @@ class Transfer:
         """Whether there is somebody beside these."""
         return any(member.node_id not in node_ids for member in self._able())
 
+    @property
+    def _is_for_a_drain(self) -> bool:
+        """Whether this node has to go for a drain only: then others that are drained are no better."""
+        own = self._coordinator.document.by_node_id.get(self._context.node_id)
+        return own is not None and own.draining and not own.evicting and not self._context.is_leaving
+
     def _able(self) -> list[Member]:
         return [
             member
             for member in self._coordinator.document.members
             if member.voter
             and not member.evicting
+            and not (member.draining and self._is_for_a_drain)
             and member.node_id != self._context.node_id
             and self._coordinator.liveness(member.node_id) in {"alive", "incompatible"}
         ]
@@ -55,7 +62,9 @@ class Transfer:
         """Voters that could take over now, those not asked yet first."""
         version, tracks = self._coordinator.document.version, self._coordinator.watch.tracks
         able = [member for member in self._able() if tracks[member.node_id].stored == version]
-        able.sort(key=lambda m: (self._asked.get(m.node_id, 0.0), bool(m.facts and m.facts.portable)))
+        able.sort(
+            key=lambda m: (m.draining, self._asked.get(m.node_id, 0.0), bool(m.facts and m.facts.portable))
+        )
         return [member.node_id for member in able]
 
     def advance(self, reason: str) -> None:

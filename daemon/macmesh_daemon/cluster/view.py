@@ -35,7 +35,7 @@ class ClusterView:
         active_plan: The plan of that epoch.
         serving_state: As in GetStatusResponse.
         refusal_json: The planner's last refusal; "" where the plan stands.
-        refusal_reason: Its reason; known to the coordinator only.
+        refusal_reason: Its reason, UPPER_SNAKE; set also where there is a refusal without JSON.
         standalone: This node has no quorum and serves, or is about to, a plan of its own: `active` and
             `active_plan` are then that plan's, with a local epoch. No other node knows of it.
         is_evicted: The stored document denies this node.
@@ -43,6 +43,9 @@ class ClusterView:
         duplicate_node_ids: Members under whose identity a second machine answers.
         refused_boot_nonces: Per such member, the boot nonces of the refused ones; known to the coordinator
             only. Do not dial addresses that came with them.
+        kept_reason: Why the plan was not moved to nodes that are free; "" where none is, or nothing was found out.
+        unserved_since: Since when, by the clock of whoever asks for the view, this node has known that what is
+            wanted is not served; None where it is, nothing is wanted, or nobody keeps count.
         transport_failures: Nodes between which the group transport failed, and why; known to the coordinator only.
     """
 
@@ -69,6 +72,14 @@ class ClusterView:
     duplicate_node_ids: tuple[str, ...] = ()
     refused_boot_nonces: "Mapping[str, frozenset[int]]" = field(default_factory=lambda: MappingProxyType({}))
     transport_failures: "Mapping[frozenset[str], str]" = field(default_factory=lambda: MappingProxyType({}))
+    kept_reason: str = ""
+    unserved_since: float | None = None
+
+    @property
+    def is_unserved(self) -> bool:
+        """Whether something is wanted and not served, for whatever reason."""
+        is_wanted = self.document is not None and self.document.wanted is not None
+        return is_wanted and self.serving_state != "ready"
 
     @property
     def plan(self) -> "Plan | None":

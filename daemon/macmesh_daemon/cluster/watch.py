@@ -159,11 +159,19 @@ class MemberWatch:
             return None
         return MemberEpochs(track.status.promised, track.status.active, track.status.worker)
 
+    def is_only_damped(self, node_id: str) -> bool:
+        """Whether a member is left out of new plans for coming and going, and for nothing else."""
+        member = self._document().member(node_id)
+        is_going = member is not None and (member.evicting or member.draining)
+        return not is_going and self._flaps.is_suppressed(node_id, self._context.now)
+
     def not_planned_reason(self, node_id: str) -> str:
         """Why a member is left out of new plans although it may be alive; "" where it is not."""
         member = self._document().member(node_id)
         if member is not None and member.evicting:
             return "it is being evicted"
+        if member is not None and member.draining:
+            return "it is drained, until `daemonctl drain --undo`"
         if self._flaps.is_suppressed(node_id, self._context.now):
             points = self._flaps.points(node_id, self._context.now)
             return f"it came and went too often ({points:.1f} points); planned again when that has faded"

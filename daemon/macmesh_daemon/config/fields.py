@@ -12,6 +12,7 @@ from macmesh.paths import LONGEST_SOCKET_PATH_BYTES, socket_path
 # Not taken from the logging module: importing that costs the command line a tenth of a second.
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "pretty", "json"]
+RebalancePolicy = Literal["never", "when_it_pays", "always"]
 SyncMode = Literal["auto", "safe", "fast"]
 Transport = Literal["auto", "shm", "tcp", "jaccl"]
 
@@ -472,6 +473,30 @@ class Config:
         ),
     )
 
+    rebalance: RebalancePolicy = field(
+        default="when_it_pays",
+        metadata=_doc(
+            "Whether the plan moves to nodes that became free: `never`, `when_it_pays`, or `always`.",
+            reason="a move interrupts every stream for seconds; a lost node is always replaced at once",
+        ),
+    )
+    rebalance_min_gain: float = field(
+        default=0.1,
+        metadata=_doc(
+            "With `when_it_pays`, the share of the predicted time per token that a move must save.",
+            reason="the cost model is a few percent off, and a move costs seconds",
+            unit="share",
+            minimum=0,
+            maximum=0.99,
+        ),
+    )
+    drills: bool = field(
+        default=True,
+        metadata=_doc(
+            "Whether operators may have this node kill its own worker or give its office away: `daemonctl drill`.",
+            reason="whoever may unload a model may interrupt it; a cluster that never rehearses fails in earnest",
+        ),
+    )
     log_level: LogLevel = field(
         default="info",
         metadata=_doc(

@@ -40,6 +40,8 @@ _SERVICES: Final[dict[str, dict[str, frozenset[Role]]]] = {
         "GetHoldings": _NODE,
         "HashRanges": _NODE,
         "FetchRanges": _NODE,
+        # Ends the callee's own worker, no more; the callee's configuration can refuse it.
+        "MakeDrillFault": _NODE,
     },
     "macmesh.v1.TrustService": {
         "RenewCertificate": _NODE,
@@ -51,6 +53,9 @@ _SERVICES: Final[dict[str, dict[str, frozenset[Role]]]] = {
         "PlanModel": _CHANGERS,
         "LoadModel": _CHANGERS,
         "UnloadModel": _CHANGERS,
+        "DrainNode": _CHANGERS,
+        # Whoever may unload a model may interrupt it.
+        "DrillFault": _CHANGERS,
         # Interrupts nothing, but every worker is asked.
         "GetStageStats": _USERS,
     },

@@ -30,6 +30,7 @@ _REASONS = {
     "PLANNER_TIMEOUT": Reason.INTERNAL,
     "NO_PLAN": Reason.INTERNAL,
     "INVALID_PLAN": Reason.INTERNAL,
+    "UNKNOWN_NODE": Reason.NOT_FOUND,
     "NO_ELIGIBLE_NODE": Reason.DOES_NOT_FIT,
     "LAST_VOTER": Reason.NO_QUORUM,
     "HAS_QUORUM": Reason.INVALID_ARGUMENT,
@@ -91,6 +92,14 @@ class ChangeDesk:
         change = peer_pb2.ProposeChangeRequest(evict=peer_pb2.EvictChange(node_id=shut_out_id))
         return (await self._decided(change)).document_seq
 
+    async def drain(self, change: peer_pb2.DrainChange) -> int:
+        """Have a member serve no stage, or let it again; returns the seq of the document that says so.
+
+        Raises:
+            CallError: no coordinator, no quorum, no such member, or the planner's refusal of a plan without it.
+        """
+        return (await self._decided(peer_pb2.ProposeChangeRequest(drain=change))).document_seq
+
     async def take(self, request: peer_pb2.ProposeChangeRequest) -> peer_pb2.ProposeChangeResponse:
         """Decide a change here, where this node is the coordinator.
 
@@ -106,6 +115,15 @@ class ChangeDesk:
                 event = ev.UnloadWanted(change_id=change_id)
             case "evict":
                 event = ev.EvictWanted(change_id=change_id, node_id=request.evict.node_id)
+            case "drain" if request.drain.undo:
+                event = ev.UndrainWanted(change_id=change_id, node_id=request.drain.node_id)
+            case "drain":
+                event = ev.DrainWanted(
+                    change_id=change_id,
+                    node_id=request.drain.node_id,
+                    force=request.drain.force,
+                    leave=request.drain.leave,
+                )
             case _:
                 raise CallError(Reason.INVALID_ARGUMENT, "the change names nothing to do")
         epoch = await self._decide_here(event, change_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from macmesh_daemon.cluster import effects as fx
@@ -136,11 +137,16 @@ class CoreDriver:
             self._recorder.elected(view)
             for effect in effects:
                 await self._carry_out(effect)
-            self.view = view
+            self.view = self._with_wait(view)
             self._recorder.settled(view)
             self.on_view(view)
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
+
+    def _with_wait(self, view: ClusterView) -> ClusterView:
+        """The view with the time since when what is wanted is not served: those who wait need it."""
+        since = self.view.unserved_since if self.view.unserved_since is not None else self._clock.now()
+        return replace(view, unserved_since=since) if view.is_unserved else view
 
     async def _next_event(self) -> ev.Event:
         deadline = self._machine.next_deadline()

@@ -190,6 +190,17 @@ class PeerService(CorePeerService, WeightsService):
             await abort(context, error)
         return peer_pb2.GetOwnStageStatsResponse(stats=stats)
 
+    async def MakeDrillFault(
+        self, request: peer_pb2.MakeDrillFaultRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> peer_pb2.MakeDrillFaultResponse:
+        """A fault of this node's own, for a rehearsal that an operator asked another node for."""
+        await _caller(context)
+        try:
+            done = await self._node.drills.make_here(request.kind)
+        except CallError as error:
+            await abort(context, error)
+        return peer_pb2.MakeDrillFaultResponse(done=done)
+
 
 async def _caller(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     try:

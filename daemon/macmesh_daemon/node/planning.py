@@ -14,6 +14,7 @@ from macmesh_daemon.models import LocalModelError, LocalModelNotFoundError
 from macmesh_daemon.node.call_errors import CallError
 from macmesh_daemon.node.lane_choice import choose_transport, rdma_links
 from macmesh_daemon.node.model_finder import ModelFinder
+from macmesh_daemon.node.read_ahead import missing_layers, read_ahead
 from macmesh_daemon.node.translation import (
     capacities,
     deployment_of,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from macmesh.v1 import cluster_pb2
     from macmesh_daemon.cluster import effects as fx
-    from macmesh_daemon.cluster.messages import Member, NodeFacts, Stage
+    from macmesh_daemon.cluster.messages import Member, NodeFacts, Plan, Stage
     from macmesh_daemon.cluster.view import ClusterView
     from macmesh_daemon.config import Config
     from macmesh_daemon.models import ModelFolder
@@ -60,6 +61,7 @@ class Planning:
         hub: HubSource,
         obstacle: Callable[[ModelRef, int], Awaitable[str]],
         notify: Callable[[ev.Event], None],
+        active_plan: Callable[[], Plan | None] = lambda: None,
     ) -> None:
         self._config = config
         self._links = link_options(config)
@@ -67,6 +69,7 @@ class Planning:
         self._facts = facts
         self._obstacle = obstacle
         self._notify = notify
+        self._active_plan = active_plan
         #: Where models are.
         self.models = ModelFinder(config=config, node_id=node_id, peers=peers, library=library, hub=hub)
 
@@ -191,12 +194,13 @@ class Planning:
         if epoch is None:
             raise ValueError("a plan to prepare has an epoch")
         reason = ""
+        folder: ModelFolder | None = None
         found = effect.plan.stage_of(self._node_id)
         if found is not None:
             deployment, stage = found
             model = deployment.model or ModelRef()
             try:
-                await asyncio.to_thread(self._matching_folder, model)
+                folder = await asyncio.to_thread(self._matching_folder, model)
             except LocalModelNotFoundError as error:
                 if obstacle := await self._obstacle(model, _weights_bytes(stage)):
                     reason = f"{error}; {obstacle}"
@@ -210,6 +214,10 @@ class Planning:
                 reason = f"this node has no parallelism {deployment.parallelism!r}, as the plan wants"
             if not reason and needed > usable:
                 reason = f"stage {stage.index} needs {needed} bytes, this node may use {usable}"
+            if not reason and folder is not None and effect.read_ahead_seconds > 0:
+                layers = missing_layers(self._active_plan(), effect.plan, self._node_id)
+                read_bytes = await asyncio.to_thread(read_ahead, folder, layers, effect.read_ahead_seconds)
+                _log.info("weights read ahead", epoch=str(epoch), layers=len(layers), size_bytes=read_bytes)
         self._notify(ev.PrepareChecked(epoch=epoch, ok=not reason, reason=reason))
 
     async def _plan(

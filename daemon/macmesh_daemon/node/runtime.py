@@ -30,6 +30,7 @@ from macmesh_daemon.node.bulletin import Bulletin, BulletinBoard
 from macmesh_daemon.node.candidates import CandidateDialer
 from macmesh_daemon.node.changes import ChangeDesk
 from macmesh_daemon.node.codec import to_proto
+from macmesh_daemon.node.drills import Drills
 from macmesh_daemon.node.driver import CoreDriver
 from macmesh_daemon.node.head_schedule import HeadSchedule
 from macmesh_daemon.node.interruptions import watch_interruptions
@@ -177,6 +178,7 @@ class Node:
             hub=hub,
             obstacle=self.weights.obstacle,
             notify=self.driver.notify,
+            active_plan=lambda: self.driver.view.active_plan,
         )
         self.changes = ChangeDesk(driver=self.driver, peers=self.peers, node_id=self.node_id)
         self._sync = SyncKeeper(
@@ -194,6 +196,13 @@ class Node:
             notify=self.driver.notify,
             recorder=self.recorder,
             tasks=tasks,
+        )
+        self.drills = Drills(
+            allowed=config.drills,
+            node_id=self.node_id,
+            driver=self.driver,
+            stage_host=self.stage_host,
+            peers=self.peers,
         )
         self.driver.stage_host = self.stage_host
         self.driver.planning = self.planning
@@ -264,6 +273,7 @@ class Node:
 
     async def leave(self, reason: str) -> None:
         """Tell the cluster that this node goes, so that it need not find out; waits a moment to be heard."""
+        self.driver.left.clear()  # a drain may have said it once
         self.driver.notify(LeaveWanted(reason))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_DEADLINE_SECONDS):
@@ -392,6 +402,8 @@ def cluster_settings(config: Config) -> ClusterSettings:
         rpc_deadline_seconds=config.rpc_deadline_seconds,
         dead_after_seconds=config.dead_after_seconds,
         join_quiet_seconds=config.join_quiet_seconds,
+        rebalance=config.rebalance,
+        rebalance_min_gain=config.rebalance_min_gain,
     )
 
 

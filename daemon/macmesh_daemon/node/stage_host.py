@@ -182,6 +182,14 @@ class StageHost:
             raise CallError(Reason.NOT_READY, "the worker is still loading; try again shortly")
         return hosted
 
+    def kill_worker(self) -> int | None:
+        """Kill the worker as a fault would, for a drill; its process id, None where none runs."""
+        hosted = self._hosted
+        pid = hosted.worker.pid if hosted is not None else None
+        if hosted is not None and pid is not None:
+            hosted.worker.kill("a drill asked for it")
+        return pid
+
     async def close(self) -> None:
         """End the worker, whatever it does."""
         if self._hosted is not None:

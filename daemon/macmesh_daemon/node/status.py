@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from macmesh.v1 import cluster_pb2
+from macmesh_daemon.cluster.messages import WorkerState
 from macmesh_daemon.node.codec import to_proto
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ async def status_of(node: Node) -> cluster_pb2.GetStatusResponse:
         active_requests=node.requests.active,
         waiting_requests=node.requests.waiting,
     )
+    if view.unserved_since is not None:
+        status.unserved_seconds = max(0.0, node.clock.now() - view.unserved_since)
     if schedule is not None:
         status.schedule.CopyFrom(schedule.scheduler)
         status.schedule_age_seconds = schedule.age_seconds
@@ -63,6 +66,8 @@ def build_status(
         active_requests=active_requests,
         waiting_requests=waiting_requests,
         refusal_json=view.refusal_json,
+        refusal_reason=view.refusal_reason,
+        kept_reason=view.kept_reason,
     )
 
 
@@ -100,6 +105,8 @@ def health_of(view: ClusterView) -> tuple[str, ...]:
         f"node {peer[:8]} ({names.get(peer, 'unknown')}) is left out of new plans: {reason}"
         for peer, reason in sorted(view.not_planned.items())
     )
+    if view.kept_reason:
+        lines.append(f"nodes are free and the plan stays: {view.kept_reason}")
     if view.refusal_json:
         lines.append(f"the wanted model is not served as asked: {refusal_message(view.refusal_json)}")
     return tuple(lines)
@@ -124,6 +131,7 @@ def _node_status(view: ClusterView, member: Member, deployment: Deployment | Non
         role=_role(view, member),
         liveness=view.liveness.get(member.node_id, "unknown"),
         heartbeat_ms=view.heartbeat_ms.get(member.node_id, -1.0),
+        drain=drain_of(view, member),
         worker=to_proto(report) if report is not None else None,
     )
     if stage is not None and deployment is not None and stage.ledger is not None:
@@ -135,6 +143,17 @@ def _node_status(view: ClusterView, member: Member, deployment: Deployment | Non
         links = report.links if report is not None else ()
         status.link = "+".join(sorted({link.provider for link in links})) or deployment.transport
     return status
+
+
+def drain_of(view: ClusterView, member: Member) -> str:
+    """How far the drain of a member is: "draining", "drained", or "" where there is none."""
+    if not member.draining:
+        return ""
+    report = view.workers.get(member.node_id)
+    plan = view.document.plan if view.document is not None else None
+    is_planned = plan is not None and member.node_id in plan.node_ids
+    runs = report is not None and report.state not in {WorkerState.FAILED, WorkerState.STOPPED}
+    return "draining" if is_planned or runs else "drained"
 
 
 def _stage_of(node_id: str, deployment: Deployment | None) -> Stage | None:

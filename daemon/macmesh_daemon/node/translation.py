@@ -128,6 +128,7 @@ def deployment_of(
         sync_mode=sync_mode,
         transfers=transfers,
         predicted_decode_seconds=placement.predicted_decode_seconds,
+        predicted_objective_seconds=placement.certificate.objective_seconds,
         link_buffers=LinkBuffers(
             num_buffers=links.num_buffers,
             frame_bytes=links.frame_bytes,

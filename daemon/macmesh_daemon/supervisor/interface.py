@@ -81,6 +81,10 @@ class Worker(abc.ABC):
         Returns once the process is gone. May be called in any state and more than once.
         """
 
+    @abc.abstractmethod
+    def kill(self, reason: str) -> None:
+        """Kills the process at once, as a fault would: `events` ends with FAILED. Nothing where none lives."""
+
     async def set_peers(self, peers: peer_pb2.SetPeersRequest) -> None:
         """Says where the other stages listen."""
         await self.send(lane_pb2.WorkerCommand(peers=peers))

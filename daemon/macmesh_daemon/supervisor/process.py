@@ -209,6 +209,10 @@ class WorkerProcess(Worker):
             async with asyncio.timeout(KILL_DEADLINE_SECONDS):
                 await self._done.wait()
 
+    def kill(self, reason: str) -> None:
+        """See `Worker.kill`."""
+        self._kill(reason)
+
     async def _write(self, command: lane_pb2.WorkerCommand) -> None:
         if self._port is None:
             raise LocalWorkerStateError("the worker is not started; call start() first")

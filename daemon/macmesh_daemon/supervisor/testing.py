@@ -170,6 +170,11 @@ class FakeWorker(Worker):
         self._business.note_stop()
         self._end("")
 
+    def kill(self, reason: str) -> None:
+        """See `Worker.kill`."""
+        if self._start is not None:
+            self.die(f"the worker was killed by SIGKILL because {reason}")
+
     def die(self, how: str = "the worker was killed by SIGKILL") -> None:
         """Ends as a killed process does."""
         if not self._ended:

@@ -70,6 +70,18 @@ class _Cluster(cluster_pb2_grpc.ClusterServiceServicer):
         await self._daemon.begin("UnloadModel", request, context)
         return cluster_pb2.UnloadModelResponse(epoch=self._daemon.script.unload_epoch)
 
+    async def DrainNode(  # noqa: N802  as above
+        self, request: cluster_pb2.DrainNodeRequest, context: _Context
+    ) -> cluster_pb2.DrainNodeResponse:
+        await self._daemon.begin("DrainNode", request, context)
+        return cluster_pb2.DrainNodeResponse(document_seq=self._daemon.script.drain_seq)
+
+    async def DrillFault(  # noqa: N802  as above
+        self, request: cluster_pb2.DrillFaultRequest, context: _Context
+    ) -> cluster_pb2.DrillFaultResponse:
+        await self._daemon.begin("DrillFault", request, context)
+        return cluster_pb2.DrillFaultResponse(done=self._daemon.script.drill_done)
+
     async def GetStageStats(  # noqa: N802  as above
         self, request: cluster_pb2.GetStageStatsRequest, context: _Context
     ) -> cluster_pb2.GetStageStatsResponse:

@@ -53,6 +53,8 @@ class Script:
         load: Steps of LoadModel.
         hold_load_after: As `GenerateScript.hold_after`, in steps.
         unload_epoch: For UnloadModel.
+        drain_seq: For DrainNode.
+        drill_done: For DrillFault.
         generate: For Generate.
         stage_stats: For GetStageStats; is given the tokens generated so far.
         failures: RPC name, such as "GetStatus", to the failure that it ends with at once.
@@ -66,6 +68,8 @@ class Script:
     unload_epoch: types_pb2.Epoch = field(
         default_factory=lambda: types_pb2.Epoch(generation=1, term=3, seq=3)
     )
+    drain_seq: int = 12
+    drill_done: str = "killed the worker, process 4711"
     generate: GenerateScript = field(default_factory=GenerateScript)
     stage_stats: Callable[[int], cluster_pb2.GetStageStatsResponse] = scenes.stage_stats
     failures: dict[str, WireFailure] = field(default_factory=dict)

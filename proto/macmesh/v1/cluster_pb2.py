@@ -27,7 +27,7 @@ from macmesh.v1 import peer_pb2 as macmesh_dot_v1_dot_peer__pb2
 from macmesh.v1 import types_pb2 as macmesh_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18macmesh/v1/cluster.proto\x12\nmacmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15macmesh/v1/peer.proto\x1a\x16macmesh/v1/types.proto\"\x12\n\x10GetStatusRequest\"\x84\x02\n\nNodeStatus\x12\"\n\x06member\x18\x01 \x01(\x0b\x32\x12.macmesh.v1.Member\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x10\n\x08liveness\x18\x03 \x01(\t\x12 \n\x05stage\x18\x04 \x01(\x0b\x32\x11.macmesh.v1.Stage\x12\x15\n\rweights_bytes\x18\x05 \x01(\x04\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x06 \x01(\x04\x12\x16\n\x0eheadroom_bytes\x18\x07 \x01(\x03\x12\x0c\n\x04link\x18\x08 \x01(\t\x12(\n\x06worker\x18\t \x01(\x0b\x32\x18.macmesh.v1.WorkerReport\x12\x14\n\x0cheartbeat_ms\x18\n \x01(\x01\"\x86\x03\n\x11GetStatusResponse\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x1b\n\x13\x63oordinator_node_id\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x12\n\nhas_quorum\x18\x05 \x01(\x08\x12-\n\x08\x64ocument\x18\x06 \x01(\x0b\x32\x1b.macmesh.v1.ClusterDocument\x12%\n\x05nodes\x18\x07 \x03(\x0b\x32\x16.macmesh.v1.NodeStatus\x12\x15\n\rserving_state\x18\x08 \x01(\t\x12\x0e\n\x06health\x18\t \x03(\t\x12\x17\n\x0f\x61\x63tive_requests\x18\n \x01(\r\x12\x18\n\x10waiting_requests\x18\x0b \x01(\r\x12\x14\n\x0crefusal_json\x18\x0c \x01(\t\x12,\n\x08schedule\x18\r \x01(\x0b\x32\x1a.macmesh.v1.SchedulerStats\x12\x1c\n\x14schedule_age_seconds\x18\x0e \x01(\x01\"\x15\n\x13WatchClusterRequest\"[\n\x0c\x43lusterEvent\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x12\x12\n\nfacts_json\x18\x03 \x01(\t\"|\n\x14WatchClusterResponse\x12/\n\x06status\x18\x01 \x01(\x0b\x32\x1d.macmesh.v1.GetStatusResponseH\x00\x12)\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x18.macmesh.v1.ClusterEventH\x00\x42\x08\n\x06update\"\xde\x02\n\x10PlanModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\r\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x11\n\tobjective\x18\x04 \x01(\t\x12\x13\n\x0bstage_count\x18\x05 \x01(\r\x12\x16\n\x0e\x65xcluded_nodes\x18\x06 \x03(\t\x12\x16\n\x0erequired_nodes\x18\x07 \x03(\t\x12\x11\n\thead_node\x18\x08 \x01(\t\x12\x11\n\ttail_node\x18\t \x01(\t\x12\x1d\n\x15\x64\x65\x63ode_context_tokens\x18\n \x01(\r\x12\x15\n\rprefill_share\x18\x0b \x01(\x01\x12\x0f\n\x07kv_bits\x18\x0c \x01(\r\x12\x1c\n\x14prefill_chunk_tokens\x18\r \x01(\r\x12\x1d\n\x15\x61llow_tensor_parallel\x18\x0e \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x0f \x01(\x08\":\n\x11PlanModelResponse\x12\x10\n\x08\x66\x65\x61sible\x18\x01 \x01(\x08\x12\x13\n\x0bresult_json\x18\x02 \x01(\t\"\xb6\x01\n\x10LoadModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\r\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x11\n\tobjective\x18\x04 \x01(\t\x12\x13\n\x0bstage_count\x18\x05 \x01(\r\x12\x0f\n\x07kv_bits\x18\x06 \x01(\r\x12\x1d\n\x15\x61llow_tensor_parallel\x18\x07 \x01(\x08\x12\x11\n\ttransfers\x18\x14 \x01(\t\"\x9b\x01\n\x11LoadModelResponse\x12\r\n\x05phase\x18\x01 \x01(\t\x12 \n\x05\x65poch\x18\x02 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12)\n\x07workers\x18\x03 \x03(\x0b\x32\x18.macmesh.v1.WorkerReport\x12*\n\ndeployment\x18\x04 \x01(\x0b\x32\x16.macmesh.v1.Deployment\"\x14\n\x12UnloadModelRequest\"7\n\x13UnloadModelResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\"\x16\n\x14GetStageStatsRequest\"\xe9\x01\n\x15GetStageStatsResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.macmesh.v1.ModelRef\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\r\x12\r\n\x05slots\x18\x04 \x01(\r\x12\x1c\n\x14prefill_chunk_tokens\x18\x05 \x01(\r\x12\x19\n\x11vocabulary_tokens\x18\x06 \x01(\r\x12)\n\x06stages\x18\x07 \x03(\x0b\x32\x19.macmesh.v1.MeasuredStage\"h\n\rMeasuredStage\x12 \n\x05stage\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Stage\x12%\n\x05stats\x18\x02 \x01(\x0b\x32\x16.macmesh.v1.StageStats\x12\x0e\n\x06reason\x18\x03 \x01(\t2\xeb\x03\n\x0e\x43lusterService\x12H\n\tGetStatus\x12\x1c.macmesh.v1.GetStatusRequest\x1a\x1d.macmesh.v1.GetStatusResponse\x12S\n\x0cWatchCluster\x12\x1f.macmesh.v1.WatchClusterRequest\x1a .macmesh.v1.WatchClusterResponse0\x01\x12H\n\tPlanModel\x12\x1c.macmesh.v1.PlanModelRequest\x1a\x1d.macmesh.v1.PlanModelResponse\x12J\n\tLoadModel\x12\x1c.macmesh.v1.LoadModelRequest\x1a\x1d.macmesh.v1.LoadModelResponse0\x01\x12N\n\x0bUnloadModel\x12\x1e.macmesh.v1.UnloadModelRequest\x1a\x1f.macmesh.v1.UnloadModelResponse\x12T\n\rGetStageStats\x12 .macmesh.v1.GetStageStatsRequest\x1a!.macmesh.v1.GetStageStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18macmesh/v1/cluster.proto\x12\nmacmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15macmesh/v1/peer.proto\x1a\x16macmesh/v1/types.proto\"\x12\n\x10GetStatusRequest\"\x93\x02\n\nNodeStatus\x12\"\n\x06member\x18\x01 \x01(\x0b\x32\x12.macmesh.v1.Member\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x10\n\x08liveness\x18\x03 \x01(\t\x12 \n\x05stage\x18\x04 \x01(\x0b\x32\x11.macmesh.v1.Stage\x12\x15\n\rweights_bytes\x18\x05 \x01(\x04\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x06 \x01(\x04\x12\x16\n\x0eheadroom_bytes\x18\x07 \x01(\x03\x12\x0c\n\x04link\x18\x08 \x01(\t\x12(\n\x06worker\x18\t \x01(\x0b\x32\x18.macmesh.v1.WorkerReport\x12\x14\n\x0cheartbeat_ms\x18\n \x01(\x01\x12\r\n\x05\x64rain\x18\x0b \x01(\t\"\xcd\x03\n\x11GetStatusResponse\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x1b\n\x13\x63oordinator_node_id\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x12\n\nhas_quorum\x18\x05 \x01(\x08\x12-\n\x08\x64ocument\x18\x06 \x01(\x0b\x32\x1b.macmesh.v1.ClusterDocument\x12%\n\x05nodes\x18\x07 \x03(\x0b\x32\x16.macmesh.v1.NodeStatus\x12\x15\n\rserving_state\x18\x08 \x01(\t\x12\x0e\n\x06health\x18\t \x03(\t\x12\x17\n\x0f\x61\x63tive_requests\x18\n \x01(\r\x12\x18\n\x10waiting_requests\x18\x0b \x01(\r\x12\x14\n\x0crefusal_json\x18\x0c \x01(\t\x12,\n\x08schedule\x18\r \x01(\x0b\x32\x1a.macmesh.v1.SchedulerStats\x12\x1c\n\x14schedule_age_seconds\x18\x0e \x01(\x01\x12\x16\n\x0erefusal_reason\x18\x0f \x01(\t\x12\x18\n\x10unserved_seconds\x18\x10 \x01(\x01\x12\x13\n\x0bkept_reason\x18\x11 \x01(\t\"\x15\n\x13WatchClusterRequest\"[\n\x0c\x43lusterEvent\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65vent\x18\x02 \x01(\t\x12\x12\n\nfacts_json\x18\x03 \x01(\t\"|\n\x14WatchClusterResponse\x12/\n\x06status\x18\x01 \x01(\x0b\x32\x1d.macmesh.v1.GetStatusResponseH\x00\x12)\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x18.macmesh.v1.ClusterEventH\x00\x42\x08\n\x06update\"\xde\x02\n\x10PlanModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\r\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x11\n\tobjective\x18\x04 \x01(\t\x12\x13\n\x0bstage_count\x18\x05 \x01(\r\x12\x16\n\x0e\x65xcluded_nodes\x18\x06 \x03(\t\x12\x16\n\x0erequired_nodes\x18\x07 \x03(\t\x12\x11\n\thead_node\x18\x08 \x01(\t\x12\x11\n\ttail_node\x18\t \x01(\t\x12\x1d\n\x15\x64\x65\x63ode_context_tokens\x18\n \x01(\r\x12\x15\n\rprefill_share\x18\x0b \x01(\x01\x12\x0f\n\x07kv_bits\x18\x0c \x01(\r\x12\x1c\n\x14prefill_chunk_tokens\x18\r \x01(\r\x12\x1d\n\x15\x61llow_tensor_parallel\x18\x0e \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x0f \x01(\x08\":\n\x11PlanModelResponse\x12\x10\n\x08\x66\x65\x61sible\x18\x01 \x01(\x08\x12\x13\n\x0bresult_json\x18\x02 \x01(\t\"\xb6\x01\n\x10LoadModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\r\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x11\n\tobjective\x18\x04 \x01(\t\x12\x13\n\x0bstage_count\x18\x05 \x01(\r\x12\x0f\n\x07kv_bits\x18\x06 \x01(\r\x12\x1d\n\x15\x61llow_tensor_parallel\x18\x07 \x01(\x08\x12\x11\n\ttransfers\x18\x14 \x01(\t\"\x9b\x01\n\x11LoadModelResponse\x12\r\n\x05phase\x18\x01 \x01(\t\x12 \n\x05\x65poch\x18\x02 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12)\n\x07workers\x18\x03 \x03(\x0b\x32\x18.macmesh.v1.WorkerReport\x12*\n\ndeployment\x18\x04 \x01(\x0b\x32\x16.macmesh.v1.Deployment\"\x14\n\x12UnloadModelRequest\"7\n\x13UnloadModelResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\"O\n\x10\x44rainNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04undo\x18\x02 \x01(\x08\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\r\n\x05leave\x18\x04 \x01(\x08\")\n\x11\x44rainNodeResponse\x12\x14\n\x0c\x64ocument_seq\x18\x01 \x01(\x04\"2\n\x11\x44rillFaultRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\"\"\n\x12\x44rillFaultResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\t\"\x16\n\x14GetStageStatsRequest\"\xe9\x01\n\x15GetStageStatsResponse\x12 \n\x05\x65poch\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Epoch\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.macmesh.v1.ModelRef\x12\x16\n\x0e\x63ontext_tokens\x18\x03 \x01(\r\x12\r\n\x05slots\x18\x04 \x01(\r\x12\x1c\n\x14prefill_chunk_tokens\x18\x05 \x01(\r\x12\x19\n\x11vocabulary_tokens\x18\x06 \x01(\r\x12)\n\x06stages\x18\x07 \x03(\x0b\x32\x19.macmesh.v1.MeasuredStage\"h\n\rMeasuredStage\x12 \n\x05stage\x18\x01 \x01(\x0b\x32\x11.macmesh.v1.Stage\x12%\n\x05stats\x18\x02 \x01(\x0b\x32\x16.macmesh.v1.StageStats\x12\x0e\n\x06reason\x18\x03 \x01(\t2\x82\x05\n\x0e\x43lusterService\x12H\n\tGetStatus\x12\x1c.macmesh.v1.GetStatusRequest\x1a\x1d.macmesh.v1.GetStatusResponse\x12S\n\x0cWatchCluster\x12\x1f.macmesh.v1.WatchClusterRequest\x1a .macmesh.v1.WatchClusterResponse0\x01\x12H\n\tPlanModel\x12\x1c.macmesh.v1.PlanModelRequest\x1a\x1d.macmesh.v1.PlanModelResponse\x12J\n\tLoadModel\x12\x1c.macmesh.v1.LoadModelRequest\x1a\x1d.macmesh.v1.LoadModelResponse0\x01\x12N\n\x0bUnloadModel\x12\x1e.macmesh.v1.UnloadModelRequest\x1a\x1f.macmesh.v1.UnloadModelResponse\x12H\n\tDrainNode\x12\x1c.macmesh.v1.DrainNodeRequest\x1a\x1d.macmesh.v1.DrainNodeResponse\x12K\n\nDrillFault\x12\x1d.macmesh.v1.DrillFaultRequest\x1a\x1e.macmesh.v1.DrillFaultResponse\x12T\n\rGetStageStats\x12 .macmesh.v1.GetStageStatsRequest\x1a!.macmesh.v1.GetStageStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,33 +37,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=120
   _globals['_GETSTATUSREQUEST']._serialized_end=138
   _globals['_NODESTATUS']._serialized_start=141
-  _globals['_NODESTATUS']._serialized_end=401
-  _globals['_GETSTATUSRESPONSE']._serialized_start=404
-  _globals['_GETSTATUSRESPONSE']._serialized_end=794
-  _globals['_WATCHCLUSTERREQUEST']._serialized_start=796
-  _globals['_WATCHCLUSTERREQUEST']._serialized_end=817
-  _globals['_CLUSTEREVENT']._serialized_start=819
-  _globals['_CLUSTEREVENT']._serialized_end=910
-  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=912
-  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=1036
-  _globals['_PLANMODELREQUEST']._serialized_start=1039
-  _globals['_PLANMODELREQUEST']._serialized_end=1389
-  _globals['_PLANMODELRESPONSE']._serialized_start=1391
-  _globals['_PLANMODELRESPONSE']._serialized_end=1449
-  _globals['_LOADMODELREQUEST']._serialized_start=1452
-  _globals['_LOADMODELREQUEST']._serialized_end=1634
-  _globals['_LOADMODELRESPONSE']._serialized_start=1637
-  _globals['_LOADMODELRESPONSE']._serialized_end=1792
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1794
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1814
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1816
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1871
-  _globals['_GETSTAGESTATSREQUEST']._serialized_start=1873
-  _globals['_GETSTAGESTATSREQUEST']._serialized_end=1895
-  _globals['_GETSTAGESTATSRESPONSE']._serialized_start=1898
-  _globals['_GETSTAGESTATSRESPONSE']._serialized_end=2131
-  _globals['_MEASUREDSTAGE']._serialized_start=2133
-  _globals['_MEASUREDSTAGE']._serialized_end=2237
-  _globals['_CLUSTERSERVICE']._serialized_start=2240
-  _globals['_CLUSTERSERVICE']._serialized_end=2731
+  _globals['_NODESTATUS']._serialized_end=416
+  _globals['_GETSTATUSRESPONSE']._serialized_start=419
+  _globals['_GETSTATUSRESPONSE']._serialized_end=880
+  _globals['_WATCHCLUSTERREQUEST']._serialized_start=882
+  _globals['_WATCHCLUSTERREQUEST']._serialized_end=903
+  _globals['_CLUSTEREVENT']._serialized_start=905
+  _globals['_CLUSTEREVENT']._serialized_end=996
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=998
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=1122
+  _globals['_PLANMODELREQUEST']._serialized_start=1125
+  _globals['_PLANMODELREQUEST']._serialized_end=1475
+  _globals['_PLANMODELRESPONSE']._serialized_start=1477
+  _globals['_PLANMODELRESPONSE']._serialized_end=1535
+  _globals['_LOADMODELREQUEST']._serialized_start=1538
+  _globals['_LOADMODELREQUEST']._serialized_end=1720
+  _globals['_LOADMODELRESPONSE']._serialized_start=1723
+  _globals['_LOADMODELRESPONSE']._serialized_end=1878
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1880
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1900
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1902
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1957
+  _globals['_DRAINNODEREQUEST']._serialized_start=1959
+  _globals['_DRAINNODEREQUEST']._serialized_end=2038
+  _globals['_DRAINNODERESPONSE']._serialized_start=2040
+  _globals['_DRAINNODERESPONSE']._serialized_end=2081
+  _globals['_DRILLFAULTREQUEST']._serialized_start=2083
+  _globals['_DRILLFAULTREQUEST']._serialized_end=2133
+  _globals['_DRILLFAULTRESPONSE']._serialized_start=2135
+  _globals['_DRILLFAULTRESPONSE']._serialized_end=2169
+  _globals['_GETSTAGESTATSREQUEST']._serialized_start=2171
+  _globals['_GETSTAGESTATSREQUEST']._serialized_end=2193
+  _globals['_GETSTAGESTATSRESPONSE']._serialized_start=2196
+  _globals['_GETSTAGESTATSRESPONSE']._serialized_end=2429
+  _globals['_MEASUREDSTAGE']._serialized_start=2431
+  _globals['_MEASUREDSTAGE']._serialized_end=2535
+  _globals['_CLUSTERSERVICE']._serialized_start=2538
+  _globals['_CLUSTERSERVICE']._serialized_end=3180
 # @@protoc_insertion_point(module_scope)

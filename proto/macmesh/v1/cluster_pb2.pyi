@@ -54,6 +54,7 @@ class NodeStatus(_message.Message):
     LINK_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """"coordinator", "voter" or "member"."""
     liveness: _builtins.str
@@ -68,6 +69,8 @@ class NodeStatus(_message.Message):
     """What carries its tensor lane: "auto" until its links stand, then their providers, such as "shm" or "shm+tcp"."""
     heartbeat_ms: _builtins.float
     """Last round trip of a heartbeat in milliseconds; negative where unknown."""
+    drain: _builtins.str
+    """"draining" while it serves a stage that is to go elsewhere, then "drained"; empty where nobody asked for that."""
     @_builtins.property
     def member(self) -> _types_pb2.Member:
         """The member."""
@@ -93,10 +96,11 @@ class NodeStatus(_message.Message):
         link: _builtins.str = ...,
         worker: _peer_pb2.WorkerReport | None = ...,
         heartbeat_ms: _builtins.float = ...,
+        drain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "stage", b"stage", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_bytes", b"cache_bytes", "headroom_bytes", b"headroom_bytes", "heartbeat_ms", b"heartbeat_ms", "link", b"link", "liveness", b"liveness", "member", b"member", "role", b"role", "stage", b"stage", "weights_bytes", b"weights_bytes", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_bytes", b"cache_bytes", "drain", b"drain", "headroom_bytes", b"headroom_bytes", "heartbeat_ms", b"heartbeat_ms", "link", b"link", "liveness", b"liveness", "member", b"member", "role", b"role", "stage", b"stage", "weights_bytes", b"weights_bytes", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -122,6 +126,9 @@ class GetStatusResponse(_message.Message):
     REFUSAL_JSON_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
     SCHEDULE_AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    REFUSAL_REASON_FIELD_NUMBER: _builtins.int
+    UNSERVED_SECONDS_FIELD_NUMBER: _builtins.int
+    KEPT_REASON_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     """Short name of the cluster: the prefix of its CA hash."""
     node_id: _builtins.str
@@ -142,6 +149,12 @@ class GetStatusResponse(_message.Message):
     """The last refusal of the planner, as JSON; empty where the plan stands."""
     schedule_age_seconds: _builtins.float
     """How old those figures are: a worker gives them about every 2 s, and not during a step."""
+    refusal_reason: _builtins.str
+    """The reason of that refusal, UPPER_SNAKE; empty where the plan stands."""
+    unserved_seconds: _builtins.float
+    """For how long this node has known that the wanted model is not served, in seconds; 0 where it is, or none is wanted."""
+    kept_reason: _builtins.str
+    """Why the plan was not moved to nodes that are free; empty where no node is, or that was not looked into yet."""
     @_builtins.property
     def document(self) -> _types_pb2.ClusterDocument:
         """The document as committed."""
@@ -175,10 +188,13 @@ class GetStatusResponse(_message.Message):
         refusal_json: _builtins.str = ...,
         schedule: _peer_pb2.SchedulerStats | None = ...,
         schedule_age_seconds: _builtins.float = ...,
+        refusal_reason: _builtins.str = ...,
+        unserved_seconds: _builtins.float = ...,
+        kept_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_requests", b"active_requests", "cluster", b"cluster", "coordinator_node_id", b"coordinator_node_id", "document", b"document", "has_quorum", b"has_quorum", "health", b"health", "node_id", b"node_id", "nodes", b"nodes", "refusal_json", b"refusal_json", "schedule", b"schedule", "schedule_age_seconds", b"schedule_age_seconds", "serving_state", b"serving_state", "term", b"term", "waiting_requests", b"waiting_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_requests", b"active_requests", "cluster", b"cluster", "coordinator_node_id", b"coordinator_node_id", "document", b"document", "has_quorum", b"has_quorum", "health", b"health", "kept_reason", b"kept_reason", "node_id", b"node_id", "nodes", b"nodes", "refusal_json", b"refusal_json", "refusal_reason", b"refusal_reason", "schedule", b"schedule", "schedule_age_seconds", b"schedule_age_seconds", "serving_state", b"serving_state", "term", b"term", "unserved_seconds", b"unserved_seconds", "waiting_requests", b"waiting_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -503,6 +519,112 @@ class UnloadModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnloadModelResponse: _TypeAlias = UnloadModelResponse  # noqa: Y015
+
+@_typing.final
+class DrainNodeRequest(_message.Message):
+    """DrainNodeRequest asks that a node serve no stage, or that it may again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    UNDO_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    LEAVE_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node."""
+    undo: _builtins.bool
+    """It may serve again; the rest is not looked at."""
+    force: _builtins.bool
+    """Also where no plan fits without it: what is served then ends."""
+    leave: _builtins.bool
+    """It says goodbye once it serves no stage, and again after each start, until the drain is undone."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        undo: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+        leave: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "leave", b"leave", "node_id", b"node_id", "undo", b"undo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeRequest: _TypeAlias = DrainNodeRequest  # noqa: Y015
+
+@_typing.final
+class DrainNodeResponse(_message.Message):
+    """DrainNodeResponse says that it was decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_SEQ_FIELD_NUMBER: _builtins.int
+    document_seq: _builtins.int
+    """Version of the document that carries it: sequence number."""
+    def __init__(
+        self,
+        *,
+        document_seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document_seq", b"document_seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeResponse: _TypeAlias = DrainNodeResponse  # noqa: Y015
+
+@_typing.final
+class DrillFaultRequest(_message.Message):
+    """DrillFaultRequest asks for a fault."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"kill-worker": the node kills its own worker. "restart-coordinator": the node, which must be the coordinator, hands
+    its office over and kills its own worker, as a restart of its daemon would.
+    """
+    node_id: _builtins.str
+    """Where."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrillFaultRequest: _TypeAlias = DrillFaultRequest  # noqa: Y015
+
+@_typing.final
+class DrillFaultResponse(_message.Message):
+    """DrillFaultResponse says what was done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: _builtins.int
+    done: _builtins.str
+    """For people."""
+    def __init__(
+        self,
+        *,
+        done: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrillFaultResponse: _TypeAlias = DrillFaultResponse  # noqa: Y015
 
 @_typing.final
 class GetStageStatsRequest(_message.Message):

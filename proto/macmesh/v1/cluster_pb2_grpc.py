@@ -60,6 +60,16 @@ class ClusterServiceStub:
                 request_serializer=macmesh_dot_v1_dot_cluster__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=macmesh_dot_v1_dot_cluster__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/macmesh.v1.ClusterService/DrainNode',
+                request_serializer=macmesh_dot_v1_dot_cluster__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=macmesh_dot_v1_dot_cluster__pb2.DrainNodeResponse.FromString,
+                _registered_method=True)
+        self.DrillFault = channel.unary_unary(
+                '/macmesh.v1.ClusterService/DrillFault',
+                request_serializer=macmesh_dot_v1_dot_cluster__pb2.DrillFaultRequest.SerializeToString,
+                response_deserializer=macmesh_dot_v1_dot_cluster__pb2.DrillFaultResponse.FromString,
+                _registered_method=True)
         self.GetStageStats = channel.unary_unary(
                 '/macmesh.v1.ClusterService/GetStageStats',
                 request_serializer=macmesh_dot_v1_dot_cluster__pb2.GetStageStatsRequest.SerializeToString,
@@ -106,6 +116,21 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainNode(self, request, context):
+        """Takes the stages of a node away, or lets it have stages again; answers once that is decided for good. The status
+        tells when its stage is gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrillFault(self, request, context):
+        """Makes a fault, to rehearse it: see `daemonctl drill`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStageStats(self, request, context):
         """Memory and time of every stage of the running plan: each worker is asked now.
         """
@@ -140,6 +165,16 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.UnloadModel,
                     request_deserializer=macmesh_dot_v1_dot_cluster__pb2.UnloadModelRequest.FromString,
                     response_serializer=macmesh_dot_v1_dot_cluster__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=macmesh_dot_v1_dot_cluster__pb2.DrainNodeRequest.FromString,
+                    response_serializer=macmesh_dot_v1_dot_cluster__pb2.DrainNodeResponse.SerializeToString,
+            ),
+            'DrillFault': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrillFault,
+                    request_deserializer=macmesh_dot_v1_dot_cluster__pb2.DrillFaultRequest.FromString,
+                    response_serializer=macmesh_dot_v1_dot_cluster__pb2.DrillFaultResponse.SerializeToString,
             ),
             'GetStageStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStageStats,
@@ -283,6 +318,60 @@ class ClusterService:
             '/macmesh.v1.ClusterService/UnloadModel',
             macmesh_dot_v1_dot_cluster__pb2.UnloadModelRequest.SerializeToString,
             macmesh_dot_v1_dot_cluster__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macmesh.v1.ClusterService/DrainNode',
+            macmesh_dot_v1_dot_cluster__pb2.DrainNodeRequest.SerializeToString,
+            macmesh_dot_v1_dot_cluster__pb2.DrainNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrillFault(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macmesh.v1.ClusterService/DrillFault',
+            macmesh_dot_v1_dot_cluster__pb2.DrillFaultRequest.SerializeToString,
+            macmesh_dot_v1_dot_cluster__pb2.DrillFaultResponse.FromString,
             options,
             channel_credentials,
             insecure,

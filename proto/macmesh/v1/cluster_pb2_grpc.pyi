@@ -43,6 +43,12 @@ class ClusterServiceStub:
     """Serves a model in place of the one served now; streams the progress until it is ready."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.UnloadModelRequest, _cluster_pb2.UnloadModelResponse]
     """Serves nothing."""
+    DrainNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.DrainNodeRequest, _cluster_pb2.DrainNodeResponse]
+    """Takes the stages of a node away, or lets it have stages again; answers once that is decided for good. The status
+    tells when its stage is gone.
+    """
+    DrillFault: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.DrillFaultRequest, _cluster_pb2.DrillFaultResponse]
+    """Makes a fault, to rehearse it: see `daemonctl drill`."""
     GetStageStats: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetStageStatsRequest, _cluster_pb2.GetStageStatsResponse]
     """Memory and time of every stage of the running plan: each worker is asked now."""
 
@@ -61,6 +67,12 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """Serves a model in place of the one served now; streams the progress until it is ready."""
     UnloadModel: _aio.UnaryUnaryMultiCallable[_cluster_pb2.UnloadModelRequest, _cluster_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Serves nothing."""
+    DrainNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.DrainNodeRequest, _cluster_pb2.DrainNodeResponse]  # type: ignore[assignment]
+    """Takes the stages of a node away, or lets it have stages again; answers once that is decided for good. The status
+    tells when its stage is gone.
+    """
+    DrillFault: _aio.UnaryUnaryMultiCallable[_cluster_pb2.DrillFaultRequest, _cluster_pb2.DrillFaultResponse]  # type: ignore[assignment]
+    """Makes a fault, to rehearse it: see `daemonctl drill`."""
     GetStageStats: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetStageStatsRequest, _cluster_pb2.GetStageStatsResponse]  # type: ignore[assignment]
     """Memory and time of every stage of the running plan: each worker is asked now."""
 
@@ -106,6 +118,24 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.UnloadModelResponse, _abc.Awaitable[_cluster_pb2.UnloadModelResponse]]:
         """Serves nothing."""
+
+    @_abc_1.abstractmethod
+    def DrainNode(
+        self,
+        request: _cluster_pb2.DrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.DrainNodeResponse, _abc.Awaitable[_cluster_pb2.DrainNodeResponse]]:
+        """Takes the stages of a node away, or lets it have stages again; answers once that is decided for good. The status
+        tells when its stage is gone.
+        """
+
+    @_abc_1.abstractmethod
+    def DrillFault(
+        self,
+        request: _cluster_pb2.DrillFaultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.DrillFaultResponse, _abc.Awaitable[_cluster_pb2.DrillFaultResponse]]:
+        """Makes a fault, to rehearse it: see `daemonctl drill`."""
 
     @_abc_1.abstractmethod
     def GetStageStats(

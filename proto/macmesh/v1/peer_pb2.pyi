@@ -265,6 +265,8 @@ class HeartbeatRequest(_message.Message):
     MEMBERS_FIELD_NUMBER: _builtins.int
     SERVING_STATE_FIELD_NUMBER: _builtins.int
     REFUSAL_JSON_FIELD_NUMBER: _builtins.int
+    REFUSAL_REASON_FIELD_NUMBER: _builtins.int
+    KEPT_REASON_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Generation of the coordinator."""
     term: _builtins.int
@@ -281,6 +283,10 @@ class HeartbeatRequest(_message.Message):
     """The serving state, as in GetStatusResponse; told with `members`."""
     refusal_json: _builtins.str
     """The last refusal of the planner, as JSON; told with `members`."""
+    refusal_reason: _builtins.str
+    """Its reason, UPPER_SNAKE; told with `members`."""
+    kept_reason: _builtins.str
+    """Why the plan was not moved to nodes that are free, for people; told with `members`."""
     @_builtins.property
     def document(self) -> _types_pb2.ClusterDocument:
         """The document, where the member's version is older; not yet committed unless commit_* say so."""
@@ -302,10 +308,12 @@ class HeartbeatRequest(_message.Message):
         members: _abc.Iterable[Global___MemberStatus] | None = ...,
         serving_state: _builtins.str = ...,
         refusal_json: _builtins.str = ...,
+        refusal_reason: _builtins.str = ...,
+        kept_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_generation", b"commit_generation", "commit_seq", b"commit_seq", "commit_term", b"commit_term", "document", b"document", "generation", b"generation", "members", b"members", "refusal_json", b"refusal_json", "round", b"round", "serving_state", b"serving_state", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_generation", b"commit_generation", "commit_seq", b"commit_seq", "commit_term", b"commit_term", "document", b"document", "generation", b"generation", "kept_reason", b"kept_reason", "members", b"members", "refusal_json", b"refusal_json", "refusal_reason", b"refusal_reason", "round", b"round", "serving_state", b"serving_state", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -856,10 +864,13 @@ class PrepareRequest(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    READ_AHEAD_SECONDS_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """The term of the coordinator that asks."""
     generation: _builtins.int
     """Generation of the coordinator."""
+    read_ahead_seconds: _builtins.float
+    """The plan that runs still serves: before it answers, the member may read its new weights ahead for so long."""
     @_builtins.property
     def plan(self) -> _types_pb2.Plan:
         """The plan, which carries its epoch."""
@@ -870,10 +881,11 @@ class PrepareRequest(_message.Message):
         term: _builtins.int = ...,
         plan: _types_pb2.Plan | None = ...,
         generation: _builtins.int = ...,
+        read_ahead_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "plan", b"plan", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "plan", b"plan", "read_ahead_seconds", b"read_ahead_seconds", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1170,6 +1182,7 @@ class ProposeChangeRequest(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     UNLOAD_FIELD_NUMBER: _builtins.int
     EVICT_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def load(self) -> _types_pb2.WantedModel:
         """Serve this model."""
@@ -1182,22 +1195,61 @@ class ProposeChangeRequest(_message.Message):
     def evict(self) -> Global___EvictChange:
         """Remove a node for good."""
 
+    @_builtins.property
+    def drain(self) -> Global___DrainChange:
+        """Take the stages of a node away, or let it have stages again."""
+
     def __init__(
         self,
         *,
         load: _types_pb2.WantedModel | None = ...,
         unload: Global___UnloadChange | None = ...,
         evict: Global___EvictChange | None = ...,
+        drain: Global___DrainChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "evict", b"evict", "load", b"load", "unload", b"unload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "drain", b"drain", "evict", b"evict", "load", b"load", "unload", b"unload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "evict", b"evict", "load", b"load", "unload", b"unload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "drain", b"drain", "evict", b"evict", "load", b"load", "unload", b"unload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["load", "unload", "evict"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["load", "unload", "evict", "drain"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
 Global___ProposeChangeRequest: _TypeAlias = ProposeChangeRequest  # noqa: Y015
+
+@_typing.final
+class DrainChange(_message.Message):
+    """DrainChange asks that a node serve no stage, or that it may again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    UNDO_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    LEAVE_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node."""
+    undo: _builtins.bool
+    """It may serve again; the rest is not looked at."""
+    force: _builtins.bool
+    """Also where no plan fits without it: what is served then ends."""
+    leave: _builtins.bool
+    """It says goodbye once it serves no stage."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        undo: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+        leave: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "leave", b"leave", "node_id", b"node_id", "undo", b"undo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainChange: _TypeAlias = DrainChange  # noqa: Y015
 
 @_typing.final
 class EvictChange(_message.Message):
@@ -1924,3 +1976,47 @@ class FetchRangesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FetchRangesResponse: _TypeAlias = FetchRangesResponse  # noqa: Y015
+
+@_typing.final
+class MakeDrillFaultRequest(_message.Message):
+    """MakeDrillFaultRequest asks for a fault."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"kill-worker" or "restart-coordinator", as in DrillFaultRequest."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MakeDrillFaultRequest: _TypeAlias = MakeDrillFaultRequest  # noqa: Y015
+
+@_typing.final
+class MakeDrillFaultResponse(_message.Message):
+    """MakeDrillFaultResponse says what was done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: _builtins.int
+    done: _builtins.str
+    """For people."""
+    def __init__(
+        self,
+        *,
+        done: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MakeDrillFaultResponse: _TypeAlias = MakeDrillFaultResponse  # noqa: Y015

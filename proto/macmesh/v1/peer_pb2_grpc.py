@@ -120,6 +120,11 @@ class PeerServiceStub:
                 request_serializer=macmesh_dot_v1_dot_peer__pb2.FetchRangesRequest.SerializeToString,
                 response_deserializer=macmesh_dot_v1_dot_peer__pb2.FetchRangesResponse.FromString,
                 _registered_method=True)
+        self.MakeDrillFault = channel.unary_unary(
+                '/macmesh.v1.PeerService/MakeDrillFault',
+                request_serializer=macmesh_dot_v1_dot_peer__pb2.MakeDrillFaultRequest.SerializeToString,
+                response_deserializer=macmesh_dot_v1_dot_peer__pb2.MakeDrillFaultResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServiceServicer:
@@ -245,6 +250,13 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MakeDrillFault(self, request, context):
+        """Makes a fault in the callee's own worker or office, for a rehearsal; refused where its configuration says so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -332,6 +344,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.FetchRanges,
                     request_deserializer=macmesh_dot_v1_dot_peer__pb2.FetchRangesRequest.FromString,
                     response_serializer=macmesh_dot_v1_dot_peer__pb2.FetchRangesResponse.SerializeToString,
+            ),
+            'MakeDrillFault': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakeDrillFault,
+                    request_deserializer=macmesh_dot_v1_dot_peer__pb2.MakeDrillFaultRequest.FromString,
+                    response_serializer=macmesh_dot_v1_dot_peer__pb2.MakeDrillFaultResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -794,6 +811,33 @@ class PeerService:
             '/macmesh.v1.PeerService/FetchRanges',
             macmesh_dot_v1_dot_peer__pb2.FetchRangesRequest.SerializeToString,
             macmesh_dot_v1_dot_peer__pb2.FetchRangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MakeDrillFault(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/macmesh.v1.PeerService/MakeDrillFault',
+            macmesh_dot_v1_dot_peer__pb2.MakeDrillFaultRequest.SerializeToString,
+            macmesh_dot_v1_dot_peer__pb2.MakeDrillFaultResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -67,6 +67,8 @@ class PeerServiceStub:
     """Hashes of ranges of a model's files that the callee holds."""
     FetchRanges: _grpc.UnaryStreamMultiCallable[_peer_pb2.FetchRangesRequest, _peer_pb2.FetchRangesResponse]
     """The content of ranges of a model's files that the callee holds, in chunks. The call must have a deadline."""
+    MakeDrillFault: _grpc.UnaryUnaryMultiCallable[_peer_pb2.MakeDrillFaultRequest, _peer_pb2.MakeDrillFaultResponse]
+    """Makes a fault in the callee's own worker or office, for a rehearsal; refused where its configuration says so."""
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
@@ -107,6 +109,8 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """Hashes of ranges of a model's files that the callee holds."""
     FetchRanges: _aio.UnaryStreamMultiCallable[_peer_pb2.FetchRangesRequest, _peer_pb2.FetchRangesResponse]  # type: ignore[assignment]
     """The content of ranges of a model's files that the callee holds, in chunks. The call must have a deadline."""
+    MakeDrillFault: _aio.UnaryUnaryMultiCallable[_peer_pb2.MakeDrillFaultRequest, _peer_pb2.MakeDrillFaultResponse]  # type: ignore[assignment]
+    """Makes a fault in the callee's own worker or office, for a rehearsal; refused where its configuration says so."""
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """PeerService is what nodes say to each other."""
@@ -246,5 +250,13 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_peer_pb2.FetchRangesResponse], _abc.AsyncIterator[_peer_pb2.FetchRangesResponse]]:
         """The content of ranges of a model's files that the callee holds, in chunks. The call must have a deadline."""
+
+    @_abc_1.abstractmethod
+    def MakeDrillFault(
+        self,
+        request: _peer_pb2.MakeDrillFaultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.MakeDrillFaultResponse, _abc.Awaitable[_peer_pb2.MakeDrillFaultResponse]]:
+        """Makes a fault in the callee's own worker or office, for a rehearsal; refused where its configuration says so."""
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -264,6 +264,7 @@ class Deployment(_message.Message):
     PARALLELISM_FIELD_NUMBER: _builtins.int
     PARALLELISM_REASON_FIELD_NUMBER: _builtins.int
     TRANSFERS_FIELD_NUMBER: _builtins.int
+    PREDICTED_OBJECTIVE_SECONDS_FIELD_NUMBER: _builtins.int
     layer_count: _builtins.int
     """Number of layers of the whole model."""
     context_tokens: _builtins.int
@@ -292,6 +293,8 @@ class Deployment(_message.Message):
     """Why the layers are not split over the nodes though that was allowed; for people. Empty: they are, or it was not."""
     transfers: _builtins.str
     """How decode steps go from stage to stage, as asked for: "auto" or empty, "host" or "graph"; the stages agree on it."""
+    predicted_objective_seconds: _builtins.float
+    """What the planner minimised, predicted, in seconds: plans of one wanted model compare by it. 0: not told."""
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """The model."""
@@ -327,10 +330,11 @@ class Deployment(_message.Message):
         parallelism: _builtins.str = ...,
         parallelism_reason: _builtins.str = ...,
         transfers: _builtins.str = ...,
+        predicted_objective_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device_matrix", b"device_matrix", "link_buffers", b"link_buffers", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "kv_bits", b"kv_bits", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "parallelism", b"parallelism", "parallelism_reason", b"parallelism_reason", "predicted_decode_seconds", b"predicted_decode_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transfers", b"transfers", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "kv_bits", b"kv_bits", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "parallelism", b"parallelism", "parallelism_reason", b"parallelism_reason", "predicted_decode_seconds", b"predicted_decode_seconds", "predicted_objective_seconds", b"predicted_objective_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transfers", b"transfers", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -530,6 +534,9 @@ class Member(_message.Message):
     VOTER_FIELD_NUMBER: _builtins.int
     DISCOVERY_FIELD_NUMBER: _builtins.int
     EVICTING_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    DRAIN_FORCED_FIELD_NUMBER: _builtins.int
+    DRAIN_LEAVES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Hash of the node's public key."""
     voter: _builtins.bool
@@ -538,6 +545,12 @@ class Member(_message.Message):
     """Where the candidate was found first: "mdns", "static" or "peer"."""
     evicting: _builtins.bool
     """An operator wants it gone: it is in no new plan, loses its vote, and is then denied."""
+    draining: _builtins.bool
+    """An operator wants it to serve no stage: it is in no new plan, goes on voting, and takes requests for others."""
+    drain_forced: _builtins.bool
+    """It gives its stage up even where no plan fits without it."""
+    drain_leaves: _builtins.bool
+    """It says goodbye as soon as it serves no stage, and again after each start, until the drain is undone."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """host:port addresses that answered with this node id, best first."""
@@ -555,10 +568,13 @@ class Member(_message.Message):
         voter: _builtins.bool = ...,
         discovery: _builtins.str = ...,
         evicting: _builtins.bool = ...,
+        draining: _builtins.bool = ...,
+        drain_forced: _builtins.bool = ...,
+        drain_leaves: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "discovery", b"discovery", "evicting", b"evicting", "facts", b"facts", "node_id", b"node_id", "voter", b"voter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "discovery", b"discovery", "drain_forced", b"drain_forced", "drain_leaves", b"drain_leaves", "draining", b"draining", "evicting", b"evicting", "facts", b"facts", "node_id", b"node_id", "voter", b"voter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,6 +18,7 @@ from macmesh_daemon.cluster.messages import (
     WorkerReport,
     WorkerState,
 )
+from macmesh_daemon.cluster.settings import ClusterSettings
 from macmesh_daemon.cluster.state import PersistentState
 from simulator.parts import facts_of, split, wanted_model
 from simulator.solo import Solo, document, only
@@ -31,7 +32,10 @@ class Takeover:
 
     def __init__(self) -> None:
         doc = dataclasses.replace(document(), plan=PLAN, wanted=WANTED)
-        self.node = Solo(PersistentState(generation=1, term=1, document=doc))
+        self.node = Solo(
+            PersistentState(generation=1, term=1, document=doc),
+            settings=ClusterSettings(rebalance="never"),
+        )
         self.told = {
             name: HeartbeatResponse(
                 1,

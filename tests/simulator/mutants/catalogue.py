@@ -14,6 +14,7 @@ _FAILOVER = "failover within seconds"
 _DENIED = "an evicted node is answered nothing"
 _NO_FALSE_DEATH = "a member that lives is not called dead"
 _KEPT = "a process outlives its epoch only where the next plan can use it"
+_DRAINED = "a drained node serves no stage"
 _STANDALONE = "a node alone touches nobody"
 
 _CLUSTER_BREAKS: tuple[Mutant, ...] = (
@@ -336,8 +337,8 @@ _CLUSTER_BREAKS: tuple[Mutant, ...] = (
     Mutant(
         "a computed plan is taken for another wish",
         "planning.py",
-        "if attempt is not None and attempt.wanted != document.wanted:",
-        "if False:",
+        "attempt.wanted != document.wanted or attempt.is_optional != is_optional",
+        "attempt.is_optional != is_optional",
         _ENDS_ONCE,
     ),
     Mutant(
@@ -577,6 +578,70 @@ _CLUSTER_BREAKS: tuple[Mutant, ...] = (
         "or (track.timed_out_at is not None and now - track.timed_out_at <= limit)",
         "or False",
         _NO_FALSE_DEATH,
+    ),
+    Mutant(
+        "a drained node is planned",
+        "watch.py",
+        "if member is not None and member.draining:",
+        "if False:",
+        _DRAINED,
+    ),
+    Mutant(
+        "a plan with a node that was drained meanwhile is pursued",
+        "planning.py",
+        "if m.evicting or m.draining}",
+        "if m.evicting}",
+        "a drain in the middle of a PREPARE does not end all planning",
+    ),
+    Mutant(
+        "a new coordinator forgets the drains",
+        "coordinator.py",
+        "by that alone (Ongaro 2014, section 3.6.2).\n        self._write(self.document)",
+        "by that alone.\n        members = [dataclasses.replace(m, draining=False) for m in self.document.members]\n"
+        "        self._write(dataclasses.replace(self.document, members=tuple(members)))",
+        _DRAINED,
+    ),
+    Mutant(
+        "a drained coordinator moves the plan before it hands over",
+        "planning.py",
+        "if problem is not None or self._coordinator.is_going:",
+        "if problem is not None:",
+        "a drained coordinator hands over first",
+    ),
+    Mutant(
+        "a drain is stored whatever the planner says",
+        "drains.py",
+        "is_planned = document.plan is not None and ask.node_id in document.plan.node_ids",
+        "is_planned = False",
+        "a drain that leaves too little changes nothing",
+    ),
+    Mutant(
+        "a plan is moved for any gain",
+        "rebalance.py",
+        "if gain >= least:",
+        "if gain > 0:",
+        "no stream is interrupted for nothing",
+    ),
+    Mutant(
+        "a node that comes and goes is no last resort",
+        "planning.py",
+        "or (last_resort and watch.is_only_damped(member.node_id))",
+        "or False",
+        _LIVENESS,
+    ),
+    Mutant(
+        "a drained node is a last resort",
+        "watch.py",
+        "return not is_going and self._flaps",
+        "return self._flaps",
+        _DRAINED,
+    ),
+    Mutant(
+        "a node that is back waits for the next ask",
+        "planning.py",
+        "return is_due or bool({n for n, _ in means} - {n for n, _ in refusal.means})",
+        "return is_due and self._hold_down.is_over(now)",
+        _LIVENESS,
     ),
 )
 

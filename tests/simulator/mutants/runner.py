@@ -34,6 +34,8 @@ _FIRST = {
     "rollout.py": "test_plans.py",
     "evictions.py": "test_evict.py",
     "changes.py": "test_plans.py",
+    "drains.py": "test_drains.py",
+    "rebalance.py": "test_rebalance.py",
     "machine.py": "test_election.py",
     "tracker.py": "test_watch.py",
     "transfer.py": "test_evict.py",

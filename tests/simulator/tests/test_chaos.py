@@ -78,6 +78,8 @@ def test_the_chaos_is_one() -> None:
         "worker ended",
         "standalone",
         "eviction begun",
+        "drain begun",
+        "node drained",
         "recovery forced",
         "leadership handed over",
     }

@@ -57,5 +57,6 @@ def run(args: argparse.Namespace) -> int:
 
         color = wants_color(args, sys.stdout)
         print_data(render_status(status, terminal_width(sys.stdout), color=color))
-    degraded = status.serving_state == "degraded" or not status.has_quorum
+    is_cut_short = status.serving_state == "refused" and bool(status.document.plan.deployments)
+    degraded = status.serving_state == "degraded" or is_cut_short or not status.has_quorum
     return exit_codes.DEGRADED if degraded else exit_codes.OK

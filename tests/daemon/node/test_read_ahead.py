@@ -1,0 +1,57 @@
+"""Weights that are read before a plan changes."""
+
+import dataclasses
+
+import pytest
+
+from macmesh_daemon.cluster.messages import Epoch, ModelRef, Plan
+from macmesh_daemon.models import resolve
+from macmesh_daemon.models.demo import demo_model_folder
+from macmesh_daemon.node.read_ahead import layer_of, missing_layers, read_ahead
+from simulator.parts import split, wanted_model
+
+M = wanted_model()
+
+
+def plan(names: str, model: ModelRef | None = M.model) -> Plan:
+    return Plan(Epoch(1, 1, 1), (dataclasses.replace(split(M, list(names)), model=model),), M)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("model.layers.12.self_attn.q_proj.weight", 12),
+        ("layers.0.norm.weight", 0),
+        ("transformer.h.7.mlp.w1", 7),
+        ("model.embed_tokens.weight", None),
+        ("lm_head.weight", None),
+        ("model.layers_extra.3.weight", None),
+    ],
+)
+def test_the_layer_of_a_tensor(name: str, layer: int | None) -> None:
+    assert layer_of(name) == layer
+
+
+def test_only_what_is_not_held_is_read() -> None:
+    assert missing_layers(plan("abc"), plan("ab"), "a") == frozenset(range(8, 12))
+    assert missing_layers(plan("abc"), plan("ab"), "b") == frozenset(range(16, 24))
+    assert missing_layers(plan("ab"), plan("abc"), "c") == frozenset(range(16, 24))
+    assert missing_layers(plan("abc"), plan("ab"), "c") == frozenset()
+    assert missing_layers(None, plan("ab"), "a") == frozenset(range(12))
+    assert missing_layers(plan("ab", ModelRef("k")), plan("ab"), "a") == frozenset(range(12))
+
+
+def test_the_bytes_of_those_layers_are_read_and_no_others() -> None:
+    folder = resolve(str(demo_model_folder()), ())
+    layers = frozenset({0, 2})
+    expected = sum(t.size_bytes for name, t in folder.tensors.items() if layer_of(name) in layers)
+    assert expected > 0
+    assert read_ahead(folder, layers, 60.0) == expected
+    assert read_ahead(folder, frozenset(), 60.0) == 0
+    assert read_ahead(folder, layers, 0.0) == 0, "out of time"
+
+
+def test_a_file_that_is_gone_is_left_to_the_worker() -> None:
+    folder = resolve(str(demo_model_folder()), ())
+    gone = dataclasses.replace(folder, path=folder.path / "nowhere")
+    assert read_ahead(gone, frozenset({0}), 1.0) == 0
