@@ -90,7 +90,7 @@ def test_a_drain_that_leaves_too_little_is_refused_before_anything_moves() -> No
 
     assert isinstance(refused, fx.ChangeRejected)
     assert refused.reason == "TOO_SMALL"
-    assert refused.refusal_json == '{"nodes": 2}'
+    assert refused.refusal_json == '{"message": "2 nodes are too few"}'
     world.run(5)
     assert led(world).plan == before
     assert not any(member.draining for member in led(world).members)

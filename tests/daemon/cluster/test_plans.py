@@ -338,11 +338,11 @@ def test_a_refused_plan_is_told_and_tried_again_when_a_node_joins() -> None:
     world.run(1)
     rejected = outcomes(world, change_id)[-1]
     assert isinstance(rejected, fx.ChangeRejected)
-    assert (rejected.reason, rejected.refusal_json) == ("TOO_SMALL", '{"nodes": 2}')
+    assert (rejected.reason, rejected.refusal_json) == ("TOO_SMALL", '{"message": "2 nodes are too few"}')
     leader = world.coordinator()
     assert leader is not None
     view = leader.up.view
-    assert (view.serving_state, view.refusal_json) == ("refused", '{"nodes": 2}')
+    assert (view.serving_state, view.refusal_json) == ("refused", '{"message": "2 nodes are too few"}')
     assert view.stored_document is not None
     assert view.stored_document.wanted == M
     asked = len(world.announcements("planning"))

@@ -119,7 +119,7 @@ def test_where_nothing_fits_the_wish_stays_and_a_node_that_is_back_is_planned_at
             view = node.up.view
             assert view.serving_state == "refused"
             assert view.refusal_reason == "TOO_SMALL"
-            assert view.refusal_json == '{"nodes": 2}'
+            assert view.refusal_json == '{"message": "2 nodes are too few"}'
             assert view.is_unserved
             assert view.document is not None
             assert view.document.wanted == M
