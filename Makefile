@@ -12,7 +12,7 @@ NATIVE := rdma/CMakeLists.txt $(wildcard rdma/native/*/*.h rdma/native/*/*.cpp)
 # Every worker is a process of its own, which would compile what it imports anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo sim mutants faults test lint types imports proto proto-check unit native sanitize format lock clean
+.PHONY: help setup demo sim mutants faults soak test lint types imports proto proto-check unit native sanitize format lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,12 @@ mutants: setup ## single-line breaks of the cluster core, each of which must be 
 
 faults: setup ## faults on real daemons, most in network namespaces (root on Linux); ONLY=NAME for one
 	PYTHONPATH=tests $(BIN)/python -m faults $(if $(ONLY),--only $(ONLY))
+
+CHANGES ?= 50
+SEED ?= 1
+
+soak: setup ## random changes in a row under streams on real daemons: CHANGES=50 SEED=1
+	PYTHONPATH=tests $(BIN)/python -m faults.soak --changes $(CHANGES) --seed $(SEED)
 
 test: setup lint types imports proto-check native unit ## what there is to check; the build server checks more
 	$(MAKE) sim SEEDS=300

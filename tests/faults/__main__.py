@@ -18,7 +18,7 @@ from faults.results import Result, table
 if TYPE_CHECKING:
     from faults.world import Group
 
-GROUP_DEADLINE_SECONDS = 420.0
+GROUP_DEADLINE_SECONDS = 480.0
 _UNSHARE = (
     "unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
 )  # fmt: skip

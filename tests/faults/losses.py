@@ -6,7 +6,7 @@ import asyncio
 import random
 from typing import TYPE_CHECKING
 
-from faults.cluster import now
+from faults.cluster import eventually, now
 from faults.results import LocalOutcomeWrongError
 from faults.streams import account, compare, flowing, lose, served, undisturbed, waited
 from faults.world import Group
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from faults.streams import Serving, Stream, Whole
     from faults.world import World
 
-TOKENS = 400
+TOKENS = 240
 #: From the loss of a node to the next token, with a tiny model whose weights are on every node.
 PAUSE_SECONDS = 5.0
 #: The node that coordinates is lost as well: a successor is elected first.
@@ -181,6 +181,29 @@ async def node_joins(world: World) -> None:
     await served(world)
 
 
+async def node_drained(world: World) -> None:
+    """Drain a node that holds a stage: its layers go elsewhere, and no token is lost on the way."""
+    before = await served(world)
+    victim = next(node for node in reversed(before.order) if node is not before.leader)
+    async with before.leader.client() as client:
+        async with flowing(client, TOKENS, until_token=2) as streams:
+            hurt = now()
+            await client.drain(victim.node_id)
+        compare(world, streams, _expected)
+
+        async def gone() -> bool | None:
+            status = await client.status()
+            nodes = {node.member.node_id: node for node in status.nodes}
+            return True if nodes[victim.node_id].drain == "drained" else None
+
+        await eventually(gone, "the node is drained", 30)
+        account(world, before, streams, hurt, target=PAUSE_SECONDS, needed_epoch=False)
+        after = await served(world)
+        world.holds("it serves no stage any more", victim not in after.order)
+        await client.drain(victim.node_id, undo=True)
+    await served(world)
+
+
 GROUP = Group(
     "losses",
     set_up,
@@ -192,6 +215,7 @@ GROUP = Group(
         "two-of-five-killed": two_of_five_killed,
         "three-of-five-killed": three_of_five_killed,
         "node-joins": node_joins,
+        "node-drained": node_drained,
     },
     unprivileged=True,
 )
