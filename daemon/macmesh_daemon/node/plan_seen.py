@@ -74,7 +74,9 @@ def _missing(view: ClusterView, plan: Plan, deployment: Deployment) -> tuple[Rea
         report = reports.get(stage.index)
         state = report.state.value if report is not None else "not there"
         worker = f"the worker of stage {stage.index} on node {stage.node_id[:8]}"
-        return Reason.NOT_READY, f"the plan {plan.epoch} is being made ready: {worker} is {state}"
+        why = f"the plan {plan.epoch} is being made ready: {worker} is {state}"
+        # A plan that lost a stage stays in force where nothing fits in its place.
+        return _refusal(view) or (Reason.NOT_READY, why)
     if is_told and view.serving_state != "ready":
         why = f"the plan {plan.epoch} cannot go on ({view.serving_state}), and another one is being made"
         return _refusal(view) or (Reason.NOT_READY, why)
