@@ -111,8 +111,9 @@ def test_prompts_and_groups_in_flight_with_rows_that_join_and_leave(
         batch_rows=2,
         prefill_least_tokens=4,
     )
-    wanted = {"a": (PROMPT[:23], 14), "b": (PROMPT[3:12], 9), "c": (PROMPT[5:10], 20), "d": (PROMPT, 5)}
-    later = {"e": (PROMPT[1:30], 7), "f": (PROMPT[2:5], 6)}
+    # Long enough to be under way still when all prompts, cut as small as can be, have been read between their steps.
+    wanted = {"a": (PROMPT[:23], 45), "b": (PROMPT[3:12], 30), "c": (PROMPT[5:10], 45), "d": (PROMPT, 20)}
+    later = {"e": (PROMPT[1:30], 20), "f": (PROMPT[2:5], 20)}
     with plan.followers():
         loop, inbox = plan.head_loop(Scheduler(limits))
         for name, (prompt, count) in wanted.items():
