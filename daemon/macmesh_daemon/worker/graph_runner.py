@@ -25,7 +25,7 @@ from macmesh_daemon.engine.steps import Close, Operation, Row, Sampled, Step, St
 from macmesh_daemon.worker.beside import Waiting
 from macmesh_daemon.worker.graph_transfers import GraphTransfers
 from macmesh_daemon.worker.piped_runner import FollowerRunner, HeadRunner, contiguous
-from macmesh_daemon.worker.runner import House, Stage
+from macmesh_daemon.worker.runner import House, Stage, common_source
 from macmesh_daemon.worker.transfers import dtype_of
 from macmesh_rdma.graph_lane import Facts
 
@@ -226,17 +226,9 @@ class GraphHeadRunner(HeadRunner):
         rows = step.rows
         if all(row.token is not None for row in rows):
             return mx.array([[row.token] for row in rows], mx.uint32)
-        sources = [self._source.get(row.slot) for row in rows]
-        first = sources[0]
-        if (
-            first is not None
-            and len(first[0].step.rows) == len(rows)
-            and all(
-                row.token is None and source is not None and source[0] is first[0] and source[1] == index
-                for index, (row, source) in enumerate(zip(rows, sources, strict=True))
-            )
-        ):
-            return self._within(self._packed(first[0])[0])[:, None]
+        same = common_source(rows, self._source)
+        if same is not None and len(same.step.rows) == len(rows):
+            return self._within(self._packed(same)[0])[:, None]
         return mx.concatenate([self._id(step, row) for row in rows])[:, None]
 
     def _id(self, step: Step, row: Row) -> mx.array:

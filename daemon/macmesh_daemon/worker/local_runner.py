@@ -8,7 +8,7 @@ import mlx.core as mx
 from macmesh_daemon.engine.caches import Caches
 from macmesh_daemon.engine.errors import RemoteScheduleError
 from macmesh_daemon.engine.steps import Close, Operation, Row, Step, StepDone
-from macmesh_daemon.worker.runner import House, Stage, StageRunner, sampled_of
+from macmesh_daemon.worker.runner import House, Stage, StageRunner, common_source, sampled_of
 
 
 @dataclasses.dataclass(slots=True)
@@ -108,20 +108,10 @@ class LocalRunner(StageRunner):
         rows = step.rows
         if all(row.token is not None for row in rows):
             return mx.array([[row.token] for row in rows], mx.uint32)
-        same = self._last_ids(rows)
-        if same is not None:
+        same = common_source(rows, self._chosen)
+        if same is not None and same.shape[0] == len(rows):
             return same[:, None]
         return mx.concatenate([self._id(step, row) for row in rows])[:, None]
-
-    def _last_ids(self, rows: tuple[Row, ...]) -> mx.array | None:
-        """What the last step sampled, where it had exactly these rows."""
-        first: mx.array | None = None
-        for index, row in enumerate(rows):
-            ids, at = self._chosen.get(row.slot, (None, 0))
-            first = ids if index == 0 else first
-            if ids is None or ids is not first or at != index or row.token is not None:
-                return None
-        return first if first is not None and first.shape[0] == len(rows) else None
 
     def _id(self, step: Step, row: Row) -> mx.array:
         if row.token is not None:

@@ -5,20 +5,21 @@ when, and how it gets to the next stage, is in `local_runner` (one stage) and `p
 """
 
 import abc
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import mlx.core as mx
 
 from macmesh_daemon.engine.errors import RemoteScheduleError
 from macmesh_daemon.engine.row_sampling import choose_rows
 from macmesh_daemon.engine.sampling import extended_history
-from macmesh_daemon.engine.steps import Close, Compose, Open, Operation, Sampled, Step, StepDone
+from macmesh_daemon.engine.steps import Close, Compose, Open, Operation, Row, Sampled, Step, StepDone
 from macmesh_daemon.worker.step_times import StepTimes
 
 if TYPE_CHECKING:
     from macmesh_daemon.engine.sampling_parameters import Sampling
 
+Source = TypeVar("Source")
 CLEAR_CACHE_STEPS = 256
 """mlx-lm gives MLX's free buffers back as often."""
 
@@ -233,6 +234,24 @@ def sampled_of(ids: mx.array, logprobs: mx.array) -> tuple[Sampled, ...]:
 def key_of(step: Step) -> tuple[str, int]:
     """The batch of a decode step, or the slot that is alone."""
     return ("slot", step.rows[0].slot) if step.batch is None else ("batch", step.batch)
+
+
+def common_source(rows: Sequence[Row], sources: "Mapping[int, tuple[Source, int]]") -> "Source | None":
+    """The one step that sampled what all rows go on with, each at its own place in it; None where there is none.
+
+    Args:
+        rows: of a decode step.
+        sources: for each slot the step that sampled its last token, and its row there.
+    """
+    found = [sources.get(row.slot) for row in rows]
+    first = found[0]
+    if first is None or any(row.token is not None for row in rows):
+        return None
+    are_same = all(
+        source is not None and source[0] is first[0] and source[1] == index
+        for index, source in enumerate(found)
+    )
+    return first[0] if are_same else None
 
 
 def is_concerned(operation: Operation, last: Step) -> bool:
