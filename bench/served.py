@@ -204,8 +204,9 @@ async def _measure(
                 seed=SEED + rounds,
                 vocabulary=served.vocabulary_tokens,
             )
-    status = await client.status()
-    facts["prefix_hit_rate"] = prefix_hit_rate(status.schedule)
+    # Asked of the worker now: the status tells what it said at its last ping, which a short run is over before.
+    head = (await target.stage_stats()).stages[0]
+    facts["prefix_hit_rate"] = prefix_hit_rate(head.stats.scheduler)
     return served, results, arrival, facts
 
 
