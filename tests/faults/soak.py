@@ -162,12 +162,23 @@ class Soak:
         await self._cluster.start(victims)
 
     async def _worker_killed(self) -> None:
-        _, order, _ = await self._roles()
-        self._rng.choice(order).worker().kill()
+        await self._worker_lost(signal.SIGKILL)
 
     async def _worker_frozen(self) -> None:
-        _, order, _ = await self._roles()
-        self._rng.choice(order).worker().send_signal(signal.SIGSTOP)
+        await self._worker_lost(signal.SIGSTOP)
+
+    async def _worker_lost(self, number: signal.Signals) -> None:
+        leader, order, _ = await self._roles()
+        victim = self._rng.choice(order)
+        worker = victim.worker()
+        before = (await self._calm()).document.plan.epoch
+        worker.send_signal(number)
+
+        async def noticed() -> bool | None:
+            status = await leader.status()
+            return True if status is not None and status.document.plan.epoch != before else None
+
+        await eventually(noticed, "a plan in place of the one whose worker was lost", CALM_DEADLINE_SECONDS)
 
     async def _stage_killed(self) -> None:
         _, order, _ = await self._roles()
