@@ -125,7 +125,8 @@ def main() -> int:
     else:
         counts = {k: sum(r.outcome == k for r in results) for k in ("passed", "failed", "skipped")}
         told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-        sys.stdout.write(f"{table(results)}\n\n{told} in {seconds} s\n")
+        slow = sum(figure.verdict == "slow" for result in results for figure in result.figures)
+        sys.stdout.write(f"{table(results)}\n\n{told} in {seconds} s; {slow} figures above their targets\n")
     return int(any(result.outcome == "failed" for result in results))
 
 

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from faults.cluster import announced, eventually, now, told
+from faults.links import FAILOVER_SECONDS
 from faults.results import LocalOutcomeWrongError
 from faults.streams import account, compare, flowing, lose, served, undisturbed, waited
 from faults.world import Group
@@ -153,13 +154,14 @@ async def too_small(world: World) -> None:
     """SIGKILL a node that serves where no other has room: refused with the reason, until it returns."""
     before = await served(world)
     victim = before.tail
-    client = before.leader.client()
-    async with client, flowing(client, TOKENS, until_token=20) as streams:
+    others = [node for node in world.cluster.nodes if node is not victim]
+    target = 2.0 if before.leader in others else 2.0 + FAILOVER_SECONDS
+    async with others[0].client() as client, flowing(client, TOKENS, until_token=20) as streams:
         hurt = lose(victim)
-        refused = await told([before.leader], announced("plan refused"), "refused", since=hurt)
-        world.measure("SIGKILL -> the plan is refused", refused.mono - hurt, target=2.0)
+        refused = await told(others, announced("plan refused"), "refused", since=hurt)
+        world.measure("SIGKILL -> the plan is refused", refused.mono - hurt, target=target)
         await waited(2.0)
-        status = await before.leader.status()
+        status = await others[0].status()
         state = status.serving_state if status is not None else ""
         world.holds("`status` says that it is not served", state != "ready", state)
         back = now()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize(
     ("value", "limit", "verdict"),
-    [(1.0, None, "ok"), (1.5, None, "slow"), (2.1, None, "FAILED"), (1.5, 1.2, "FAILED")],
+    [(1.0, None, "ok"), (1.5, None, "slow"), (9.0, None, "slow"), (1.5, 1.2, "FAILED")],
 )
 def test_a_figure_is_held_against_its_target_and_its_limit(
     value: float, limit: float | None, verdict: str
@@ -31,13 +31,13 @@ def test_a_figure_is_held_against_its_target_and_its_limit(
 
 
 def test_a_figure_above_its_limit_fails_its_scenario_and_the_table_says_so() -> None:
-    result = Result("link-cut", "links", figures=[Figure("cut -> dead", 9.0, target=4.0)])
+    result = Result("link-cut", "links", figures=[Figure("plans", 9, "", target=4, limit=5)])
     result.settle()
     again = Result.from_json(json.loads(json.dumps(result.to_json())))
     assert again.outcome == "failed"
-    assert "cut -> dead: 9.00 s" in again.reason
+    assert "plans: 9.00" in again.reason
     assert "link-cut: failed" in table([again])
-    assert "<= 4 s" in table([again])
+    assert "<= 4" in table([again])
 
 
 def test_names_are_one_of_a_kind_and_every_scenario_says_what_it_does() -> None:
