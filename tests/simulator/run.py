@@ -95,6 +95,9 @@ def run(options: Options, *, world: World | None = None) -> Outcome:
         if options.requests:
             _serve(world)
         world.check_nothing_is_left_open()
+        # One that was evicted and went on by force may have slept until now, and lead its own cluster a moment later.
+        while _stop_evicted(world):
+            _until_agreed(world)
         failover = _fail_over(world)
     except Exception as error:  # a core that raises has failed, too
         raise RunFailedError(
