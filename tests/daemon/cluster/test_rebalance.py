@@ -146,8 +146,12 @@ def test_a_node_that_comes_and_goes_serves_where_nothing_fits_without_it_unless_
 
     world.drain(flapper, force=True)
     world.run_until(lambda: leader.up.view.serving_state == "refused", 10)
+    refused = world.now
     world.run(20)
     assert flapper not in _planned(world)
+    assert leader.up.view.serving_state == "refused"
+    asked = [a for at, _, a in world.announced if a.event == "planning" and at > refused]
+    assert len(asked) <= 1, "it is no last resort, so nothing new can come of asking"
 
 
 # -- the pure part ------------------------------------------------------------------------------------
