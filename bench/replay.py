@@ -37,6 +37,11 @@ def number(array: mx.array) -> float:
     return float(np.asarray(array))
 
 
+def say(what: str) -> None:
+    """Progress, for people."""
+    sys.stderr.write(f"{what}\n")
+
+
 class Stream:
     """A model and one stream's caches."""
 
@@ -88,6 +93,7 @@ def gap(log_probabilities: mx.array) -> float:
 def measure(model: Any, arguments: argparse.Namespace, prompt: list[int], *, sampled: bool) -> dict[str, Any]:
     """Cuts all along one stream."""
     whole, seen = run(model, arguments.chunk, prompt, arguments.tokens, sampled=sampled)
+    say(f"{'sampled' if sampled else 'greedy'}: {len(whole)} tokens, {arguments.cuts} cuts")
     cuts = np.linspace(1, arguments.tokens - arguments.after, arguments.cuts).round().astype(int).tolist()
     equal, apart, near, first = [], [], [], 0
     for cut in cuts:
@@ -135,7 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
     if given.after >= given.tokens:
         parser.error("--after must be less than --tokens")
     folder = given.model or default_folder(given.shape, given.bits)
+    say(f"weights in {folder}")
     write_model(folder, given.shape, given.bits)
+    say("loading")
     model, config = load_model(folder)
     prompt = np.random.default_rng(SEED).integers(0, config["vocab_size"], given.prompt).tolist()
     report = {
