@@ -19,9 +19,9 @@ M = wanted_model()
 SETTINGS = ClusterSettings()
 
 
-def started(count: int = 3, *, model: bool = False) -> tuple[World, SimNode, list[str]]:
+def started(count: int = 3, *, model: bool = False, seed: int = 1) -> tuple[World, SimNode, list[str]]:
     """A world that stands, its coordinator and the others."""
-    world = World(1, count)
+    world = World(seed, count)
     world.start(M if model else None)
     world.run(1.0)
     leader = world.coordinator()
@@ -289,9 +289,10 @@ def test_who_was_there_is_what_the_coordinator_told_and_old_news_soon() -> None:
     assert node.machine._replica.were_there() == {}
 
 
-def test_who_refuses_the_successor_only_is_not_dead() -> None:
-    """The others are asked, though none of them has answered the successor yet when it is refused."""
-    world, leader, _ = started(4)
+@pytest.mark.parametrize("seed", range(6))
+def test_who_refuses_the_successor_only_is_not_dead(seed: int) -> None:
+    """The others are asked, also where none of them has answered the successor yet when it is refused."""
+    world, leader, _ = started(4, seed=seed)
     former = leader.node_id
     world.give(leader, ev.HandOverWanted())
     world.run_until(lambda: bool(world.announcements("leadership offered")), 3)
