@@ -448,9 +448,9 @@ _CLUSTER_BREAKS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a goodbye that was taken back waits for a quorum",
-        "coordinator.py",
-        "if heard or not self.watch.has_left(peer) or not self.watch.may_answer(peer):",
-        "if heard or not self.watch.may_answer(peer):",
+        "leavers.py",
+        "if heard or not self._watch.has_left(peer) or not self._watch.may_answer(peer):",
+        "if heard or not self._watch.may_answer(peer):",
         _ENDS_ONCE,
     ),
     Mutant(
@@ -476,14 +476,14 @@ _CLUSTER_BREAKS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "what a member tells of its machine is no news",
-        "coordinator.py",
+        "member_news.py",
         "        elif self._has_no_news(document):",
         "        else:",
         "the document says where and what the members are",
     ),
     Mutant(
         "weights once right stay right whoever falls silent",
-        "coordinator.py",
+        "member_news.py",
         "if all_there and document is self._balanced:",
         "if document is self._balanced:",
         _FAILOVER,
