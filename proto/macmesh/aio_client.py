@@ -3,25 +3,19 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from collections.abc import Callable
+from typing import Any, Unpack
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
 
 from macmesh import _messages
-from macmesh._addresses import AddressBook
+from macmesh._aio_connection import AsyncConnection
 from macmesh._aio_streams import AsyncGeneration, AsyncStream
 from macmesh._recovery import Recovery
-from macmesh._rpc_errors import translate
-from macmesh._targets import Target, check_owner, parse_target
 from macmesh.client import loaded
-from macmesh.credentials import Credentials
-from macmesh.errors import LocalClosedError, MacmeshError
-from macmesh.timeouts import Timeouts, grpc_timeout
+from macmesh.errors import MacmeshError
+from macmesh.timeouts import grpc_timeout
 from macmesh.types import (
     ClusterEvent,
     ClusterStatus,
@@ -31,12 +25,10 @@ from macmesh.types import (
     StagesStats,
     epoch_text,
 )
-from macmesh.v1 import cluster_pb2, cluster_pb2_grpc, inference_pb2, inference_pb2_grpc
-
-R = TypeVar("R", bound=Message)
+from macmesh.v1 import cluster_pb2, inference_pb2, inference_pb2_grpc
 
 
-class AsyncClient:
+class AsyncClient(AsyncConnection):
     """A connection to one node, for asyncio; belongs to the event loop of its first call.
 
     ::
@@ -47,28 +39,6 @@ class AsyncClient:
 
     Arguments and errors are those of `macmesh.Client`.
     """
-
-    def __init__(
-        self,
-        target: str | Path | None = None,
-        *,
-        credentials: Credentials | Path | str | None = None,
-        timeouts: Timeouts | None = None,
-    ) -> None:
-        self._target = parse_target(target, credentials)
-        check_owner(self._target)
-        self._timeouts = timeouts or Timeouts()
-        self._channel: grpc.aio.Channel | None = None
-        self._closed = False
-        self._book = AddressBook(self._target)
-        # Of other nodes, where a generation went on.
-        self._others: dict[str, grpc.aio.Channel] = {}
-        self._looking: asyncio.Task[None] | None = None
-
-    @property
-    def target(self) -> str:
-        """Where this client connects to."""
-        return str(self._target)
 
     async def status(self, *, timeout_seconds: float | None = None) -> ClusterStatus:
         """The cluster as the node sees it now.
@@ -302,14 +272,6 @@ class AsyncClient:
 
         self._looking = asyncio.get_running_loop().create_task(learn(), name="macmesh-members")
 
-    def _channel_to(self, target: Target) -> grpc.aio.Channel:
-        if target.address == self._target.address or self._closed:
-            return self._open()
-        channel = self._others.get(target.address)
-        if channel is None:
-            channel = self._others[target.address] = _channel(target)
-        return channel
-
     async def complete(
         self,
         prompt: str | None = None,
@@ -320,85 +282,3 @@ class AsyncClient:
         """Generate and return the whole. Arguments as for `macmesh.Client.generate`."""
         async with self.generate(prompt, timeout_seconds=timeout_seconds, **options) as generation:
             return _messages.completion([chunk async for chunk in generation])
-
-    async def close(self) -> None:
-        """Cancel what runs and disconnect. Calling it again does nothing."""
-        self._closed = True
-        if self._looking is not None:
-            self._looking.cancel()
-        own, self._channel = self._channel, None
-        others, self._others = self._others, {}
-        for channel in (*([own] if own is not None else []), *others.values()):
-            await channel.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def _open(self) -> grpc.aio.Channel:
-        """The channel, made inside the running loop."""
-        if self._closed:
-            raise LocalClosedError("this client was closed")
-        if self._channel is None:
-            self._channel = _channel(self._target)
-        return self._channel
-
-    def _cluster(self) -> "cluster_pb2_grpc.ClusterServiceAsyncStub":
-        return cluster_pb2_grpc.ClusterServiceStub(self._open())
-
-    def _inference(self) -> "inference_pb2_grpc.InferenceServiceAsyncStub":
-        return inference_pb2_grpc.InferenceServiceStub(self._open())
-
-    def _failed(
-        self, error: grpc.RpcError, name: str, seconds: float | None, node: Target | None = None
-    ) -> MacmeshError:
-        if self._closed:
-            return LocalClosedError(f"{name}: this client was closed")
-        return translate(error, node or self._target, name, seconds)
-
-    async def _unary(
-        self,
-        name: str,
-        method: Callable[..., Awaitable[R]],
-        request: Message,
-        timeout_seconds: float | None,
-        default_seconds: float,
-    ) -> R:
-        seconds = grpc_timeout(default_seconds if timeout_seconds is None else timeout_seconds)
-        try:
-            return await method(request, timeout=seconds)
-        except grpc.RpcError as error:
-            raise self._failed(error, name, seconds) from error
-
-    def _start(
-        self,
-        name: str,
-        method: Callable[..., Any],
-        request: Message,
-        *,
-        convert: Callable[[Any], Any],
-        first_seconds: float,
-        total_seconds: float = float("inf"),
-        idle_seconds: float = float("inf"),
-    ) -> dict[str, Any]:
-        """Start a streaming call; the arguments of its `AsyncStream`."""
-        total = grpc_timeout(total_seconds)
-        return {
-            "call": method(request, timeout=total),
-            "name": name,
-            "convert": convert,
-            "failed": lambda error: self._failed(error, name, total),
-            "first_seconds": first_seconds,
-            "idle_seconds": idle_seconds,
-        }
-
-
-def _channel(target: Target) -> grpc.aio.Channel:
-    tls, options = target.tls(), target.options()
-    if tls is None:
-        return grpc.aio.insecure_channel(target.address, options)
-    return grpc.aio.secure_channel(target.address, tls, options)

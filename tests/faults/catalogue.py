@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faults import disks, links, losses, neighbours, processes, serving, splits, strangers
+from faults import disks, links, losses, moves, neighbours, processes, serving, splits, strangers, tensor
 
 GROUPS = {
     group.name: group
@@ -10,6 +10,8 @@ GROUPS = {
         losses.GROUP,
         links.GROUP,
         serving.GROUP,
+        tensor.GROUP,
+        moves.GROUP,
         neighbours.GROUP,
         disks.GROUP,
         processes.GROUP,

@@ -7,12 +7,13 @@ import contextlib
 import shutil
 import signal
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import psutil
 
 from faults.results import LocalOutcomeWrongError
 from macmesh import AsyncClient, MacmeshError, Timeouts
+from macmesh_daemon.config import Config
 from macmesh_daemon.demo.nodes import DemoNode, free_ports, toml_of
 from macmesh_daemon.demo.scenario import RUNTIME_RESERVE_BYTES
 from macmesh_daemon.demo.sizing import demo_link_settings, demo_reserves, usable_bytes_for
@@ -20,6 +21,9 @@ from macmesh_daemon.eventcheck import describe
 from macmesh_daemon.eventlog.checks import check
 from macmesh_daemon.eventlog.reader import FILE_NAME, FOLDER_NAME, read_logs
 from macmesh_daemon.eventlog.records import Kind, Record
+from macmesh_daemon.hostinfo import collect_facts
+from macmesh_daemon.hostinfo.probe import FILE_NAME as BANDWIDTH_FILE
+from macmesh_daemon.hostinfo.probe import BandwidthRecord, write_record
 from macmesh_daemon.identity import init_cluster, load_credentials, provision_node
 from macmesh_daemon.models.demo import demo_model_folder
 from support import mesh
@@ -245,6 +249,24 @@ class Cluster:
         if verdict.violations:
             raise LocalOutcomeWrongError("\n".join(map(str, verdict.violations)))
         return describe(verdict)
+
+
+class Speed(TypedDict):
+    """How fast nodes take their memory for."""
+
+    bandwidth_probe: bool
+    probe_cache_dir: str
+
+
+async def believing(folder: Path, gb_per_s: float) -> Speed:
+    """Settings of nodes that take their memory for so fast, as if it had been measured.
+
+    What the tiny model is split for is what a large one is split for on a machine of that speed.
+    """
+    facts = (await collect_facts(Config(bandwidth_probe=False))).facts
+    record = BandwidthRecord(f"{facts.chip}/{facts.ram_bytes}/{facts.cpu_count}", gb_per_s)
+    await asyncio.to_thread(write_record, folder / BANDWIDTH_FILE, record)
+    return Speed(bandwidth_probe=True, probe_cache_dir=str(folder))
 
 
 async def eventually(look: Callable[[], Awaitable[T | None]], what: str, deadline_seconds: float) -> T:

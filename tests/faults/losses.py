@@ -23,7 +23,7 @@ TOKENS = 240
 #: From the loss of a node to the next token, with a tiny model whose weights are on every node.
 PAUSE_SECONDS = 5.0
 #: The node that coordinates is lost as well: a successor is elected first.
-PAUSE_WITH_ELECTION_SECONDS = 8.0
+PAUSE_WITH_ELECTION_SECONDS = 6.5
 RESTART_SECONDS = 10.0
 _SEED = 4711
 

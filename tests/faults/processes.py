@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from macmesh_daemon.eventlog.records import Record
 
 DEAD_SECONDS = 4.0
-#: A killed process closes its connections, so it could be suspected and judged at once. The core does not yet tell
-#: a refused connection from silence: these two are goals, the limits beside them are what is promised.
+#: A killed process closes its connections and its machine refuses others: it need not be waited for in silence.
 SUSPECT_SECONDS, KILLED_DEAD_SECONDS = 0.05, 1.0
 FAILOVER_SECONDS = 2.5
 NEW_PLAN_SECONDS = 3.0
@@ -117,7 +116,9 @@ async def coordinator_killed(world: World) -> None:
         )
     world.measure("-> all others follow it", following.mono - hurt, target=FAILOVER_SECONDS + 0.5)
     dead = await told(others, announced("member dead", node_id=leader.node_id), "dead", since=hurt)
-    world.measure("-> the old one counts as dead", dead.mono - hurt, target=FAILOVER_SECONDS + DEAD_SECONDS)
+    world.measure(
+        "-> the old one counts as dead", dead.mono - hurt, target=FAILOVER_SECONDS + KILLED_DEAD_SECONDS
+    )
     await plan_after_coordinator(world, leader, hurt, others)
     await leader.wait(5)
     await restarted(world, leader)
@@ -134,7 +135,7 @@ async def plan_after_coordinator(world: World, lost: Node, hurt: float, others: 
         return True if lost.node_id not in stages else None
 
     await eventually(ready, "served by the others", 60)
-    world.measure("-> ready without it", now() - hurt, target=FAILOVER_SECONDS + DEAD_SECONDS + 4.0)
+    world.measure("-> ready without it", now() - hurt, target=FAILOVER_SECONDS + KILLED_DEAD_SECONDS + 4.0)
 
 
 async def member_frozen(world: World) -> None:

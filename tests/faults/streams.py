@@ -203,6 +203,7 @@ def account(
     target: float | None,
     lost: Sequence[Node] = (),
     needed_epoch: bool = True,
+    keeps_processes: bool = True,
 ) -> None:
     """Measure what the change cost, from the streams and the nodes' event logs.
 
@@ -214,6 +215,7 @@ def account(
         target: Of the whole pause.
         lost: Nodes whose processes ended.
         needed_epoch: Whether another plan is certain.
+        keeps_processes: Whether workers that live on take up the next plan.
     """
     pause, resumed = max(stream.pause_around(hurt) for stream in streams.values())
     records = _since(world, hurt)
@@ -232,13 +234,21 @@ def account(
     world.measure("load: -> plan ready", at - committed)
     world.measure("replay: -> next token at the client", max(0.0, resumed - at))
     world.measure("the whole pause of the streams", pause, target=target)
-    _weights(world, before, lost, records, epoch)
+    survivors = [node for node in before.order if node not in lost] if keeps_processes else []
+    _weights(world, before, survivors, records, epoch)
+
+
+def moved(world: World, before: Serving, since: float) -> None:
+    """Measure what the newest plan read, beside a full load; the nodes that served before keep their processes."""
+    records = _since(world, since)
+    *_, epoch = [_epoch_of(record) for _, record in records if _says(record, "plan ready")]
+    _weights(world, before, before.order, records, epoch)
 
 
 def _weights(
     world: World,
     before: Serving,
-    lost: Sequence[Node],
+    survivors: Sequence[Node],
     records: list[tuple[Node, Record]],
     epoch: tuple[int, ...],
 ) -> None:
@@ -252,15 +262,17 @@ def _weights(
     read = sum(int(facts["read_bytes"]) for facts in loaded)
     world.measure("weights kept by their processes", kept / 1024, unit="KiB")
     world.measure("weights read", read / 1024, unit="KiB")
+    if kept + read:
+        world.measure("of what a full load reads", 100 * read / (kept + read), unit="%")
     changed = {
         node.name: record.facts
         for node, record in of_epoch
         if record.kind == Kind.WORKER_RUNS
-        and node in before.order
-        and node not in lost
+        and node in survivors
         and record.facts["pid"] != before.pids[node.node_id]
     }
-    world.holds("the workers that survive keep their process ids", not changed, changed)
+    if survivors:
+        world.holds("the workers that survive keep their process ids", not changed, changed)
 
 
 def _since(world: World, hurt: float) -> list[tuple[Node, Record]]:

@@ -1,11 +1,14 @@
 """The one change that people may have open: load a model, or unload."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .effects import ChangeAccepted, ChangeDone, ChangeRejected
+from .messages import Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .context import Context
     from .messages import ClusterDocument, Epoch, Version, WantedModel
 
@@ -38,6 +41,17 @@ class OpenChange:
         """Take a change; the one before it, if still open, is told so."""
         self.reject("SUPERSEDED", "a later change took its place")
         self._open = _OpenChange(change_id, wanted)
+
+    def apply(self, document: "ClusterDocument", next_epoch: "Callable[[], Epoch]") -> "ClusterDocument":
+        """The document with what the open change wants, unless it was accepted; to serve nothing is a plan, too."""
+        if not self.is_pending:
+            return document
+        wanted = self.wanted
+        document = replace(document, wanted=wanted)
+        plan = document.plan
+        if wanted is None and (plan is None or plan.deployments or plan.wanted is not None):
+            document = replace(document, plan=Plan(next_epoch()))
+        return document
 
     def on_commit(self, document: "ClusterDocument") -> None:
         """A document is committed: accepted where it carries the change, done where its plan answers it."""

@@ -7,22 +7,21 @@ is in the document.
 import dataclasses
 from typing import TYPE_CHECKING
 
-from .admission import JoinBatch, member_of, with_news
 from .changes import OpenChange
 from .drains import Drains
 from .effects import ChangeRejected
 from .errors import LocalClusterMisuse
 from .evictions import Evictions
 from .heartbeats import Heartbeats
+from .leavers import Leavers
+from .member_news import MemberNews
 from .messages import (
     ClusterDocument,
     CommitResponse,
     Epoch,
     HeartbeatRequest,
     HeartbeatResponse,
-    LeaveResponse,
     NodeFacts,
-    Plan,
     PrepareResponse,
     ProbeResponse,
     Request,
@@ -34,9 +33,8 @@ from .messages import (
     WorkerReport,
 )
 from .planning import PlanMaker
-from .quorum import next_weight_change, outweighs, weights
+from .quorum import outweighs, weights
 from .rollout import Rollout
-from .tracker import GONE
 from .transfer import Transfer
 from .watch import MemberEpochs, MemberWatch
 
@@ -51,7 +49,6 @@ if TYPE_CHECKING:
     from .view import Liveness, ServingState
 
 
-_RECENT_HELLO_SECONDS = 30.0
 _HURRY_SECONDS = 0.05
 _GATHER_ABOVE_MEMBERS = 64
 _GATHER_SECONDS = 0.02
@@ -83,19 +80,15 @@ class Coordinator:
     ) -> None:
         self._context = context
         self._replica = replica
-        self._candidates = candidates
-        self._since = context.now
         self._next_beat = context.now
-        self._joins = JoinBatch(context.settings)
         self._is_touched = True
         self._gather_until = context.now
         self._lease_floor: float | None = None
-        #: A document whose weights need no change while all its members are alive.
-        self._balanced: ClusterDocument | None = None
         self._plan_seq = 0
-        self._leavers: list[tuple[int, str]] = []
         self.flaps = flaps
         self.watch = MemberWatch(context, replica, lambda: self.document, flaps)
+        self._news = MemberNews(context, self.watch, candidates, flaps)
+        self._leavers = Leavers(context, self.watch)
         self.changes = OpenChange(context)
         self.evictions = Evictions(context)
         self.drains = Drains(context, self)
@@ -212,8 +205,7 @@ class Coordinator:
         self.changes.abandon()
         self.evictions.abandon()
         self.drains.abandon()
-        for request_id, _ in self._leavers:
-            self._context.reply(request_id, LeaveResponse(*self._context.state.ballot))
+        self._leavers.abandon()
 
     def on_heartbeat_response(self, peer: str, response: HeartbeatResponse, round_trip_ms: float) -> None:
         """Take in how a member is."""
@@ -242,20 +234,7 @@ class Coordinator:
     def on_leave(self, request_id: int, peer: str, reason: str) -> None:
         """A member says goodbye. It is answered when it may go: when the others are a quorum without it."""
         self.touch()
-        self.watch.on_leave(peer, reason)
-        self._leavers.append((request_id, peer))
-
-    def _let_go(self) -> None:
-        """Answer those that leave. The extra vote of a tie-breaker moves while it is still there to agree.
-
-        Who said since that it stays, or was started anew, waits for nothing any more: its goodbye is void.
-        """
-        for request_id, peer in list(self._leavers):
-            storing = self.watch.answering()
-            heard = self.is_settled and outweighs(self._votes, storing - {peer})
-            if heard or not self.watch.has_left(peer) or not self.watch.may_answer(peer):
-                self._leavers.remove((request_id, peer))
-                self._context.reply(request_id, LeaveResponse(*self._context.state.ballot, heard))
+        self._leavers.on_leave(request_id, peer, reason)
 
     def on_any_response(self, peer: str, message: Response, round_trip_ms: float) -> None:
         """Take in an answer.
@@ -338,7 +317,7 @@ class Coordinator:
                 progress = self._write_next() or progress
         if self.is_settled:
             self.transfer.advance(self._reason_to_go())
-        self._let_go()
+        self._leavers.let_go(self._votes, is_settled=self.is_settled)
         if self._context.now >= self._next_beat:
             self._next_beat = self._context.now + self._context.settings.heartbeat_seconds
             self._heartbeats.send()
@@ -383,7 +362,7 @@ class Coordinator:
         """Write the next version where anything calls for one."""
         if self.transfer.is_under_way:
             return False  # the heir must hold the newest version
-        document = self._with_members(self._with_change(self.document))
+        document = self._news.with_members(self.changes.apply(self.document, self.next_epoch))
         document = self.drains.apply(document, self.next_epoch)
         plan = self.planning.plan_to_store
         if (
@@ -393,7 +372,7 @@ class Coordinator:
         ):
             document = dataclasses.replace(document, plan=plan)
         document = self.evictions.apply(document, self.next_epoch)
-        document = self._with_weights(document)
+        document = self._news.with_weights(document)
         if document is self.document or document == self.document:
             if self.changes.is_pending:
                 self.changes.on_commit(document)
@@ -412,87 +391,6 @@ class Coordinator:
         self._replica.store(dataclasses.replace(document, generation=generation, term=term, seq=seq))
         self._follow_members()
         self._next_beat = self._context.now
-
-    def _with_change(self, document: ClusterDocument) -> ClusterDocument:
-        if not self.changes.is_pending:
-            return document
-        wanted = self.changes.wanted
-        document = dataclasses.replace(document, wanted=wanted)
-        plan = document.plan
-        if wanted is None and (plan is None or plan.deployments or plan.wanted is not None):
-            document = dataclasses.replace(document, plan=Plan(self.next_epoch()))
-        return document
-
-    def _with_members(self, document: ClusterDocument) -> ClusterDocument:
-        now = self._context.now
-        members, denied = document.by_node_id, document.denied_node_ids
-        unknown = [n for n in self._candidates if n not in members and n not in denied]
-        plan_runs = document.plan is not None and bool(document.plan.deployments)
-        if self._joins.ready(unknown, now, plan_runs=plan_runs):
-            joiners = tuple(member_of(self._candidates[node_id][0]) for node_id in unknown)
-            document = dataclasses.replace(document, members=(*document.members, *joiners))
-            for member in joiners:
-                self._context.announce("member admitted", node_id=member.node_id, discovery=member.discovery)
-        elif self._has_no_news(document):
-            return document
-        addresses = {
-            node_id: candidate.addresses
-            for node_id, (candidate, at) in self._candidates.items()
-            if at >= self._since - _RECENT_HELLO_SECONDS
-            and self.watch.is_member(node_id, candidate.boot_nonce)
-        }
-        addresses[self._context.node_id] = self._context.addresses
-        facts = {
-            node_id: track.status.facts
-            for node_id, track in self.watch.tracks.items()
-            if track.status is not None and track.status.facts is not None
-        }
-        return with_news(document, addresses, facts)
-
-    def _has_no_news(self, document: ClusterDocument) -> bool:
-        """Whether all records surely are as their nodes told; the usual case, without building anything."""
-        for node_id, member in document.by_node_id.items():
-            track, found = self.watch.tracks.get(node_id), self._candidates.get(node_id)
-            if track is not None and track.status is not None and track.status.facts is not None:
-                told = track.status.facts
-                if told is not member.facts and told != member.facts:
-                    return False
-            if found is not None and found[0].addresses != member.addresses:
-                return False
-        own = document.by_node_id.get(self._context.node_id)
-        return own is None or own.addresses == self._context.addresses
-
-    def _with_weights(self, document: ClusterDocument) -> ClusterDocument:
-        known = self.watch.verdicts()
-        verdicts = {n: known.get(n) or self.liveness(n) for n in document.by_node_id}
-        all_there = not self.flaps.has_suppressed and set(verdicts.values()) <= {"alive"}
-        if all_there and document is self._balanced:
-            return document
-        own = self._context.facts.versions
-        changed = next_weight_change(
-            document,
-            coordinator=self._context.node_id,
-            alive={node_id for node_id, verdict in verdicts.items() if verdict in {"alive", "incompatible"}},
-            dead={node_id for node_id, verdict in verdicts.items() if verdict in GONE},
-            answering=self.watch.answering(),
-            gone={node_id for node_id in verdicts if self.watch.is_lost_for_long(node_id)},
-            electable={
-                m.node_id
-                for m in document.members
-                if (m.facts is None or m.facts.versions == own)
-                and not self.flaps.is_suppressed(m.node_id, self._context.now)
-            },
-            max_voters=self._context.settings.max_voters,
-        )
-        if changed is not document:
-            self._context.announce(
-                "voters changed",
-                voters=[member.node_id for member in changed.members if member.voter],
-                tie_breaker_votes=changed.policy.tie_breaker_votes if changed.policy else 0,
-            )
-        elif all_there:
-            self._balanced = document
-        return changed
 
     def _follow_members(self) -> None:
         """Track exactly the members of the newest version, and count its votes."""

@@ -417,10 +417,12 @@ class ClusterMachine:
         self._election.campaign_soon()
 
     def _on_elected(self, asked_at: float, voters: frozenset[str]) -> None:
+        were_there = self._replica.were_there()
         self._replica.forget_told()
         self._coordinator = Coordinator(
             self._context, self._replica, self._candidates, asked_at, voters, self._flaps
         )
+        self._coordinator.watch.were_there(were_there)
 
     def _on_stepped_down(self, reason: str) -> None:  # noqa: ARG002  the election announces it
         coordinator, self._coordinator = self._coordinator, None

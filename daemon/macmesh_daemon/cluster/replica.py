@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .election import Election
 
 _CAN_TAKE_PEERS = {WorkerState.STARTING, WorkerState.LOADING, WorkerState.LOADED, WorkerState.READY}
+_THERE = {"alive", "suspect", "incompatible"}
 
 
 @dataclasses.dataclass(slots=True)
@@ -58,6 +59,8 @@ class Replica:
         #: The newest document known to be committed; None where it is not known.
         self.committed: ClusterDocument | None = state.document if is_committed else None
         self._previous: ClusterDocument | None = None
+        #: Whose heartbeat was taken last, and when; None where no other node's was.
+        self._led: tuple[str, float] | None = None
         self.forget_told()
 
     def forget_told(self) -> None:
@@ -72,6 +75,18 @@ class Replica:
     def told_members(self) -> dict[str, MemberStatus]:
         """What the coordinator last told of every member."""
         return {status.node_id: status for status in self._told}
+
+    def were_there(self) -> dict[str, float]:
+        """Who was there under the coordinator before, itself included, and when that was last heard.
+
+        Nobody, where that is longer ago than makes a member dead: who was there then may be about to start now.
+        """
+        if self._led is None:
+            return {}
+        leader, heard_at = self._led
+        if self._context.now - heard_at >= self._context.settings.dead_after_seconds:
+            return {}
+        return dict.fromkeys({leader, *(s.node_id for s in self._told if s.liveness in _THERE)}, heard_at)
 
     def store(self, document: ClusterDocument) -> None:
         """Store a newer document durably."""
@@ -113,6 +128,8 @@ class Replica:
                 self.store(document)
                 self._election.restart_timer()
             self.learn_commit(request.commit_version)
+            if sender != self._context.node_id:
+                self._led = (sender, self._context.now)
             if request.members and sender != self._context.node_id:
                 self._told = request.members
                 self.told_serving_state = request.serving_state

@@ -26,8 +26,10 @@ class MemberTrack:
         contact_at: When it last answered.
         reached_at: When another member was last asked for it and then reached it.
         lease_at: When the newest heartbeat that it answered was sent: until then it surely followed.
+        there_at: When the coordinator before was last heard, where that saw it, or was it; None where not.
         refused_since: When its machine first refused a connection, since the last answer; None where it did not.
         refused_until: When the newest attempt that was refused was begun; None as `refused_since`.
+        asked: Whom this node asked for it, since it last answered and since the last round of questions.
         hurried_at: When it was last asked ahead of its turn; None where it never was.
         timed_out_at: When a heartbeat to it last came to nothing by silence; None where none did.
         left_at: When it last said goodbye; None while it is there.
@@ -44,8 +46,10 @@ class MemberTrack:
     contact_at: float | None = None
     reached_at: float | None = None
     lease_at: float | None = None
+    there_at: float | None = None
     refused_since: float | None = None
     refused_until: float | None = None
+    asked: frozenset[str] = frozenset()
     hurried_at: float | None = None
     timed_out_at: float | None = None
     left_at: float | None = None
@@ -78,9 +82,10 @@ class MemberTrack:
     def on_refused(self, sent_at: float, now: float) -> bool:
         """Its machine refused the connection for a heartbeat; True where that is the first time since it answered.
 
-        Of a member that never answered it says nothing: its daemon may be about to start.
+        Of a member that was not there it says nothing: its daemon may be about to start.
         """
-        if self.lease_at is None or sent_at <= self.lease_at:
+        seen = [at for at in (self.lease_at, self.there_at) if at is not None]
+        if not seen or sent_at <= max(seen):
             return False
         if self.refused_since is None or self.refused_until is None:
             self.refused_since = self.refused_until = now
@@ -162,6 +167,7 @@ class MemberTrack:
             return False
         self.contact_at = now
         self.refused_since = self.refused_until = None
+        self.asked = frozenset()
         self.lease_at = sent_at if self.lease_at is None else max(sent_at, self.lease_at)
         self.heartbeat_ms = round_trip_ms
         if response.leaving:
@@ -227,7 +233,7 @@ def liveness(  # noqa: PLR0911  one rule, one return
     silence = track.silence_seconds(now)
     if silence >= patience:
         return "cut"
-    if track.contact_at is None:
+    if track.contact_at is None and track.refused_since is None:
         return "unknown"
     if silence > suspect_after_seconds(settings) or track.refused_since is not None:
         return "suspect"

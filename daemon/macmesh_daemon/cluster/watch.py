@@ -7,7 +7,7 @@ from .messages import Epoch, HeartbeatResponse, MemberStatus, NodeFacts, ProbeRe
 from .tracker import GONE, MemberTrack, liveness, suspect_after_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from .context import Context
     from .events import FailureKind
@@ -60,6 +60,12 @@ class MemberWatch:
         now = self._context.now
         self.tracks = {n: self.tracks.get(n) or MemberTrack(since=now) for n in node_ids}
 
+    def were_there(self, seen_at: "Mapping[str, float]") -> None:
+        """Take in who was there under the coordinator before, and when: their refusals count from the start."""
+        for node_id, at in seen_at.items():
+            if node_id in self.tracks:
+                self.tracks[node_id].there_at = at
+
     def liveness(self, node_id: str) -> "Liveness":
         """The verdict on a member."""
         if node_id == self._context.node_id:
@@ -109,7 +115,8 @@ class MemberWatch:
         now = self._context.now
         limit = suspect_after_seconds(self._context.settings)
         for node_id, track in self.tracks.items():
-            is_known = track.contact_at is not None and self._verdicts.get(node_id) not in GONE
+            was_there = track.contact_at is not None or track.refused_since is not None
+            is_known = was_there and self._verdicts.get(node_id) not in GONE
             if node_id != self._context.node_id and is_known:
                 present += 1
                 silent += (
@@ -308,7 +315,7 @@ class MemberWatch:
     def look(self) -> None:
         """Announce verdicts that changed, and ask others about members that are silent."""
         now = self._context.now
-        silent, refusing = [], []
+        silent = []
         verdicts, tracks = self._verdicts, self.tracks
         for node_id in self._document().by_node_id:
             verdict = self.liveness(node_id)
@@ -316,25 +323,35 @@ class MemberWatch:
             if verdict != before:
                 verdicts[node_id] = verdict
                 self._context.announce(f"member {verdict}", node_id=node_id, before=before)
-                track = tracks.get(node_id)
-                if verdict == "suspect" and track is not None and track.refused_since is not None:
-                    refusing.append(node_id)
             track = tracks.get(node_id)
             if track is not None:
                 track.gone_at = (track.gone_at or now) if verdict in GONE else None
             if verdict == "suspect" or verdict == "cut":  # noqa: PLR1714  the path of every beat
                 silent.append(node_id)
-        if silent and now >= self._next_probes:
+        is_due = bool(silent) and now >= self._next_probes
+        if is_due:
             self._next_probes = now + self._context.settings.probe_seconds
-            refusing = silent
-        for node_id in refusing:  # its verdict falls before the next round of questions
-            self._probe(node_id)
+        for node_id in silent:
+            track = tracks[node_id]
+            if is_due:
+                track.asked = frozenset()
+            # Who refuses is judged before the next round. A new coordinator asks whoever turns out to be there.
+            if is_due or track.refused_since is not None:
+                self._probe(node_id, track)
 
-    def _probe(self, target: str) -> None:
+    def _probe(self, target: str, track: MemberTrack) -> None:
         """Ask a few others whether they reach a silent member."""
         context = self._context
-        helpers = [n for n in self.tracks if n != context.node_id and self.liveness(n) == "alive"]
-        helpers = context.rng.sample(helpers, min(len(helpers), context.settings.probe_helpers))
+        left = context.settings.probe_helpers - len(track.asked)
+        if left <= 0:
+            return
+        helpers = [
+            n
+            for n in self.tracks
+            if n != context.node_id and n not in track.asked and self.liveness(n) == "alive"
+        ]
+        helpers = context.rng.sample(helpers, min(len(helpers), left))
+        track.asked |= frozenset(helpers)
         generation, term = context.state.ballot
         for helper in helpers:
             deadline = 2 * context.settings.rpc_deadline_seconds

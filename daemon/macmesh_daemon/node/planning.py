@@ -14,7 +14,7 @@ from macmesh_daemon.models import LocalModelError, LocalModelNotFoundError
 from macmesh_daemon.node.call_errors import CallError
 from macmesh_daemon.node.lane_choice import choose_transport, rdma_links
 from macmesh_daemon.node.model_finder import ModelFinder
-from macmesh_daemon.node.read_ahead import missing_layers, read_ahead
+from macmesh_daemon.node.read_ahead import fetch_ahead, missing_layers, read_ahead
 from macmesh_daemon.node.translation import (
     capacities,
     deployment_of,
@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 
     from macmesh.v1 import cluster_pb2
     from macmesh_daemon.cluster import effects as fx
-    from macmesh_daemon.cluster.messages import Member, NodeFacts, Plan, Stage
+    from macmesh_daemon.cluster.messages import Deployment, Member, NodeFacts, Plan, Stage
     from macmesh_daemon.cluster.view import ClusterView
     from macmesh_daemon.config import Config
     from macmesh_daemon.models import ModelFolder
     from macmesh_daemon.node.lane_choice import RdmaLinks, TransportChoice
     from macmesh_daemon.node.peers import PeerPool
+    from macmesh_daemon.node.read_ahead import Provide
     from macmesh_daemon.weights.hub_source import HubSource
     from macmesh_daemon.weights.library import Library
     from macmesh_placement import NodeCapacity, Placement, Reserves
@@ -60,6 +61,7 @@ class Planning:
         library: Library,
         hub: HubSource,
         obstacle: Callable[[ModelRef, int], Awaitable[str]],
+        provide: Provide,
         notify: Callable[[ev.Event], None],
         active_plan: Callable[[], Plan | None] = lambda: None,
     ) -> None:
@@ -68,6 +70,7 @@ class Planning:
         self._node_id = node_id
         self._facts = facts
         self._obstacle = obstacle
+        self._provide = provide
         self._notify = notify
         #: Where models are.
         self.models = ModelFinder(config=config, node_id=node_id, peers=peers, library=library, hub=hub)
@@ -193,6 +196,7 @@ class Planning:
         epoch = effect.plan.epoch
         if epoch is None:
             raise ValueError("a plan to prepare has an epoch")
+        until = asyncio.get_running_loop().time() + effect.read_ahead_seconds
         reason = ""
         found = effect.plan.stage_of(self._node_id)
         if found is not None:
@@ -214,11 +218,23 @@ class Planning:
                 reason = f"this node has no parallelism {deployment.parallelism!r}, as the plan wants"
             if not reason and needed > usable:
                 reason = f"stage {stage.index} needs {needed} bytes, this node may use {usable}"
-            if not reason and folder is not None and effect.read_ahead_seconds > 0:
-                layers = missing_layers(self._active_plan(), effect.plan, self._node_id)
-                read_bytes = await asyncio.to_thread(read_ahead, folder, layers, effect.read_ahead_seconds)
-                _log.info("weights read ahead", epoch=str(epoch), layers=len(layers), size_bytes=read_bytes)
+            if not reason and effect.read_ahead_seconds > 0:
+                await self._bring_ahead(effect.plan, deployment, stage, folder, until)
         self._notify(ev.PrepareChecked(epoch=epoch, ok=not reason, reason=reason))
+
+    async def _bring_ahead(
+        self, plan: Plan, deployment: Deployment, stage: Stage, folder: ModelFolder | None, until: float
+    ) -> None:
+        """Use the time in which another plan still serves; `until` is of the event loop's clock."""
+        epoch = str(plan.epoch)
+        if folder is None:
+            fetched_bytes = await fetch_ahead(self._provide, deployment, stage.index, until)
+            _log.info("weights fetched ahead", epoch=epoch, size_bytes=fetched_bytes)
+            return
+        layers = missing_layers(self._active_plan(), plan, self._node_id)
+        left_seconds = until - asyncio.get_running_loop().time()
+        read_bytes = await asyncio.to_thread(read_ahead, folder, layers, left_seconds)
+        _log.info("weights read ahead", epoch=epoch, layers=len(layers), size_bytes=read_bytes)
 
     async def _plan(
         self, profile: ModelProfile, wanted: WantedModel, effect: fx.ComputePlan

@@ -1,18 +1,30 @@
-"""Reads weights into the page cache before a plan changes, so that the switch does not wait for the disk.
+"""Reads weights into the page cache, or fetches them, before a plan changes: the switch need not wait for them.
 
-The names of the tensors are hints, no more: what is missed is read by the worker, as ever.
+The names of the tensors are hints, no more: what is missed is read by the worker, as ever. What was not fetched in time
+is fetched once the plan is committed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
 from typing import TYPE_CHECKING
 
+from macmesh_daemon.logs import get_logger
+
 if TYPE_CHECKING:
-    from macmesh_daemon.cluster.messages import Plan
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from macmesh_daemon.cluster.messages import Deployment, FetchProgress, Plan
     from macmesh_daemon.models import ModelFolder
+
+    #: As `WeightsDesk.provide`.
+    Provide = Callable[[Deployment, int, Callable[[FetchProgress], None]], Awaitable[Path]]
+
+_log = get_logger(part="read ahead")
 
 _CHUNK_BYTES = 8 << 20
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -57,3 +69,31 @@ def read_ahead(folder: ModelFolder, layers: frozenset[int], deadline_seconds: fl
         except OSError:
             continue
     return read_bytes
+
+
+async def fetch_ahead(provide: Provide, deployment: Deployment, stage_index: int, until: float) -> int:
+    """Bring a stage's weights to this machine, until done or out of time; returns the bytes that came.
+
+    What came stays, whatever becomes of the plan, and is not fetched again. What goes wrong is left to the fetch
+    after the commit, which tells why.
+
+    Args:
+        provide: Fetches; leaves what came where it is cancelled.
+        deployment: The plan's.
+        stage_index: The stage of this node.
+        until: By the event loop's clock.
+    """
+    fetched_bytes = 0
+
+    def told(fetch: FetchProgress) -> None:
+        nonlocal fetched_bytes
+        fetched_bytes = fetch.peer_bytes + fetch.hub_bytes
+
+    try:
+        async with asyncio.timeout_at(until):
+            await provide(deployment, stage_index, told)
+    except TimeoutError:
+        _log.info("out of time to fetch ahead", size_bytes=fetched_bytes)
+    except Exception as error:  # noqa: BLE001  whatever it is, the PREPARE is answered
+        _log.warning("weights cannot be fetched ahead", error=str(error))
+    return fetched_bytes

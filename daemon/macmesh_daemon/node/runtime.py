@@ -177,6 +177,7 @@ class Node:
             library=self.library,
             hub=hub,
             obstacle=self.weights.obstacle,
+            provide=self.weights.provide,
             notify=self.driver.notify,
             active_plan=lambda: self.driver.view.active_plan,
         )

@@ -154,7 +154,7 @@ class RequestMachine:
         if self._state == "accepted":
             return self._wait(*missing, now)
         is_news = missing != self._missing
-        self._missing, self._retry_at = missing, None
+        self._missing, self._facts, self._retry_at = missing, {}, None
         return [fx.TellPaused(*missing)] if is_news else []
 
     def _run(self, now: float) -> list[fx.Effect]:
@@ -211,7 +211,6 @@ class RequestMachine:
         return [deliver, fx.Finished(event.finish)]
 
     def _run_failed(self, event: ev.RunFailed, now: float) -> list[fx.Effect]:
-        self._facts = event.facts
         if event.reason == _CULPRIT:
             self._lost_epochs.add(self._epoch)
         is_busy = event.reason == _BUSY and (self._is_replay or self._runs > 1)
@@ -220,6 +219,7 @@ class RequestMachine:
             self._state = "failed"
             return [fx.Failed(event.reason, event.message, event.facts)]
         lost = fx.RunLost(self._runs, self._epoch, event.reason, event.message)
+        self._facts = {} if self._lacking else event.facts
         told = self._wait(*(self._lacking or (event.reason, event.message)), now)
         if self._plan is not None:
             # The same plan is asked again soon, and less and less often, until it works or another one comes.

@@ -6,7 +6,7 @@ import pytest
 
 from macmesh_daemon.cluster import effects as fx
 from macmesh_daemon.cluster import events as ev
-from macmesh_daemon.cluster.messages import HeartbeatRequest, HeartbeatResponse, ProbeRequest
+from macmesh_daemon.cluster.messages import HeartbeatRequest, HeartbeatResponse, MemberStatus, ProbeRequest
 from macmesh_daemon.cluster.quorum import weights
 from macmesh_daemon.cluster.settings import ClusterSettings
 from macmesh_daemon.cluster.tracker import MemberTrack, liveness
@@ -19,9 +19,9 @@ M = wanted_model()
 SETTINGS = ClusterSettings()
 
 
-def started(count: int = 3, *, model: bool = False) -> tuple[World, SimNode, list[str]]:
+def started(count: int = 3, *, model: bool = False, seed: int = 1) -> tuple[World, SimNode, list[str]]:
     """A world that stands, its coordinator and the others."""
-    world = World(1, count)
+    world = World(seed, count)
     world.start(M if model else None)
     world.run(1.0)
     leader = world.coordinator()
@@ -236,6 +236,74 @@ def test_a_death_is_not_taken_back_because_the_observer_fares_badly_now() -> Non
     world.step(leader, ev.LocalHealth(3))
     world.run(0.3)
     assert leader.up.view.liveness[others[0]] == "dead"
+
+
+# -- successors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("also", [0, 1])
+def test_a_killed_coordinator_costs_an_election_and_no_more_than_a_member(also: int) -> None:
+    world, leader, others = started(5, model=True)
+    victims = [leader.node_id, *others[:also]]
+    for victim in victims:
+        world.crash(victim)
+    world.run_until(lambda: world.coordinator() is not None, 5)
+    successor = world.coordinator()
+    assert successor is not None
+    took = world.run_until(lambda: all(successor.up.view.liveness[v] == "dead" for v in victims), 3)
+
+    assert SETTINGS.refused_dead_seconds <= took < 0.9
+    world.run_until(lambda: len(world.announcements("plan committed")) == 2, 1)
+    assert not {*victims} & {*world.announcements("plan committed")[-1].facts["nodes"]}  # type: ignore[misc]
+    assert {n for n, v in successor.up.view.liveness.items() if v != "alive"} == {*victims}
+
+
+def test_a_successor_waits_for_who_was_not_seen_by_the_coordinator_before() -> None:
+    """All machines were started anew, and one of their daemons is late."""
+    world, _, _ = started(3)
+    for name in world.nodes:
+        world.crash(name)
+    for name in "bc":
+        world.boot(name)
+    world.run_until(lambda: world.coordinator() is not None, 5)
+    successor = world.coordinator()
+    assert successor is not None
+    world.run(2.5)
+    assert successor.up.view.liveness["a"] == "unknown"
+    world.run_until(lambda: successor.up.view.liveness["a"] == "dead", 1)
+
+
+def test_who_was_there_is_what_the_coordinator_told_and_old_news_soon() -> None:
+    node = Solo(stored("abcdef"))
+    assert node.machine._replica.were_there() == {}
+    verdicts = {"a": "alive", "b": "alive", "c": "suspect", "d": "dead", "e": "cut", "f": "unknown"}
+    members = tuple(MemberStatus(name, verdict) for name, verdict in verdicts.items())
+    node.answer("a", dataclasses.replace(beat(), members=members))
+    assert node.machine._replica.were_there() == dict.fromkeys("abc", node.now)
+    heard_at = node.now
+    node.answer("a", beat(), after=0.5)
+    assert node.machine._replica.were_there() == dict.fromkeys("abc", heard_at + 0.5)
+    node.step(ev.Tick(), after=SETTINGS.dead_after_seconds - 0.1)
+    assert node.machine._replica.were_there()
+    node.step(ev.Tick(), after=0.1)
+    assert node.machine._replica.were_there() == {}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_who_refuses_the_successor_only_is_not_dead(seed: int) -> None:
+    """The others are asked, also where none of them has answered the successor yet when it is refused."""
+    world, leader, _ = started(4, seed=seed)
+    former = leader.node_id
+    world.give(leader, ev.HandOverWanted())
+    world.run_until(lambda: bool(world.announcements("leadership offered")), 3)
+    heir = next(n for _, n, said in world.announced if said.event == "leadership offered")
+    world.network.rejected.add((heir, former))
+    world.run_until(lambda: world.coordinator() is world.nodes[heir], 1)
+    world.run_until(lambda: world.nodes[heir].up.view.liveness[former] == "suspect", 0.1)
+    world.run(2.5)
+    assert world.nodes[heir].up.view.liveness[former] == "suspect"
+    world.run_until(lambda: world.nodes[heir].up.view.liveness[former] == "cut", 2)
+    assert not world.announcements("member dead")
 
 
 # -- lost connections ------------------------------------------------------------------------------------

@@ -170,6 +170,7 @@ class Bench:
             library=Library(ModelStore(tmp_path / "weights"), tuple, tmp_path),
             hub=unused,
             obstacle=unused,
+            provide=unused,
             notify=self.told.append,
         )
 

@@ -26,6 +26,7 @@ from macmesh_daemon.cluster.messages import (
 )
 from macmesh_daemon.cluster.view import ClusterView
 from macmesh_daemon.config import Config
+from macmesh_daemon.models import LocalModelNotFoundError
 from macmesh_daemon.node.call_errors import CallError
 from macmesh_daemon.node.planning import Planning
 from macmesh_daemon.weights.library import Library
@@ -93,6 +94,7 @@ def planning(tmp_path: Path) -> Planning:
         library=Library(ModelStore(tmp_path / "weights"), tuple, tmp_path),
         hub=unused,
         obstacle=unused,
+        provide=unused,
         notify=unused,
     )
 
@@ -322,3 +324,35 @@ async def test_a_node_prepares_no_caches_that_it_does_not_have(
         await planning.check_prepare(fx.CheckPrepare(Plan(Epoch(0, 1, 1), (deployment,)), stage))
     assert [event.ok for event in heard] == [True, False]
     assert heard[1].reason == "this node has no caches of 3 bits, as the plan wants"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 30.0])
+@pytest.mark.parametrize("obstacle", ["", "no other node gives it"])
+async def test_a_node_without_the_model_fetches_it_while_another_plan_serves(
+    planning: Planning, monkeypatch: pytest.MonkeyPatch, seconds: float, obstacle: str
+) -> None:
+    def missing(_model: ModelRef) -> None:
+        raise LocalModelNotFoundError("not here")
+
+    async def what_stands_in_the_way(_model: ModelRef, _needed_bytes: int) -> str:
+        return obstacle
+
+    heard: list[Any] = []
+
+    async def provide(deployment: Deployment, stage_index: int, _told: object) -> Path:
+        heard.append((deployment, stage_index))
+        return Path("/weights")
+
+    monkeypatch.setattr(planning, "_matching_folder", missing)
+    monkeypatch.setattr(planning, "_facts", NodeFacts)
+    monkeypatch.setattr(planning, "_obstacle", what_stands_in_the_way)
+    monkeypatch.setattr(planning, "_provide", provide)
+    planning._notify = heard.append
+    stages = (Stage(node_id="bbbb2222"), Stage(index=1, node_id="aaaa1111"))
+    deployment = Deployment(stages=stages)
+    plan = Plan(Epoch(0, 1, 1), (deployment,))
+    await planning.check_prepare(fx.CheckPrepare(plan, stages[1], seconds))
+
+    *fetched, answer = heard
+    assert answer.ok is (not obstacle)
+    assert fetched == ([(deployment, 1)] if seconds and not obstacle else [])

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Literal
 
 import grpc
 import pytest
 
-from macmesh import AsyncClient, MacmeshError
+from macmesh import AsyncClient, MacmeshError, Paused
 from macmesh.reasons import Reason
+from macmesh.types import epoch_text
 from macmesh.v1 import inference_pb2, inference_pb2_grpc
+from macmesh_daemon.demo.sizing import demo_reserves, usable_bytes_for
 from macmesh_daemon.eventlog import Kind
 from macmesh_daemon.eventlog.reader import read_logs
 from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.supervisor.testing import FakeWorker, fake_token
 from support.clients import issue_client
-from support.mesh import Mesh, MeshNode
+from support.mesh import RESERVE_BYTES, Mesh, MeshNode, profile_demo_model
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -92,6 +95,12 @@ async def take_all(chunks: AsyncIterator[GenerateChunk]) -> list[GenerateChunk]:
     return [chunk async for chunk in chunks]
 
 
+async def take_into(taken: list[GenerateChunk], chunks: AsyncIterator[GenerateChunk]) -> None:
+    """All chunks, and those before an error."""
+    async for chunk in chunks:
+        taken.append(chunk)  # noqa: PERF401  a comprehension would lose what came before the error
+
+
 def tokens_of(chunks: list[GenerateChunk]) -> list[int]:
     return [token for chunk in chunks for token in chunk.token_ids]
 
@@ -145,6 +154,25 @@ async def test_patience_ends_with_what_is_missing(tmp_path: Path) -> None:
             with pytest.raises(MacmeshError) as nothing:
                 await client.complete(token_ids=PROMPT, max_tokens=2)
             assert nothing.value.reason == Reason.NO_MODEL_LOADED
+
+
+async def test_a_cluster_made_too_small_tells_those_who_wait_what_is_missing(tmp_path: Path) -> None:
+    usable = usable_bytes_for(await profile_demo_model(), 3, 256, demo_reserves(RESERVE_BYTES))
+    async with Mesh(tmp_path, 3, usable_bytes=usable, request_patience_seconds=2.0) as mesh:
+        status = await mesh.formed()
+        asked, victim = (n for n in mesh.nodes if n is not mesh.coordinator(status))
+        async with asked.client() as client:
+            loaded = await client.load(MODEL, context_tokens=256)
+            await victim.crash()
+            status = await mesh.until(asked, lambda s: s.serving_state == "refused", "too small")
+            assert epoch_text(status.document.plan.epoch) == loaded.epoch, "the last plan still stands"
+            missing = json.loads(status.refusal_json)["message"]
+            chunks: list[GenerateChunk] = []
+            with pytest.raises(MacmeshError, match="has waited 2 s") as ended:
+                await take_into(chunks, client.generate(token_ids=PROMPT, max_tokens=4))
+            assert chunks[-1].paused == Paused(Reason.DOES_NOT_FIT, missing)
+            assert ended.value.reason == Reason.DOES_NOT_FIT
+            assert missing in str(ended.value)
 
 
 async def test_a_model_that_is_unloaded_ends_its_requests(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from macmesh_daemon.cluster.messages import WorkerState
+from macmesh_daemon.cluster import effects as fx
+from macmesh_daemon.cluster.messages import Deployment, WorkerState
 from macmesh_daemon.node.plan_seen import plan_seen
 from macmesh_daemon.node.requests import RequestDesk
 from macmesh_daemon.requests import events as ev
-from simulator.parts import wanted_model
+from simulator.parts import split, wanted_model
 from simulator.world import World
 
 
@@ -61,3 +62,26 @@ def test_a_plan_is_ready_when_all_its_workers_are(world: World) -> None:
         workers = [n.worker for n in world.nodes.values()]
         assert not is_ready or all(w is not None and w.state is WorkerState.READY for w in workers)
     assert ready not in seen
+
+
+def test_those_who_wait_are_told_what_is_missing_while_the_last_plan_still_stands() -> None:
+    def three(ask: fx.ComputePlan) -> Deployment | None:
+        return split(ask.wanted, [m.node_id for m in ask.members]) if len(ask.members) > 2 else None
+
+    world = World("desk", 3, compute=three)
+    world.start(wanted_model("m"))
+    world.crash("c")
+    for name in "ab":
+        view = world.nodes[name].up.view
+        assert view.plan is not None
+        epoch = view.plan.epoch
+
+        def told(name: str = name) -> ev.PlanSeen:
+            return plan_seen(world.nodes[name].up.view)
+
+        world.run_until(lambda: getattr(told(), "reason", "") == "DOES_NOT_FIT", 5)
+        seen = told()
+        assert isinstance(seen, ev.PlanPending)
+        assert (seen.epoch, seen.missing) == (epoch, "2 nodes are too few")
+    world.boot("c")
+    world.run_until(lambda: isinstance(told(), ev.PlanReady), 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,25 +11,32 @@ import pytest
 
 from macmesh import MacmeshError
 from macmesh.reasons import Reason
+from macmesh.types import epoch_text
+from macmesh_daemon.demo.sizing import demo_reserves, usable_bytes_for
+from macmesh_daemon.eventlog import Kind
+from macmesh_daemon.eventlog.reader import read_logs
 from macmesh_daemon.identity import load_credentials
 from macmesh_daemon.models import LocalModelNotFoundError, folder, resolve
 from macmesh_daemon.models.fake_hub import FakeHub
 from macmesh_daemon.models.folder import read_folder
 from macmesh_daemon.models.profiler import map_tensors
-from macmesh_daemon.node import model_finder
+from macmesh_daemon.node import model_finder, runtime
 from macmesh_daemon.node.live_credentials import LiveCredentials
 from macmesh_daemon.node.peers import PeerPool
+from macmesh_daemon.node.runtime import cluster_settings
 from macmesh_daemon.node.weights_client import GrpcWeights
 from macmesh_daemon.weights.errors import RemoteSourceFailedError
 from macmesh_daemon.weights.partial import PartialModel, require_held
 from macmesh_daemon.weights.pieces import Piece
 from macmesh_daemon.weights.store import ModelStore
-from support.mesh import Mesh, MeshNode, demo_profile_cache
+from support.mesh import RESERVE_BYTES, Mesh, MeshNode, demo_profile_cache, profile_demo_model
 from support.models import copy_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from macmesh_daemon.cluster.settings import ClusterSettings
+    from macmesh_daemon.config import Config
     from macmesh_daemon.models import ModelFolder
     from macmesh_daemon.weights.tensor_map import TensorMap
 
@@ -202,3 +210,41 @@ async def test_a_cluster_loads_a_model_of_a_hub_and_downloads_it_once(tmp_path: 
     sent = sum(answer.body_bytes for answer in ranges)
     headers = sum((source / name).stat().st_size for name in model.weight_files) - model.total_bytes
     assert sent == model.total_bytes + headers
+
+
+async def test_a_node_fetches_before_it_promises_while_another_plan_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def patient(config: Config) -> ClusterSettings:
+        return replace(
+            cluster_settings(config),
+            read_ahead_seconds=9.0,
+            plan_rpc_deadline_seconds=20.0,
+            prepare_timeout_seconds=20.0,
+        )
+
+    monkeypatch.setattr(runtime, "cluster_settings", patient)
+    usable = usable_bytes_for(await profile_demo_model(), 2, 256, demo_reserves(RESERVE_BYTES))
+    mesh = WeightsMesh(tmp_path, 4, holders=[0], usable_bytes=usable)
+    holder, *others = mesh.nodes
+    holder.config = replace(holder.config, usable_bytes=1 << 20)  # no room for a stage
+    async with mesh:
+        await mesh.formed()
+        async with holder.client() as client:
+            loaded = await client.load(NAME, context_tokens=256)
+            assert loaded.deployment is not None
+            serving = {stage.node_id for stage in loaded.deployment.stages}
+            [outsider] = [node for node in others if node.node_id not in serving]
+            victim = next(node for node in others if node is not outsider)
+            await client.drain(victim.node_id)
+            status = await mesh.until(
+                holder,
+                lambda s: s.serving_state == "ready" and epoch_text(s.document.plan.epoch) != loaded.epoch,
+                "ready without the node",
+            )
+        assert outsider.node_id in {stage.node_id for stage in status.document.plan.deployments[0].stages}
+        records = await asyncio.to_thread(read_logs, [outsider.config.data_dir])
+    fetched = [r.seq for r in records if r.kind == Kind.ANNOUNCED and r.facts["event"] == "weights fetched"]
+    [promised] = [r.seq for r in records if r.kind == Kind.PROMISED]
+    assert fetched
+    assert max(fetched) < promised

@@ -249,3 +249,16 @@ def test_what_a_plan_lacks_was_heard_while_the_run_went_on_and_is_told_when_that
     assert request.step(ev.RunFailed(1, "WORKER_FAILED", "it ended"), 3.0)[1:] == [
         fx.TellPaused("WORKER_FAILED", "it ended")
     ]
+
+
+@pytest.mark.parametrize("hears_first", [True, False])
+def test_the_facts_of_a_lost_run_are_not_told_with_what_the_plan_lacks(hears_first: bool) -> None:
+    request = running()
+    lacking = ev.PlanPending(ONE, "DOES_NOT_FIT", "3 GB too little", "d")
+    failed = ev.RunFailed(1, "PEER_UNREACHABLE", "it is silent", {"node": "b"})
+    for event in (lacking, failed) if hears_first else (failed, lacking):
+        request.step(event, 1.0)
+    [end] = request.step(ev.Tick(), 11.0)
+    assert isinstance(end, fx.Failed)
+    assert (end.reason, dict(end.facts)) == ("DOES_NOT_FIT", {})
+    assert end.message == "the request has waited 10 s for stages to run it: 3 GB too little"

@@ -110,8 +110,8 @@ REQUEST_BREAKS: tuple[Mutant, ...] = (
     ),
     _machine(
         "a run is asked for before its plan is ready",
-        "        self._missing, self._retry_at = missing, None\n",
-        "        self._missing, self._retry_at = missing, now\n",
+        "        self._missing, self._facts, self._retry_at = missing, {}, None\n",
+        "        self._missing, self._facts, self._retry_at = missing, {}, now\n",
         _COMMITTED,
     ),
     _machine(

@@ -27,6 +27,8 @@ _FIRST = {
     "election.py": "test_election.py",
     "quorum.py": "test_quorum.py",
     "coordinator.py": "test_election.py",
+    "leavers.py": "test_evict.py",
+    "member_news.py": "test_membership.py",
     "replica.py": "test_replica.py",
     "worker_slot.py": "test_replica.py",
     "keeping.py": "test_keeping.py",

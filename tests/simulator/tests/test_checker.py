@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from macmesh_daemon.cluster.coordinator import Coordinator
 from macmesh_daemon.cluster.machine import ClusterMachine
+from macmesh_daemon.cluster.member_news import MemberNews
 from simulator.checker import Checker, InvariantBrokenError
 from simulator.node import SimNode
 from simulator.options import draw
@@ -80,7 +80,7 @@ def _lose_a_member(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the coordinator leave a member out of its next version."""
     leader = world.coordinator()
     assert leader is not None
-    monkeypatch.setattr(Coordinator, "_with_members", lambda _, old: replace(old, members=old.members[:2]))
+    monkeypatch.setattr(MemberNews, "with_members", lambda _, old: replace(old, members=old.members[:2]))
 
 
 @pytest.mark.parametrize(
