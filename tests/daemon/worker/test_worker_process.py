@@ -28,7 +28,7 @@ pytestmark = pytest.mark.process
 
 LAYERS = 4
 PROMPT = [(7 * i * i + 3) % 300 + 4 for i in range(20)]
-DEADLINE_SECONDS = 40.0
+DEADLINE_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan(
-    paths: Sequence[Path], cuts: Sequence[int], *, deadline_seconds: float = 20
+    paths: Sequence[Path], cuts: Sequence[int], *, deadline_seconds: float = 60
 ) -> list[lane_pb2.StartStage]:
     return local_plan(
         paths,
@@ -193,12 +193,13 @@ async def test_requests_are_refused_cancelled_and_stopped(folder: Path) -> None:
         first = talk.tokens["long"].index(stopping.stop_token_ids[0])
         assert talk.tokens["stopping"] == talk.tokens["long"][: first + 1]
         pid = worker.pid
+        assert pid is not None
         await worker.stop(10)
         await talk.until()
         assert talk.final is not None
         assert talk.final.state == peer_pb2.WORKER_STATE_STOPPED
         with pytest.raises(ProcessLookupError):
-            os.kill(pid or 0, 0)
+            os.kill(pid, 0)
 
 
 async def test_killed_stage_fails_the_plan_at_once_and_the_other_rests(folder: Path) -> None:
@@ -207,8 +208,9 @@ async def test_killed_stage_fails_the_plan_at_once_and_the_other_rests(folder: P
         await workers[0].submit(request(starts, "r", 1900))
         talk = Talk(workers[0])
         await talk.until(tokens=("r", 3))
-        os.kill(workers[1].pid or 0, signal.SIGKILL)
-        async with asyncio.timeout(5):
+        assert workers[1].pid is not None
+        os.kill(workers[1].pid, signal.SIGKILL)
+        async with asyncio.timeout(30):  # by its end, not by the deadline of a step
             await talk.until()
         assert talk.ends == {"r": "WORKER_FAILED"}
         assert talk.final is not None
@@ -224,23 +226,24 @@ async def test_killed_stage_fails_the_plan_at_once_and_the_other_rests(folder: P
 
 
 async def test_silent_stage_fails_the_plan_at_the_step_deadline(folder: Path) -> None:
-    starts = plan([folder, folder], [2], deadline_seconds=1.0)
+    starts = plan([folder, folder], [2], deadline_seconds=2.0)
     # As of a machine that is frozen whole: the daemon of the silent stage does not end it either.
     starts[1].step_deadline_seconds = 60
     async with asyncio.timeout(DEADLINE_SECONDS), running_plan(starts) as workers:
         await workers[0].submit(request(starts, "r", 1900))
         talk = Talk(workers[0])
         await talk.until(tokens=("r", 3))
-        pid = workers[1].pid or 0
+        pid = workers[1].pid
+        assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         try:
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(20):  # before any other deadline
                 await talk.until()
         finally:
             os.kill(pid, signal.SIGCONT)
         assert talk.final is not None
         assert talk.final.state == peer_pb2.WORKER_STATE_FAILED
-        assert "overdue" in talk.final.error or "longer than 1 s" in talk.final.error
+        assert "overdue" in talk.final.error or "longer than 2 s" in talk.final.error
         assert talk.final.peer_lost
 
 
@@ -335,7 +338,7 @@ def wait_for_end_of(pid: int) -> bool:
     try:
         import select  # noqa: PLC0415  beside its only use
 
-        return bool(select.select([pidfd], [], [], 10)[0])
+        return bool(select.select([pidfd], [], [], 60)[0])
     finally:
         os.close(pidfd)
 
@@ -407,7 +410,7 @@ def test_worker_ends_when_the_connection_closes_before_or_after_the_first_comman
             )
             theirs.close()
             ours.sendall(first)
-        assert process.wait(20) == 2
+        assert process.wait(60) == 2
 
 
 def test_worker_without_a_socket_says_who_starts_it() -> None:
@@ -416,7 +419,7 @@ def test_worker_without_a_socket_says_who_starts_it() -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 2
