@@ -12,6 +12,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import pytest
 
@@ -106,66 +108,94 @@ async def final_report(worker: Worker) -> peer_pb2.WorkerReport:
     return talk.final
 
 
-async def generate(starts: Sequence[lane_pb2.StartStage]) -> dict[str, list[int]]:
+class Epochs:
+    """Workers that take up one plan after another; a context manager that ends them."""
+
+    def __init__(self) -> None:
+        self._seq = 0
+        self._all: list[WorkerProcess] = []
+        self.workers: list[WorkerProcess] = []
+        """Those of the plan, head first."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for worker in self._all:
+            await worker.stop(5)
+
+    async def serve(self, starts: Sequence[lane_pb2.StartStage]) -> list[peer_pb2.WorkerReport]:
+        """Ends the plan before, brings this one to READY; what each of its workers reports then."""
+        async with asyncio.TaskGroup() as group:
+            for worker in self.workers:
+                group.create_task(worker.retire(60))
+        for worker in self.workers:
+            async for _ in worker.events():
+                pass
+        self._seq += 1
+        for start in starts:
+            start.epoch.seq = self._seq
+        self._all += [WorkerProcess() for _ in starts[len(self._all) :]]
+        self.workers = self._all[: len(starts)]
+        for worker, start in zip(self.workers, starts, strict=True):
+            await (worker.restart(start) if worker.resting else worker.start(start))
+        peers = peers_of(starts, [await reached(w, peer_pb2.WORKER_STATE_LOADED) for w in self.workers])
+        peers.epoch.CopyFrom(starts[0].epoch)
+        for worker in self.workers:
+            await worker.set_peers(peers)
+        return [await reached(worker, peer_pb2.WORKER_STATE_READY) for worker in self.workers]
+
+
+async def generate(epochs: Epochs, starts: Sequence[lane_pb2.StartStage]) -> dict[str, list[int]]:
     """Three requests at once, of which two sample, on two slots."""
-    async with running_plan(starts) as workers:
-        for name, seed in (("greedy", None), ("seed-1", 1), ("seed-2", 2)):
-            await workers[0].submit(request(starts, name, 12, seed=seed))
-        talk = Talk(workers[0])
-        await talk.until(ends=3)
-        assert set(talk.ends.values()) == {"FINISH_REASON_LENGTH"}
-        return dict(talk.tokens)
+    await epochs.serve(starts)
+    head = epochs.workers[0]
+    for name, seed in (("greedy", None), ("seed-1", 1), ("seed-2", 2)):
+        await head.submit(request(starts, name, 12, seed=seed))
+    talk = Talk(head)
+    await talk.until(ends=3)
+    assert set(talk.ends.values()) == {"FINISH_REASON_LENGTH"}
+    return dict(talk.tokens)
 
 
 async def test_cuts_and_company_change_no_token(folder: Path) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        alone = await generate(plan([folder], []))
-        cut = await generate(plan([folder, folder], [1]))
+    async with asyncio.timeout(DEADLINE_SECONDS), Epochs() as epochs:
+        alone = await generate(epochs, plan([folder], []))
+        cut = await generate(epochs, plan([folder, folder], [1]))
         apart = plan([folder, folder], [1])
         apart[1].host_id = "another machine"
-        over_tcp = await generate(apart)
+        over_tcp = await generate(epochs, apart)
     assert alone == cut == over_tcp
     assert {len(tokens) for tokens in cut.values()} == {12}
     assert len({tuple(tokens) for tokens in cut.values()}) == 3
 
 
-@pytest.mark.parametrize(
-    ("hosts", "transport", "provider", "reason"),
-    [
-        (["a", "a", "a"], "auto", "shm", "same machine"),
-        (["a", "b", "c"], "auto", "tcp", "not shm: they are on different machines"),
-        (["a", "a", "a"], "tcp", "tcp", "asked for"),
-    ],
-)
-async def test_links_are_chosen_for_each_pair_and_told_with_what_they_do(
-    folder: Path, hosts: list[str], transport: str, provider: str, reason: str
-) -> None:
-    starts = plan([folder] * 3, [1, 2])
-    for start, host in zip(starts, hosts, strict=True):
-        start.host_id = host
-        start.deployment.transport = transport
-        start.deployment.link_buffers.CopyFrom(
-            types_pb2.LinkBuffers(num_buffers=2, frame_bytes=4096, buffer_sizes=2)
-        )
-    workers = [WorkerProcess() for _ in starts]
-    try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            for worker, start in zip(workers, starts, strict=True):
-                await worker.start(start)
-            peers = peers_of(starts, [await reached(w, peer_pb2.WORKER_STATE_LOADED) for w in workers])
-            for worker in workers:
-                await worker.set_peers(peers)
-            reports = [await reached(worker, peer_pb2.WORKER_STATE_READY) for worker in workers]
-            for index, report in enumerate(reports):
+LINKS = [
+    (["a", "a", "a"], "auto", "shm", "same machine"),
+    (["a", "b", "c"], "auto", "tcp", "not shm: they are on different machines"),
+    (["a", "a", "a"], "tcp", "tcp", "asked for"),
+]
+
+
+async def test_links_are_chosen_for_each_pair_and_told_with_what_they_do(folder: Path) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS), Epochs() as epochs:
+        for hosts, transport, provider, reason in LINKS:
+            starts = plan([folder] * 3, [1, 2])
+            for start, host in zip(starts, hosts, strict=True):
+                start.host_id = host
+                start.deployment.transport = transport
+                start.deployment.link_buffers.CopyFrom(
+                    types_pb2.LinkBuffers(num_buffers=2, frame_bytes=4096, buffer_sizes=2)
+                )
+            for index, report in enumerate(await epochs.serve(starts)):
                 assert [link.peer_stage for link in report.links] == [i for i in range(3) if i != index]
                 for link in report.links:
                     assert (link.provider, link.reason) == (provider, reason)
                     assert link.latency_us > 0
                     assert link.gb_per_s > 0
                     assert link.pool_bytes > 0
-    finally:
-        for worker in workers:
-            await worker.stop(5)
 
 
 async def test_requests_are_refused_cancelled_and_stopped(folder: Path) -> None:
