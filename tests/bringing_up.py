@@ -45,7 +45,7 @@ def in_threads(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(45)
+        thread.join(120)
         assert not thread.is_alive()
     return outcomes
 
@@ -58,7 +58,7 @@ def connect(
         "epoch": EPOCH,
         "name": "test",
         "options": SMALL,
-        "timeout_seconds": 20,
+        "timeout_seconds": 60,
     }
     return connect_peers(listener, rank, endpoints, **(settings | other))
 

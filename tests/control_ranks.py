@@ -14,14 +14,14 @@ from macmesh_rdma.control.socket_lane import SocketControlLane
 from macmesh_rdma.errors import RemoteAuthenticationError
 from macmesh_rdma.testing.memory_control import MemoryControlLane, MemoryNetwork
 
-DEADLINE_SECONDS = 15.0
+DEADLINE_SECONDS = 120.0
 QUICK = ControlOptions(
     max_message_bytes=1 << 20,
     max_queue_bytes=2 << 20,
-    delivery_deadline_seconds=0.4,
+    delivery_deadline_seconds=60.0,
     ping_interval_seconds=0.1,
-    silence_deadline_seconds=0.4,
-    hello_deadline_seconds=5.0,
+    silence_deadline_seconds=60.0,
+    hello_deadline_seconds=60.0,
     connect_retry_seconds=0.02,
 )
 

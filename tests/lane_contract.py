@@ -10,7 +10,7 @@ from macmesh_rdma.errors import (
 )
 from macmesh_rdma.lane import TensorLane
 
-TIMEOUT_SECONDS = 20.0
+TIMEOUT_SECONDS = 120.0
 SHAPES: list[tuple[tuple[int, ...], mx.Dtype]] = [
     ((1, 1, 64), mx.bfloat16),
     ((1, 300, 64), mx.float32),

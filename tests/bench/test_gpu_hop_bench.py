@@ -26,7 +26,7 @@ def test_every_variant_is_measured_between_two_processes() -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     told = json.loads(done.stdout)

@@ -34,10 +34,11 @@ async def test_a_sleeper_wakes_after_its_time_and_not_before(clock: Clock) -> No
     async with asyncio.TaskGroup() as group:
         task = group.create_task(clock.sleep(0.02))
         await drive(clock, 0.005)
-        assert not task.done()
+        # A busy machine may have let more time pass.
+        assert not task.done() or clock.now() - started >= 0.02
         await drive(clock, 0.03)
         await task
-    assert 0.02 <= clock.now() - started < 5
+    assert clock.now() - started >= 0.02
 
 
 async def test_readings_never_go_back_and_both_clocks_run(clock: Clock) -> None:
@@ -106,8 +107,9 @@ async def test_an_event_ends_a_sleep_early() -> None:
 
 
 def test_the_system_clock_counts_like_the_clock_that_includes_sleep() -> None:
-    clock = SystemClock()
-    assert clock.now() == pytest.approx(time.clock_gettime(time.CLOCK_BOOTTIME), abs=0.5)
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    now = SystemClock().now()
+    assert before <= now <= time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 seconds = st.floats(0, 1e6, allow_nan=False)

@@ -79,7 +79,7 @@ def test_a_folder_has_one_owner_until_it_ends(tmp_path: Path) -> None:
                 FolderLock.acquire(tmp_path)
         finally:
             owner.kill()
-            owner.wait(10)
+            owner.wait(60)
     with FolderLock.acquire(tmp_path) as lock, pytest.raises(LocalFolderInUseError):
         FolderLock.acquire(tmp_path)
     lock.release()

@@ -94,6 +94,6 @@ def test_libraries_take_the_same_way_and_mdns_packets_of_strangers_none() -> Non
 @pytest.mark.process
 def test_nothing_goes_to_stdout_before_configure() -> None:
     program = "from macmesh_daemon.logs import get_logger; log = get_logger(); log.info('a'); log.error('b')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=120)
     assert done.stdout == b""
     assert json.loads(done.stderr)["event"] == "b"

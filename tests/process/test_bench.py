@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from macmesh_daemon.demo.nodes import DemoCluster, NodeSettings
-from macmesh_daemon.demo.scenario import RUNTIME_RESERVE_BYTES
-from macmesh_daemon.demo.sizing import demo_reserves, usable_bytes_for
-from macmesh_daemon.models.demo import demo_model_folder
-from support import mesh
+from support.daemons import DEADLINE_SECONDS, MODEL, cluster_of, has_formed, start, until
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(150)]
+if TYPE_CHECKING:
+    from macmesh_daemon.demo.nodes import DemoCluster
+
+pytestmark = pytest.mark.process
 CONTEXT_TOKENS = 512
-DEADLINE_SECONDS = 60.0
 DAEMONCTL = str(Path(sys.executable).parent / "daemonctl")
 
 
@@ -56,29 +55,11 @@ def check_stages(stages: list[dict[str, Any]]) -> None:
 
 
 async def test_a_cluster_of_two_is_measured_and_compared_with_mlx_lm(tmp_path: Path) -> None:
-    usable_bytes = usable_bytes_for(
-        await mesh.profile_demo_model(), 2, CONTEXT_TOKENS, demo_reserves(RUNTIME_RESERVE_BYTES)
-    )
-    settings = NodeSettings(
-        usable_bytes=usable_bytes,
-        runtime_reserve_bytes=RUNTIME_RESERVE_BYTES,
-        bootstrap_expect=2,
-        mdns=False,
-        probe_cache_dir=tmp_path,
-        extra={"bandwidth_probe": False},
-    )
-    async with DemoCluster(tmp_path, 2, settings) as cluster:
-        await cluster.start()
-        for node in cluster.nodes:
-            await node.ready(DEADLINE_SECONDS)
+    async with await cluster_of(tmp_path, 2, needed=2, context_tokens=CONTEXT_TOKENS) as cluster:
+        await start(cluster)
         async with cluster.nodes[0].client() as client:
-            await mesh.until(
-                client,
-                lambda s: s.has_quorum and len(s.document.members) == 2,
-                "formed",
-                deadline_seconds=DEADLINE_SECONDS,
-            )
-            await client.load(str(demo_model_folder()), context_tokens=CONTEXT_TOKENS)
+            await until(client, partial(has_formed, 2), "formed")
+            await client.load(MODEL, context_tokens=CONTEXT_TOKENS)
 
         measured = await bench(
             cluster, "--prompt", "40", "--tokens", "8", "--repeats", "2", "--concurrency", "1,2", "--baseline"
@@ -112,14 +93,15 @@ async def test_a_cluster_of_two_is_measured_and_compared_with_mlx_lm(tmp_path: P
         # Every node tells what the head's schedule counts, without asking its worker.
         for node in cluster.nodes:
             async with node.client() as client:
-                status = await mesh.until(
+                status = await until(
                     client,
                     # A warm-up is two requests; a warm case begins with a round that is not measured.
-                    lambda s: s.schedule.prompts == 2 + 2 + 3 + 4 + 6,
+                    lambda s: (
+                        s.schedule.prompts == 2 + 2 + 3 + 4 + 6
+                        and (s.schedule.running, s.schedule.waiting) == (0, 0)
+                    ),
                     "counted",
-                    deadline_seconds=DEADLINE_SECONDS,
                 )
-            assert (status.schedule.running, status.schedule.waiting) == (0, 0)
             assert len(status.schedule.cache_budget_bytes) == 2
             assert 0 < status.schedule.prefix_hits < status.schedule.prompts
 

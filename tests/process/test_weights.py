@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from macmesh_daemon.models import ModelFolder
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.process
 
 
 async def test_a_node_that_fetched_its_stage_generates_as_one_that_had_it(

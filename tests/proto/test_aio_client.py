@@ -18,7 +18,7 @@ from macmesh.reasons import Reason
 from macmesh.testing import FakeDaemon, GenerateScript, ThreadedFakeDaemon, scenes
 from macmesh.wire_errors import wire_failure
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 120.0
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ async def test_the_place_in_the_queue_comes_before_the_first_token(
     fake: FakeDaemon, client: macmesh.AsyncClient
 ) -> None:
     fake.script.generate = GenerateScript(waiting=(1,), hold_after=0)
-    generation = client.generate("x", first_token_timeout_seconds=0.3, idle_timeout_seconds=0.001)
+    generation = client.generate("x", first_token_timeout_seconds=1.0, idle_timeout_seconds=0.001)
     assert (await anext(generation)).waiting == macmesh.Waiting(1, 1.5)
-    with pytest.raises(LocalDeadlineError, match=r"0\.3 s"):
+    with pytest.raises(LocalDeadlineError, match="1 s"):
         await anext(generation)

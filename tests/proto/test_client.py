@@ -26,7 +26,7 @@ from macmesh.testing import GenerateScript, ThreadedFakeDaemon, scenes
 from macmesh.v1 import cluster_pb2, inference_pb2
 from macmesh.wire_errors import wire_failure
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 120.0
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ def test_closing_from_another_thread_ends_the_wait(
 
 def test_first_token_deadline(threaded: ThreadedFakeDaemon, client: macmesh.Client) -> None:
     threaded.script.generate = GenerateScript(hold_after=0)
-    with pytest.raises(LocalDeadlineError, match=r"nothing came for 0\.1 s"):
-        next(client.generate("x", first_token_timeout_seconds=0.1))
+    with pytest.raises(LocalDeadlineError, match=r"nothing came for 0\.5 s"):
+        next(client.generate("x", first_token_timeout_seconds=0.5))
     assert threaded.cancelled.wait(WAIT_SECONDS)
 
 
@@ -124,7 +124,7 @@ def test_idle_deadline_counts_from_the_last_token(
     threaded: ThreadedFakeDaemon, client: macmesh.Client
 ) -> None:
     threaded.script.generate = GenerateScript(hold_after=3)
-    generation = client.generate("x", idle_timeout_seconds=0.1)
+    generation = client.generate("x", idle_timeout_seconds=0.5)
     assert len(list(itertools.islice(generation, 3))) == 3
     with pytest.raises(TimeoutError):
         next(generation)
@@ -299,7 +299,7 @@ def test_a_daemon_that_restarts_is_found_again(socket_file: Path) -> None:
         with ThreadedFakeDaemon(socket_file) as second:
             second.script.status = scenes.idle()
             deadline = threading.Event()
-            for _ in range(100):
+            for _ in range(1000):
                 try:
                     assert client.status().serving_state == "idle"
                     break
@@ -386,7 +386,7 @@ def test_the_place_in_the_queue_comes_before_the_first_token_and_is_none(
 ) -> None:
     """The deadline of the first token goes on running, and that between tokens does not begin."""
     threaded.script.generate = GenerateScript(waiting=(2, 1), hold_after=0)
-    generation = client.generate("x", first_token_timeout_seconds=0.3, idle_timeout_seconds=0.001)
+    generation = client.generate("x", first_token_timeout_seconds=1.0, idle_timeout_seconds=0.001)
     assert [next(generation).waiting for _ in range(2)] == [macmesh.Waiting(2, 3.0), macmesh.Waiting(1, 1.5)]
-    with pytest.raises(LocalDeadlineError, match=r"0\.3 s"):
+    with pytest.raises(LocalDeadlineError, match="1 s"):
         next(generation)

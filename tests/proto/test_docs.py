@@ -21,7 +21,7 @@ def execute(code: str, socket_file: Path) -> str:
         env={"MACMESH_SOCKET": str(socket_file), "PATH": "/usr/bin:/bin", "HOME": "/nowhere"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=True,
     )
     return done.stdout

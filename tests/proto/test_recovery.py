@@ -222,7 +222,7 @@ def test_a_loss_that_lasts_is_told_in_time(socket_file: Path) -> None:
         with pytest.raises(MacmeshError) as lost:
             next(generation)
         assert is_loss(lost.value)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < macmesh.Timeouts().generate_resume / 2
 
 
 def test_a_stream_may_be_closed_while_it_looks_for_a_node(socket_file: Path) -> None:
@@ -261,12 +261,12 @@ def test_a_refusal_is_no_loss(threaded: ThreadedFakeDaemon, client: macmesh.Clie
 def test_a_node_that_is_silent_is_left_for_another_try(
     threaded: ThreadedFakeDaemon, client: macmesh.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("macmesh._streams.SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr("macmesh._streams.SILENCE_SECONDS", 1.0)
     threaded.script.generate = GenerateScript(hold_after=2)
     generation = client.generate("x")
     texts = [next(generation).text, next(generation).text]
     threaded.script.generate = GenerateScript()
     texts += [chunk.text for chunk in generation]
     assert "".join(texts) == "Once upon a time."
-    assert threaded.cancelled.wait(5)
+    assert threaded.cancelled.wait(60)
     assert [len(r.token_ids) for r in resumes(threaded)] == [2]

@@ -29,8 +29,8 @@ def main() -> None:
             epoch=(1, 4, 2),
             provider="shm" if provider == "shm" else "tcp",
             options=SMALL,
-            timeout_seconds=20,
-            connect_seconds=30,
+            timeout_seconds=60,
+            connect_seconds=60,
         )
         say("open")
         for line in sys.stdin:

@@ -10,7 +10,7 @@ from macmesh_rdma.group_host_lane import GroupHostLane
 from macmesh_rdma.joining.endpoint import Endpoint
 from macmesh_rdma.joining.listener import Listener
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def say(words: str) -> None:
@@ -32,7 +32,7 @@ def main() -> None:
             provider="shm" if provider == "shm" else "tcp",
             options=SMALL,
             lanes=(0,),
-            connect_seconds=30,
+            connect_seconds=60,
             measure=False,
         )
         lane = GroupHostLane(group)

@@ -56,7 +56,7 @@ def jaccl(index: int) -> tuple[str, Callable[[list[str]], TensorLane]]:
             index,
             DeviceMatrix(((("rdma_en2",),) * size,) * size, ring=False),
             RingExchange(index, size, lambda _message: None),
-            timeout_seconds=20,
+            timeout_seconds=60,
             on_stall=lambda what: tell(["stalled", what]),
             init=ring_instead,
         )

@@ -51,7 +51,7 @@ def open_lane(
         payload_bytes=64 + rank,
         buffers=BUFFERS,
         receive_seconds=seconds,
-        set_up_seconds=5,
+        set_up_seconds=60,
         failure=failure,
         kernels=kernels,
     )

@@ -29,18 +29,18 @@ def play_in_memory(roles: list[str]) -> list[list[str]]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     return told
 
 
 def start_stages(
-    roles: list[str], transport: str = "ring", wait_seconds: float = 20
+    roles: list[str], transport: str = "ring", wait_seconds: float = 60
 ) -> list[subprocess.Popen[str]]:
-    """Stages that join within 20 s; how long the role ``wait`` then waits is told."""
+    """Stages that join within 60 s; how long the role ``wait`` then waits is told."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     stages = [
         subprocess.Popen(
-            [sys.executable, str(ROLE_MAIN), str(index), role, transport, "20", str(wait_seconds)],
+            [sys.executable, str(ROLE_MAIN), str(index), role, transport, "60", str(wait_seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -99,7 +99,7 @@ def test_wait_for_a_silent_neighbour_ends_the_process_at_its_deadline() -> None:
         kind, what = json.loads(stages[1].stdout.readline())
         assert kind == "stalled"
         assert "receiving (1,)" in what
-        assert stages[1].wait(10) == 7
+        assert stages[1].wait(60) == 7
     finally:
         end_stages(stages)
 
@@ -113,7 +113,7 @@ def test_neighbour_that_never_comes_ends_the_process_at_the_deadline() -> None:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert done.returncode != 0

@@ -65,7 +65,7 @@ class Cluster:
 
     async def token(self, uses: int = 1, ttl_seconds: int = 3600) -> JoinToken:
         token, _ = await self.issuer.issue_token(ttl_seconds=ttl_seconds, uses=uses)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await self.door.opened()
         return token
 

@@ -20,7 +20,7 @@ class _Running:
 class FifoScheduler:
     """One request after the other in slot 0, with its tokens so many steps ahead."""
 
-    def __init__(self, *, chunk_tokens: int, lookahead: int, deadline_seconds: float = 30) -> None:
+    def __init__(self, *, chunk_tokens: int, lookahead: int, deadline_seconds: float = 60) -> None:
         self._chunk_tokens, self._lookahead, self._deadline_seconds = (
             chunk_tokens,
             lookahead,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from macmesh_placement import ModelProfile
 
 LOOPBACK = "127.0.0.1"
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 RESERVE_BYTES = 1_000_000
 
 
@@ -52,7 +52,7 @@ def demo_profile_cache() -> Path:
 async def profile_demo_model() -> ModelProfile:
     """The demo model's profile."""
     folder = await asyncio.to_thread(resolve, str(demo_model_folder()), ())
-    return await profile_model(folder, demo_profile_cache(), deadline_seconds=30)
+    return await profile_model(folder, demo_profile_cache(), deadline_seconds=120)
 
 
 @dataclass(eq=False)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from macmesh_rdma.host_lane import HostLane
 
 EPOCH = types_pb2.Epoch(generation=1, term=1, seq=1)
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 120.0
 LAYERS = 4
 Inbox = queue.SimpleQueue[Item]
 

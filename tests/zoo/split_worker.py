@@ -42,7 +42,7 @@ from zoo.splits import (  # noqa: E402  same
 )
 
 RANKS = 3
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 120.0
 OPTIONS = LinkOptions(num_buffers=2, frame_bytes=4096, buffer_sizes=3, max_outstanding=32)
 _FACTS_BYTES = 512
 

@@ -21,7 +21,7 @@ def result(case: Case, answers: tuple[tuple[int, ...], ...]) -> CaseResult:
 
 
 def job(folder: Path, *results: CaseResult, vocabulary: int = VOCABULARY) -> Job:
-    return Job(folder, results, 3, vocabulary, 512, 1, 60.0)
+    return Job(folder, results, 3, vocabulary, 512, 1, 120.0)
 
 
 def test_only_cold_prompts_one_at_a_time_are_compared() -> None:

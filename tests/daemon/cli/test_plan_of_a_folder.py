@@ -109,7 +109,7 @@ def test_a_model_on_a_hub_is_planned_from_its_headers(run: Run, model_folder: Pa
         def there(model: str) -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-m", "macmesh_daemon.cli.daemonctl", "plan", model, *argv]
             env = {**os.environ, "HF_ENDPOINT": hub.endpoint}  # read when the hub's client is imported
-            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=50, check=False)
+            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
         found, missing = there("acme/tiny-qwen3"), there("acme/nothing")
     assert found.returncode == 0, found.stderr

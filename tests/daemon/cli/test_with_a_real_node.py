@@ -20,7 +20,7 @@ async def daemonctl(*argv: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         DAEMONCTL, *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         out, err = await process.communicate()
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()

@@ -21,7 +21,7 @@ A, B = "a" * 26, "b" * 26
 
 
 def sh(command: str) -> None:
-    subprocess.run(command.split(), check=True, timeout=20)
+    subprocess.run(command.split(), check=True, timeout=60)
 
 
 class Process:
@@ -62,7 +62,7 @@ def node(node_id: str, *options: str, namespace: str | None = None) -> Process:
 
 def await_start(*nodes: Process) -> None:
     for process in nodes:
-        if process.wait_for(lambda line: "started" in line, 30) is None:
+        if process.wait_for(lambda line: "started" in line, 100) is None:
             raise RuntimeError("a node did not start")
 
 
@@ -80,15 +80,15 @@ def avahi() -> dict[str, Any]:
         sh(f"mount --bind {file} {over}")
     os.environ["DBUS_SYSTEM_BUS_ADDRESS"] = BUS_ADDRESS
     bus = Process(["dbus-daemon", "--config-file=/run/dbus.conf", "--nofork", "--print-address=1"])
-    if bus.wait_for(lambda line: "/run/test-bus" in line, 20) is None:
+    if bus.wait_for(lambda line: "/run/test-bus" in line, 60) is None:
         raise RuntimeError("dbus-daemon did not start")
     Process(["avahi-daemon", "--no-drop-root", "--no-chroot", "--no-rlimits", "-f", "/run/avahi.conf"])
     node(A, "--interface", "e0", "--beat", "2")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
         # It ends at once while avahi-daemon is not yet on the bus; otherwise it prints what appears.
         browser = Process(["avahi-browse", "--parsable", "--resolve", "_macmesh._tcp"])
-        line = browser.wait_for(lambda line: line.startswith("=;e0;"), 3)
+        line = browser.wait_for(lambda line: line.startswith("=;e0;"), 10)
         if line is not None:
             return {"resolved": line}
     return {"resolved": None}
@@ -120,18 +120,16 @@ def late_joiner() -> dict[str, Any]:
     # A browser asks 0, 1, 5 and 14 s after it began: cut off until after the third, looked at before
     # the fourth.
     cut_off = not finds(repaired[0], B, 5.4) and not finds(repaired[1], A, 0.01)
-    healed = time.monotonic()
     for port, bridge in (("p-m2", "br0"), ("p-m4", "br1")):
         sh(f"ip link set {port} master {bridge}")
+    # Before the fourth, too.
     both = finds(repaired[0], B, 8) and finds(repaired[1], A, 8)
-    seconds = time.monotonic() - healed
     time.sleep(max(0.0, started + 8.4 - time.monotonic()))
     unrepaired = finds(plain[0], B, 0.1) or finds(plain[1], A, 0.1)
     in_time = time.monotonic() - started < 13
     return {
         "cut_off": cut_off,
         "found": both,
-        "seconds": seconds,
         "found_without_repair": unrepaired if in_time else None,
     }
 
@@ -141,11 +139,11 @@ def families() -> dict[str, Any]:
     bridged("br0", "m1", "m2", ipv4=False)
     sh("ip link set p-m2 master br0")
     nodes = [node(A, "--beat", "1", namespace="m1"), node(B, "--beat", "1", namespace="m2")]
-    ipv6 = nodes[0].wait_for(lambda line: "found" in line and "[fe80::" in line, 15)
+    ipv6 = nodes[0].wait_for(lambda line: "found" in line and "[fe80::" in line, 60)
     for number, name in enumerate(("m1", "m2"), start=1):
         sh(f"ip -n {name} addr add 10.77.0.{number}/24 dev e0")
         sh(f"ip -n {name} route add 224.0.0.0/4 dev e0")
-    ipv4 = nodes[0].wait_for(lambda line: "found" in line and "10.77.0.2" in line, 15)
+    ipv4 = nodes[0].wait_for(lambda line: "found" in line and "10.77.0.2" in line, 60)
     return {"ipv6": ipv6, "ipv4": ipv4}
 
 

@@ -69,7 +69,7 @@ Maker = Callable[[ManualClock, Path], Subject]
 
 async def until(condition: Callable[[], bool]) -> None:
     """Give the event loop turns until something is true; threads may have to answer first."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  what is awaited offers no event
             await asyncio.sleep(0.001)
 

@@ -152,7 +152,7 @@ def test_the_command_makes_a_folder(tmp_path: Path) -> None:
         "--steps",
         "0",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout)["size_bytes"] < 3 * MEGABYTE
     load(str(tmp_path / "model"))
 
@@ -162,4 +162,4 @@ def test_the_folder_is_found_without_mlx() -> None:
         "import sys; from macmesh_daemon.models.demo import demo_model_folder; demo_model_folder();"
         " assert 'mlx' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", check], timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", check], timeout=120, check=True)

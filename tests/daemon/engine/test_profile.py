@@ -200,9 +200,9 @@ def test_a_trillion_parameters_are_profiled_like_a_thousand(tmp_path: Path) -> N
         tmp_path / "m",
         "deepseek_v3",
         hidden_size=7168,
-        num_hidden_layers=61,
+        num_hidden_layers=10,
         n_routed_experts=384,
-        moe_intermediate_size=2048,
+        moe_intermediate_size=14_336,
         kv_lora_rank=512,
         qk_rope_head_dim=64,
     )

@@ -160,7 +160,7 @@ print(stage.owned_bytes, read_bytes() - before, mx.get_active_memory(), cache_by
         text=True,
         check=True,
         env=dict(os.environ),
-        timeout=50,
+        timeout=120,
     )
     owned, read, active, cache_bytes = map(int, done.stdout.split())
     total = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -206,11 +206,9 @@ def test_the_fake_serves_whole_files_to_the_real_client(
 async def test_the_profile_of_a_hub_is_the_profile_of_the_folder(
     hub: FakeHub, model_folder: Path, tmp_path: Path
 ) -> None:
-    from_hub = await profile_hub_model(
-        MODEL, tmp_path / "a", hub_endpoint=hub.endpoint, deadline_seconds=50.0
-    )
+    from_hub = await profile_hub_model(MODEL, tmp_path / "a", hub_endpoint=hub.endpoint, deadline_seconds=120)
     local = await asyncio.to_thread(read_folder, model_folder, model_id=MODEL)
-    from_folder = await profile_model(local, tmp_path / "b", deadline_seconds=50.0)
+    from_folder = await profile_model(local, tmp_path / "b", deadline_seconds=120)
     assert from_hub.to_json_text() == from_folder.to_json_text()
     assert (
         from_hub.total_weight_bytes
@@ -226,7 +224,7 @@ def test_the_program_takes_a_model_on_a_hub(hub: FakeHub, tmp_path: Path) -> Non
         [*command, MODEL, "--hub-endpoint", hub.endpoint, "--revision", "main"],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
         env=environment,
     )

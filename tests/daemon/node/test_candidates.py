@@ -80,7 +80,7 @@ def count_dials(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def drained(world: World) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while any(world.dialler._running.values()):  # noqa: ASYNC110  a dial tells nobody that it failed
             await asyncio.sleep(0)
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from macmesh import ClusterStatus
 
-pytestmark = pytest.mark.timeout(60)
 MODEL = str(demo_model_folder())
 
 

@@ -18,8 +18,6 @@ from support.mesh import Mesh, check_logs
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(60)
-
 
 class OneByOne(asyncio.Event):
     """Lets one through each time it is set."""

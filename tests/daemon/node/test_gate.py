@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from macmesh_daemon.identity import ClusterCredentials
 
-DEADLINE_SECONDS = 5.0
+DEADLINE_SECONDS = 60.0
 #: A service of the network, and what its door lets each role do.
 REMOTE = (Role.NODE, Role.ADMIN, Role.USER, Role.OBSERVER)
 

@@ -55,7 +55,7 @@ async def test_the_door_is_open_only_while_a_token_lives(tmp_path: Path) -> None
         token = await cluster.token()
         address = cluster.address
         await cluster.issuer.revoke_token(token.token_id)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await cluster.shut.wait()
         assert cluster.door.port == 0
         with pytest.raises(RemoteUnreachableError):
@@ -203,7 +203,7 @@ async def test_junk_at_the_door_costs_nothing_but_its_connection(tmp_path: Path)
         ):
             reader, writer = await asyncio.open_connection(HOST, cluster.door.port, ssl=anyone)
             writer.write(junk)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 answer = await reader.read()
             writer.close()
             if answer:
@@ -224,7 +224,7 @@ async def test_a_flood_of_handshakes_is_turned_away_at_the_rate_of_the_door(tmp_
     async def shake(port: int) -> None:
         nonlocal shaken
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 _, writer = await asyncio.open_connection(HOST, port, ssl=anyone)
         except (OSError, TimeoutError):
             return

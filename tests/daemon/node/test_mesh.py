@@ -18,7 +18,6 @@ from support.mesh import RESERVE_BYTES, Mesh, profile_demo_model, states
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(60)
 MODEL = str(demo_model_folder())
 
 

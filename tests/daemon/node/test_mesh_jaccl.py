@@ -7,8 +7,6 @@ import functools
 import json
 from typing import TYPE_CHECKING
 
-import pytest
-
 from macmesh.v1 import lane_pb2, peer_pb2
 from macmesh_daemon.hostinfo import collect_facts
 from macmesh_daemon.models.demo import demo_model_folder
@@ -21,10 +19,11 @@ from support.mesh import Mesh, states
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pytest
+
     from macmesh_daemon.config import Config
     from macmesh_daemon.hostinfo import HostReport
 
-pytestmark = pytest.mark.timeout(60)
 FAILURE = "2 transfer(s) of the group's self-test arrived wrong"
 
 

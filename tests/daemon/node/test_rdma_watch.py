@@ -51,7 +51,7 @@ async def test_a_slow_machine_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -
     watch = RdmaWatch(read, changes=False)
     assert await watch.first() == ""
     slow.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await watch.run(ManualClock(), told.append)
     assert [facts(text) for text in told] == [CABLE]
 
@@ -60,7 +60,7 @@ async def test_a_slow_machine_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -
 async def test_elsewhere_there_is_no_rdma_and_nothing_to_watch() -> None:
     watch = RdmaWatch(system_reader(macos_build="", mlx_version="0.32.4"))
     assert "macOS only" in json.loads(await watch.first())["refused"]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await watch.run(ManualClock(), pytest.fail)
 
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from macmesh import GenerateChunk
 
-pytestmark = pytest.mark.timeout(60)
 MODEL = str(demo_model_folder())
 PROMPT = [1, 2, 3]
 
@@ -257,7 +256,7 @@ async def responses(
 ) -> list[inference_pb2.GenerateResponse]:
     async with grpc.aio.insecure_channel(f"unix:{node.config.resolved_socket_path()}") as channel:
         stub: inference_pb2_grpc.InferenceServiceAsyncStub = inference_pb2_grpc.InferenceServiceStub(channel)
-        return [response async for response in stub.Generate(ask, timeout=20)]
+        return [response async for response in stub.Generate(ask, timeout=120)]
 
 
 async def test_a_stream_outlives_the_node_of_its_head(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ async def test_only_a_hang_while_fast_is_in_force_puts_it_into_quarantine(
     async def provide(*_: object) -> Path:
         return tmp_path
 
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         host = StageHost(
             factory=lambda: worker,
             credentials=LiveCredentials(credentials),

@@ -86,7 +86,7 @@ class Bench:
 
 async def test_a_fetch_is_told_as_part_of_loading_and_ends_with_the_stage(tmp_path: Path) -> None:
     providing = Providing(tmp_path)
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         bench = Bench(tmp_path, providing, tasks)
         bench.host.start(EPOCH, Deployment(), 0)
         await providing.began.wait()
@@ -103,7 +103,7 @@ async def test_the_worker_starts_when_all_is_there_or_the_reason_is_told(
     error: Exception | None, tmp_path: Path
 ) -> None:
     providing = Providing(tmp_path, error)
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         bench = Bench(tmp_path, providing, tasks)
         bench.host.start(EPOCH, Deployment(), 0)
         await providing.began.wait()

@@ -23,7 +23,7 @@ from macmesh_daemon.identity import (
 )
 from macmesh_daemon.node import tls
 
-DEADLINE_SECONDS = 5.0
+DEADLINE_SECONDS = 60.0
 
 
 class HelloServicer(peer_pb2_grpc.PeerServiceServicer):

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from macmesh_daemon.models import ModelFolder
     from macmesh_daemon.weights.tensor_map import TensorMap
 
-pytestmark = pytest.mark.timeout(60)
 NAME = "tiny"
 
 
@@ -59,7 +58,7 @@ def machines_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def tensors_of(model: ModelFolder) -> TensorMap:
-    return await map_tensors(model, demo_profile_cache(), deadline_seconds=30)
+    return await map_tensors(model, demo_profile_cache(), deadline_seconds=120)
 
 
 class WeightsMesh(Mesh):

@@ -67,6 +67,8 @@ async def serve(options: argparse.Namespace) -> None:  # noqa: C901, PLR0912  on
                 case "stop" if options.ignore_stop:
                     continue
                 case "stop":
+                    if worker.resting:
+                        telling.cancel()  # nothing more will be told
                     await worker.stop(1)
                     break
                 case _:

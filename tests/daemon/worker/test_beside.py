@@ -13,7 +13,7 @@ from macmesh_daemon.worker.beside import Beside, Receiver, Sender
 from macmesh_daemon.worker.transfers import Transfers
 from macmesh_rdma.errors import RemotePeerLostError
 
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 120.0
 
 
 class GatedTransfers(Transfers):

@@ -16,7 +16,7 @@ from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError
 from macmesh_daemon.worker.identity import require_node, stage_proof
 from macmesh_rdma.control.lane import ControlOptions
 
-DEADLINE_SECONDS = 15.0
+DEADLINE_SECONDS = 120.0
 
 
 def starts(stages: int) -> list[lane_pb2.StartStage]:

@@ -21,7 +21,8 @@ from tinymodels import write_tiny_model
 
 pytestmark = pytest.mark.process
 
-LAYERS, CHUNK, SECONDS = 4, 8, 60.0
+LAYERS, CHUNK, SECONDS = 4, 8, 120.0
+STEP_DEADLINE_SECONDS = 60.0
 PROMPT = [(5 * i * i + 11) % 300 + 4 for i in range(40)]
 
 
@@ -41,7 +42,7 @@ def plan(folder: Path, cuts: list[int]) -> list[lane_pb2.StartStage]:
         slots=3,
         prefill_chunk_tokens=CHUNK,
         transfers="graph",
-        step_deadline_seconds=20.0,
+        step_deadline_seconds=STEP_DEADLINE_SECONDS,
     )
 
 
@@ -135,4 +136,4 @@ async def test_tokens_are_those_of_mlx_lm_alone_and_a_killed_stage_ends_the_othe
             if event.report.state == peer_pb2.WORKER_STATE_FAILED:
                 assert event.report.peer_lost
                 break
-        assert time.monotonic() - killed < 5
+        assert time.monotonic() - killed < STEP_DEADLINE_SECONDS / 2, "by its end, not by the deadline"

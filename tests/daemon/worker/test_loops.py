@@ -324,16 +324,16 @@ def test_a_stage_that_waits_for_another_one_answers_pings() -> None:
     def wait() -> None:
         with pings.waiting():
             entered.set()
-            leave.wait(10)
+            leave.wait(60)
 
     thread = threading.Thread(target=wait)
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(60)
     assert answered == [1]
     pings.ask(lane_pb2.PingWorker(nonce=2))
     assert (answered, len(woken)) == ([1, 2], 1)
     leave.set()
-    thread.join(10)
+    thread.join(60)
     pings.ask(lane_pb2.PingWorker(nonce=3))
     assert (answered, len(woken)) == ([1, 2], 2)
     pings.answer_all()

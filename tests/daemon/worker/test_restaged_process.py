@@ -17,7 +17,7 @@ pytestmark = pytest.mark.process
 
 LAYERS = 4
 PROMPT = [(7 * i * i + 3) % 300 + 4 for i in range(20)]
-DEADLINE_SECONDS = 50.0
+DEADLINE_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,8 @@ async def test_a_process_serves_stage_after_stage_and_keeps_what_it_holds(
             assert head.kept_bytes == 0, "it held the other end"
             assert await mesh.tokens("swapped") == expected
 
-            os.kill(other.pid or 0, signal.SIGKILL)
+            assert other.pid is not None
+            os.kill(other.pid, signal.SIGKILL)
             report = await last_report(one)
             assert (report.state, report.peer_lost) == (peer_pb2.WORKER_STATE_FAILED, True)
             assert one.resting

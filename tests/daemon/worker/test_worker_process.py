@@ -12,6 +12,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import pytest
 
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.process
 
 LAYERS = 4
 PROMPT = [(7 * i * i + 3) % 300 + 4 for i in range(20)]
-DEADLINE_SECONDS = 40.0
+DEADLINE_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan(
-    paths: Sequence[Path], cuts: Sequence[int], *, deadline_seconds: float = 20
+    paths: Sequence[Path], cuts: Sequence[int], *, deadline_seconds: float = 60
 ) -> list[lane_pb2.StartStage]:
     return local_plan(
         paths,
@@ -106,66 +108,94 @@ async def final_report(worker: Worker) -> peer_pb2.WorkerReport:
     return talk.final
 
 
-async def generate(starts: Sequence[lane_pb2.StartStage]) -> dict[str, list[int]]:
+class Epochs:
+    """Workers that take up one plan after another; a context manager that ends them."""
+
+    def __init__(self) -> None:
+        self._seq = 0
+        self._all: list[WorkerProcess] = []
+        self.workers: list[WorkerProcess] = []
+        """Those of the plan, head first."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for worker in self._all:
+            await worker.stop(5)
+
+    async def serve(self, starts: Sequence[lane_pb2.StartStage]) -> list[peer_pb2.WorkerReport]:
+        """Ends the plan before, brings this one to READY; what each of its workers reports then."""
+        async with asyncio.TaskGroup() as group:
+            for worker in self.workers:
+                group.create_task(worker.retire(60))
+        for worker in self.workers:
+            async for _ in worker.events():
+                pass
+        self._seq += 1
+        for start in starts:
+            start.epoch.seq = self._seq
+        self._all += [WorkerProcess() for _ in starts[len(self._all) :]]
+        self.workers = self._all[: len(starts)]
+        for worker, start in zip(self.workers, starts, strict=True):
+            await (worker.restart(start) if worker.resting else worker.start(start))
+        peers = peers_of(starts, [await reached(w, peer_pb2.WORKER_STATE_LOADED) for w in self.workers])
+        peers.epoch.CopyFrom(starts[0].epoch)
+        for worker in self.workers:
+            await worker.set_peers(peers)
+        return [await reached(worker, peer_pb2.WORKER_STATE_READY) for worker in self.workers]
+
+
+async def generate(epochs: Epochs, starts: Sequence[lane_pb2.StartStage]) -> dict[str, list[int]]:
     """Three requests at once, of which two sample, on two slots."""
-    async with running_plan(starts) as workers:
-        for name, seed in (("greedy", None), ("seed-1", 1), ("seed-2", 2)):
-            await workers[0].submit(request(starts, name, 12, seed=seed))
-        talk = Talk(workers[0])
-        await talk.until(ends=3)
-        assert set(talk.ends.values()) == {"FINISH_REASON_LENGTH"}
-        return dict(talk.tokens)
+    await epochs.serve(starts)
+    head = epochs.workers[0]
+    for name, seed in (("greedy", None), ("seed-1", 1), ("seed-2", 2)):
+        await head.submit(request(starts, name, 12, seed=seed))
+    talk = Talk(head)
+    await talk.until(ends=3)
+    assert set(talk.ends.values()) == {"FINISH_REASON_LENGTH"}
+    return dict(talk.tokens)
 
 
 async def test_cuts_and_company_change_no_token(folder: Path) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        alone = await generate(plan([folder], []))
-        cut = await generate(plan([folder, folder], [1]))
+    async with asyncio.timeout(DEADLINE_SECONDS), Epochs() as epochs:
+        alone = await generate(epochs, plan([folder], []))
+        cut = await generate(epochs, plan([folder, folder], [1]))
         apart = plan([folder, folder], [1])
         apart[1].host_id = "another machine"
-        over_tcp = await generate(apart)
+        over_tcp = await generate(epochs, apart)
     assert alone == cut == over_tcp
     assert {len(tokens) for tokens in cut.values()} == {12}
     assert len({tuple(tokens) for tokens in cut.values()}) == 3
 
 
-@pytest.mark.parametrize(
-    ("hosts", "transport", "provider", "reason"),
-    [
-        (["a", "a", "a"], "auto", "shm", "same machine"),
-        (["a", "b", "c"], "auto", "tcp", "not shm: they are on different machines"),
-        (["a", "a", "a"], "tcp", "tcp", "asked for"),
-    ],
-)
-async def test_links_are_chosen_for_each_pair_and_told_with_what_they_do(
-    folder: Path, hosts: list[str], transport: str, provider: str, reason: str
-) -> None:
-    starts = plan([folder] * 3, [1, 2])
-    for start, host in zip(starts, hosts, strict=True):
-        start.host_id = host
-        start.deployment.transport = transport
-        start.deployment.link_buffers.CopyFrom(
-            types_pb2.LinkBuffers(num_buffers=2, frame_bytes=4096, buffer_sizes=2)
-        )
-    workers = [WorkerProcess() for _ in starts]
-    try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            for worker, start in zip(workers, starts, strict=True):
-                await worker.start(start)
-            peers = peers_of(starts, [await reached(w, peer_pb2.WORKER_STATE_LOADED) for w in workers])
-            for worker in workers:
-                await worker.set_peers(peers)
-            reports = [await reached(worker, peer_pb2.WORKER_STATE_READY) for worker in workers]
-            for index, report in enumerate(reports):
+LINKS = [
+    (["a", "a", "a"], "auto", "shm", "same machine"),
+    (["a", "b", "c"], "auto", "tcp", "not shm: they are on different machines"),
+    (["a", "a", "a"], "tcp", "tcp", "asked for"),
+]
+
+
+async def test_links_are_chosen_for_each_pair_and_told_with_what_they_do(folder: Path) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS), Epochs() as epochs:
+        for hosts, transport, provider, reason in LINKS:
+            starts = plan([folder] * 3, [1, 2])
+            for start, host in zip(starts, hosts, strict=True):
+                start.host_id = host
+                start.deployment.transport = transport
+                start.deployment.link_buffers.CopyFrom(
+                    types_pb2.LinkBuffers(num_buffers=2, frame_bytes=4096, buffer_sizes=2)
+                )
+            for index, report in enumerate(await epochs.serve(starts)):
                 assert [link.peer_stage for link in report.links] == [i for i in range(3) if i != index]
                 for link in report.links:
                     assert (link.provider, link.reason) == (provider, reason)
                     assert link.latency_us > 0
                     assert link.gb_per_s > 0
                     assert link.pool_bytes > 0
-    finally:
-        for worker in workers:
-            await worker.stop(5)
 
 
 async def test_requests_are_refused_cancelled_and_stopped(folder: Path) -> None:
@@ -193,12 +223,13 @@ async def test_requests_are_refused_cancelled_and_stopped(folder: Path) -> None:
         first = talk.tokens["long"].index(stopping.stop_token_ids[0])
         assert talk.tokens["stopping"] == talk.tokens["long"][: first + 1]
         pid = worker.pid
+        assert pid is not None
         await worker.stop(10)
         await talk.until()
         assert talk.final is not None
         assert talk.final.state == peer_pb2.WORKER_STATE_STOPPED
         with pytest.raises(ProcessLookupError):
-            os.kill(pid or 0, 0)
+            os.kill(pid, 0)
 
 
 async def test_killed_stage_fails_the_plan_at_once_and_the_other_rests(folder: Path) -> None:
@@ -207,8 +238,9 @@ async def test_killed_stage_fails_the_plan_at_once_and_the_other_rests(folder: P
         await workers[0].submit(request(starts, "r", 1900))
         talk = Talk(workers[0])
         await talk.until(tokens=("r", 3))
-        os.kill(workers[1].pid or 0, signal.SIGKILL)
-        async with asyncio.timeout(5):
+        assert workers[1].pid is not None
+        os.kill(workers[1].pid, signal.SIGKILL)
+        async with asyncio.timeout(30):  # by its end, not by the deadline of a step
             await talk.until()
         assert talk.ends == {"r": "WORKER_FAILED"}
         assert talk.final is not None
@@ -224,23 +256,24 @@ async def test_killed_stage_fails_the_plan_at_once_and_the_other_rests(folder: P
 
 
 async def test_silent_stage_fails_the_plan_at_the_step_deadline(folder: Path) -> None:
-    starts = plan([folder, folder], [2], deadline_seconds=1.0)
+    starts = plan([folder, folder], [2], deadline_seconds=2.0)
     # As of a machine that is frozen whole: the daemon of the silent stage does not end it either.
     starts[1].step_deadline_seconds = 60
     async with asyncio.timeout(DEADLINE_SECONDS), running_plan(starts) as workers:
         await workers[0].submit(request(starts, "r", 1900))
         talk = Talk(workers[0])
         await talk.until(tokens=("r", 3))
-        pid = workers[1].pid or 0
+        pid = workers[1].pid
+        assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         try:
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(20):  # before any other deadline
                 await talk.until()
         finally:
             os.kill(pid, signal.SIGCONT)
         assert talk.final is not None
         assert talk.final.state == peer_pb2.WORKER_STATE_FAILED
-        assert "overdue" in talk.final.error or "longer than 1 s" in talk.final.error
+        assert "overdue" in talk.final.error or "longer than 2 s" in talk.final.error
         assert talk.final.peer_lost
 
 
@@ -335,7 +368,7 @@ def wait_for_end_of(pid: int) -> bool:
     try:
         import select  # noqa: PLC0415  beside its only use
 
-        return bool(select.select([pidfd], [], [], 10)[0])
+        return bool(select.select([pidfd], [], [], 60)[0])
     finally:
         os.close(pidfd)
 
@@ -407,7 +440,7 @@ def test_worker_ends_when_the_connection_closes_before_or_after_the_first_comman
             )
             theirs.close()
             ours.sendall(first)
-        assert process.wait(20) == 2
+        assert process.wait(60) == 2
 
 
 def test_worker_without_a_socket_says_who_starts_it() -> None:
@@ -416,7 +449,7 @@ def test_worker_without_a_socket_says_who_starts_it() -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 2

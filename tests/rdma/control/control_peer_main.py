@@ -38,7 +38,7 @@ async def run(folder: Path, address: str) -> None:
         events=ControlEvents(lambda _rank, _message: None, lambda _rank, _reason: ended.set(), print),
         options=ControlOptions(ping_interval_seconds=0.1),
     )
-    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         await lane.bind("127.0.0.1", group)
         await lane.connect(0, address)
         await lane.send(0, b"hello from a process")

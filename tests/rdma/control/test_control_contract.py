@@ -1,7 +1,6 @@
 """The contract of `ControlLane`, in memory and over TLS sockets."""
 
 import asyncio
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -87,8 +86,7 @@ def fill(lane: ControlLane) -> int:
 
 async def test_a_full_queue_refuses_at_once_or_waits_for_room(fabric: Fabric) -> None:
     # Within one turn of the loop the other side cannot read.
-    options = dataclasses.replace(QUICK, delivery_deadline_seconds=5.0, silence_deadline_seconds=5.0)
-    async with pair(fabric, options) as (first, second):
+    async with pair(fabric) as (first, second):
         sent = fill(first.lane)
         assert 2 <= sent < 20
         await first.lane.send(1, b"waited" * 100_000)

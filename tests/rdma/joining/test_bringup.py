@@ -123,7 +123,7 @@ def test_a_unix_socket_that_cannot_be_reached_leads_to_tcp_with_the_reason_on_bo
         outcomes = in_threads(
             [
                 lambda: connect(made[0], 0, seen, provider="shm", timeout_seconds=0.5),
-                lambda: connect(made[1], 1, seen, provider="shm", timeout_seconds=3),
+                lambda: connect(made[1], 1, seen, provider="shm", timeout_seconds=30),
             ]
         )
         assert isinstance(outcomes[1], LocalProviderError)
@@ -206,14 +206,20 @@ def strange_connections(listener: Listener) -> list[socket.socket]:
 def test_strangers_do_no_harm_and_are_told_of(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accepting, "STRANGER_SECONDS", 0.2)
     told: list[str] = []
+    all_told = threading.Event()
+
+    def tell(reason: str) -> None:
+        told.append(reason)
+        if len(told) == 6:
+            all_told.set()
+
     with listeners(2) as made:
-        made[0].on_stranger = told.append
+        made[0].on_stranger = tell
         strangers = strange_connections(made[0])
         endpoints = endpoints_of(made)
-        late = threading.Event()
 
         def rank_one() -> object:
-            assert not late.wait(0.4)
+            assert all_told.wait(50)
             return connect(made[1], 1, endpoints, provider=provider)
 
         outcomes = in_threads([lambda: connect(made[0], 0, endpoints, provider=provider), rank_one])
@@ -251,7 +257,7 @@ def test_who_holds_another_key_is_no_member(provider: str) -> None:
         endpoints = endpoints_of(made)
         outcomes = in_threads(
             [
-                lambda: connect(made[0], 0, endpoints, provider=provider, timeout_seconds=0.5),
+                lambda: connect(made[0], 0, endpoints, provider=provider, timeout_seconds=1.5),
                 lambda: connect(made[1], 1, endpoints, provider=provider, key=b"x" * 32),
             ]
         )
@@ -269,7 +275,7 @@ def test_another_epoch_is_told_apart_and_the_older_one_waits_for_nobody() -> Non
         endpoints = endpoints_of(made)
         outcomes = in_threads(
             [
-                lambda: connect(made[0], 0, endpoints, timeout_seconds=0.6, epoch=(1, 5, 0)),
+                lambda: connect(made[0], 0, endpoints, timeout_seconds=1.5, epoch=(1, 5, 0)),
                 lambda: connect(made[1], 1, endpoints, provider="auto", epoch=EPOCH),
             ]
         )
@@ -326,15 +332,15 @@ def test_a_dialler_that_never_had_to_wait_still_says_that_it_is_ready(
 
     def dial() -> object:
         hurried.yes = True
-        return connect(made[1], 1, endpoints, provider="shm", timeout_seconds=5)
+        return connect(made[1], 1, endpoints, provider="shm", timeout_seconds=40)
 
     with listeners(2) as made:
         endpoints = endpoints_of(made)
         began = time.monotonic()
         outcomes = in_threads(
-            [lambda: connect(made[0], 0, endpoints, provider="shm", timeout_seconds=10), dial]
+            [lambda: connect(made[0], 0, endpoints, provider="shm", timeout_seconds=50), dial]
         )
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 30
         check_pair(connected(outcomes[0])[1], connected(outcomes[1])[0])
         close_links(outcomes)
 
@@ -362,12 +368,12 @@ def test_a_second_process_of_a_rank_is_turned_away_and_the_first_stays(
         twin_endpoints = [endpoints[0], made[3].endpoint, endpoints[2]]
 
         def twin() -> object:
-            assert first_in.wait(10)
+            assert first_in.wait(60)
             return connect(made[3], 1, twin_endpoints, provider="tcp")
 
         def late_rank() -> object:
             # The group waits for rank 2, so that the twin finds it still connecting.
-            assert turned_away.wait(10)
+            assert turned_away.wait(60)
             return connect(made[2], 2, endpoints, provider="tcp")
 
         outcomes = in_threads(
@@ -390,9 +396,9 @@ def test_a_wrong_rank_is_a_mismatch() -> None:
         endpoints = endpoints_of(made)
         outcomes = in_threads(
             [
-                lambda: connect(made[0], 0, endpoints, timeout_seconds=0.5),
+                lambda: connect(made[0], 0, endpoints, timeout_seconds=1.5),
                 # It takes the other for rank 1 of three.
-                lambda: connect(made[1], 2, [endpoints[0], endpoints[0], endpoints[1]], timeout_seconds=3),
+                lambda: connect(made[1], 2, [endpoints[0], endpoints[0], endpoints[1]], timeout_seconds=30),
             ]
         )
         assert isinstance(outcomes[0], RemoteMismatchError)
@@ -408,7 +414,7 @@ def test_a_peer_that_is_gone_is_an_error_at_once() -> None:
         with pytest.raises(RemotePeerLostError, match="rank 0 is gone") as raised:
             connect(made[1], 1, endpoints, provider="tcp")
         assert raised.value.peer == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
 
 
 def test_whoever_gives_up_tells_the_others_why() -> None:

@@ -25,7 +25,7 @@ from macmesh_rdma.messages.ring_port import CAPACITY_BYTES, RingPort, create_rin
 from macmesh_rdma.messages.stream_port import StreamPort
 
 Pair = tuple[MessagePort, MessagePort]
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 120.0
 STUCK_BYTES = HIGH_WATER_BYTES + 1024 * 1024
 """More than what a side that takes nothing holds before it stops reading."""
 

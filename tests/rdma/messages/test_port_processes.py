@@ -20,7 +20,7 @@ from macmesh_rdma.messages.port import HIGH_WATER_BYTES, MessagePort
 from macmesh_rdma.shared_memory import create_shared_memory
 
 ROLE_MAIN = Path(__file__).parent / "port_role_main.py"
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 120.0
 STUCK_BYTES = HIGH_WATER_BYTES + 1024 * 1024
 
 process = pytest.mark.process
@@ -214,7 +214,7 @@ def run_limited(script: str, *command: str) -> subprocess.CompletedProcess[str]:
         [*command, sys.executable, "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
 

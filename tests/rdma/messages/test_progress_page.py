@@ -91,6 +91,6 @@ def test_what_is_no_page_is_refused() -> None:
 @pytest.mark.process
 def test_another_process_writes_and_its_words_stay(reader: ProgressReader) -> None:
     command = [sys.executable, "-c", CHILD, str(reader.descriptor)]
-    subprocess.run(command, pass_fds=(reader.descriptor,), check=True, timeout=30)
+    subprocess.run(command, pass_fds=(reader.descriptor,), check=True, timeout=120)
     reader.give_up_descriptor()
     assert reader.read() == Reading(sequence=2, activity=Activity.STEP, step=7, layer=3)

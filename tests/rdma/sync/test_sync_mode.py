@@ -183,7 +183,7 @@ def test_what_the_daemon_imports_brings_no_mlx() -> None:
         "macmesh_rdma.testing.memory_control; "
         "sys.exit(any(name.split('.')[0] == 'mlx' for name in sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 
 
 @pytest.mark.process

@@ -90,7 +90,7 @@ class Context:
             },
             epoch=(1, 2, 4 + color),
             name=f"test part {color}",
-            timeout_seconds=10,
+            timeout_seconds=60,
             spin_us=20,
         )
         self.new_groups.append(group)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 type_of_link = Literal["tcp", "unix", "shm"]
 HERE = Path(__file__).parent
+DEADLINE_SECONDS = 60.0
+"""Of every operation, where a test names no other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +152,7 @@ class RankProcess:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()  # also where it is stopped
-            self.process.wait(5)
+            self.process.wait(60)
 
 
 class Pool:
@@ -182,7 +184,7 @@ class Ranks:
         size: int,
         provider: type_of_link = "unix",
         *,
-        timeout_seconds: float = 10.0,
+        timeout_seconds: float = DEADLINE_SECONDS,
         epochs: list[tuple[int, int, int]] | None = None,
         links_per_lane: int = 1,
         shm_bytes: int = 0,
@@ -221,7 +223,7 @@ class Ranks:
         """Starts a function of `cases.py` in one rank."""
         self.connections[rank].send_bytes(pickle.dumps((function, arguments)))
 
-    def finish(self, rank: int, timeout_seconds: float = 30.0) -> Any:
+    def finish(self, rank: int, timeout_seconds: float = 2 * DEADLINE_SECONDS) -> Any:
         """What the function that was begun returned, or a `RankError`."""
         if not self.connections[rank].poll(timeout_seconds):
             raise TimeoutError(f"rank {rank} did not answer within {timeout_seconds} s")
