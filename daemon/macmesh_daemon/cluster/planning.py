@@ -1,9 +1,9 @@
 """When a new plan is made, and its way into the document: compute, PREPARE, store."""
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from .attempt import Attempt, Means, Refusal
 from .effects import ComputePlan, TransportFailure
 from .flaps import HoldDown
 from .messages import (
@@ -29,50 +29,8 @@ if TYPE_CHECKING:
     from .rollout import Rollout
     from .view import ServingState
 
-Means = frozenset[tuple[str, NodeFacts | None]]
-"""What a plan can be made of: the members that may be used and their machines."""
-
 Wiring = frozenset[tuple[str, str]]
 """Which members are not known to be dead, and what each told of its RDMA devices."""
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One try at a plan.
-
-    Attributes:
-        request_id: Of its ComputePlan.
-        wanted: What it is for.
-        since: When its present phase began.
-        phase: "computing", "preparing" (asking for promises) or "storing" (promised by all its members).
-        plan: Once computed.
-        promised: Members that have promised it.
-        busy_until: Members that are being asked, and until when.
-        is_last_resort: Nothing serves and nothing fitted without the nodes that come and go: they are taken, too.
-        is_optional: The plan that runs would do; the one found is taken only where it pays.
-        read_ahead_seconds: As in PrepareRequest: the plan that runs serves meanwhile.
-    """
-
-    request_id: int
-    wanted: WantedModel
-    means: Means
-    since: float
-    phase: Literal["computing", "preparing", "storing"] = "computing"
-    plan: Plan | None = None
-    promised: set[str] = field(default_factory=set)
-    busy_until: dict[str, float] = field(default_factory=dict)
-    is_last_resort: bool = False
-    is_optional: bool = False
-    read_ahead_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    wanted: WantedModel
-    means: Means
-    at: float
-    reason: str
-    refusal_json: str
 
 
 class PlanMaker:
@@ -86,8 +44,8 @@ class PlanMaker:
         self._context = context
         self._coordinator = coordinator
         self._rollout = rollout
-        self._attempt: _Attempt | None = None
-        self._refusal: _Refusal | None = None
+        self._attempt: Attempt | None = None
+        self._refusal: Refusal | None = None
         self._excluded_until: dict[str, float] = {}
         self._wish_since: float | None = None
         self._hold_down = HoldDown(context.settings)
@@ -273,7 +231,7 @@ class PlanMaker:
             return
         request_id = self._context.next_request_id()
         read_ahead_seconds = self._context.settings.read_ahead_seconds if is_serving else 0.0
-        self._attempt = _Attempt(
+        self._attempt = Attempt(
             request_id,
             wanted,
             means,
@@ -293,7 +251,7 @@ class PlanMaker:
         plan = self._coordinator.document.plan
         self._context.emit(ComputePlan(request_id, wanted, members, plan, self.failures_to_heed()))
 
-    def _may_ask_again(self, refusal: _Refusal, means: Means, *, is_serving: bool) -> bool:
+    def _may_ask_again(self, refusal: Refusal, means: Means, *, is_serving: bool) -> bool:
         """Whether the planner is asked again after it refused.
 
         Where nothing is served, a node that is back ends the wait at once: nothing can be interrupted for nothing.
@@ -373,12 +331,12 @@ class PlanMaker:
             and not self._rollout.failures.is_quarantined(member.node_id, digest, now)
         )
 
-    def _computing(self, request_id: int) -> _Attempt | None:
+    def _computing(self, request_id: int) -> Attempt | None:
         attempt = self._attempt
         is_it = attempt is not None and attempt.phase == "computing" and attempt.request_id == request_id
         return attempt if is_it else None
 
-    def _pursue(self, attempt: _Attempt) -> None:
+    def _pursue(self, attempt: Attempt) -> None:
         """Collect promises."""
         if attempt.plan is None:
             return
@@ -410,18 +368,18 @@ class PlanMaker:
     def _exclude(self, node_id: str) -> None:
         self._excluded_until[node_id] = self._context.now + self._context.settings.nack_exclude_seconds
 
-    def _keep(self, attempt: _Attempt, reason: str) -> None:
+    def _keep(self, attempt: Attempt, reason: str) -> None:
         """Stay with the plan that runs."""
         self._attempt = None
         self.rebalance.kept(_capacity(attempt.means), reason)
         self._context.announce("plan kept", reason=reason)
 
-    def _refuse(self, attempt: _Attempt, reason: str, refusal_json: str) -> None:
+    def _refuse(self, attempt: Attempt, reason: str, refusal_json: str) -> None:
         if attempt.is_optional:
             self._keep(attempt, f"no other plan was found: {reason}")
             return
         self._attempt = None
-        self._refusal = _Refusal(attempt.wanted, attempt.means, self._context.now, reason, refusal_json)
+        self._refusal = Refusal(attempt.wanted, attempt.means, self._context.now, reason, refusal_json)
         self._context.announce("plan refused", reason=reason)
         self._coordinator.changes.refuse(
             attempt.wanted, reason, "no plan can be made for the model", refusal_json

@@ -135,7 +135,7 @@ class PeerService(CorePeerService, WeightsService):
                 has_cluster=request.has_cluster,
             )
         )
-        return self._node.hello_response()
+        return self._node.introduction.answer()
 
     async def ProfileModel(
         self, request: peer_pb2.ProfileModelRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from macmesh.v1 import peer_pb2
 from macmesh_daemon.api.access_service import AccessService
 from macmesh_daemon.api.cluster_service import ClusterService
 from macmesh_daemon.api.inference_service import InferenceService
@@ -29,15 +28,15 @@ from macmesh_daemon.logs import get_logger
 from macmesh_daemon.node.bulletin import Bulletin, BulletinBoard
 from macmesh_daemon.node.candidates import CandidateDialer
 from macmesh_daemon.node.changes import ChangeDesk
-from macmesh_daemon.node.codec import to_proto
 from macmesh_daemon.node.drills import Drills
 from macmesh_daemon.node.driver import CoreDriver
 from macmesh_daemon.node.head_schedule import HeadSchedule
 from macmesh_daemon.node.interruptions import watch_interruptions
+from macmesh_daemon.node.introduction import Introduction
 from macmesh_daemon.node.listening import Doors, lanes_host
 from macmesh_daemon.node.live_credentials import LiveCredentials
 from macmesh_daemon.node.own_addresses import OwnAddresses
-from macmesh_daemon.node.peer_service import PROTOCOL_VERSION, PeerService
+from macmesh_daemon.node.peer_service import PeerService
 from macmesh_daemon.node.peers import PeerPool
 from macmesh_daemon.node.planning import Planning
 from macmesh_daemon.node.rdma_watch import RdmaWatch, system_reader
@@ -149,6 +148,14 @@ class Node:
             tasks=tasks,
         )
         denied.read = lambda: self.driver.view
+        self.introduction = Introduction(
+            node_id=self.node_id,
+            cluster_prefix=credentials.current.cluster_prefix,
+            start=start,
+            facts=lambda: self._facts,
+            addresses=lambda: self.addresses.current,
+            view=lambda: self.driver.view,
+        )
         self.library = Library(
             ModelStore(config.resolved_weights_folder()),
             lambda: config.models_folders,
@@ -216,7 +223,7 @@ class Node:
             credentials=credentials,
             peers=self.peers,
             clock=self.clock,
-            hello=self._hello_request,
+            hello=self.introduction.hello,
             notify=self._verified,
             is_denied=denied,
             tasks=tasks,
@@ -245,7 +252,7 @@ class Node:
 
     async def serve(self) -> None:
         """Open the doors, look for peers and drive the core until cancelled."""
-        for member in self._known_members():
+        for member in self.introduction.known_members():
             self.peers.learn(*member)
         self.doors.serve(
             PeerService(self),
@@ -332,53 +339,14 @@ class Node:
         self._sources.remember(event.node_id, event.addresses)
         self.driver.notify(event)
 
-    def hello_response(self) -> peer_pb2.HelloResponse:
-        """Who this node is."""
-        view = self.driver.view
-        return peer_pb2.HelloResponse(
-            protocol_version=PROTOCOL_VERSION,
-            incarnation=self._start.incarnation,
-            boot_nonce=self._start.boot_nonce,
-            addresses=self.addresses.current,
-            facts=to_proto(self._facts),
-            coordinator_node_id=view.coordinator_node_id,
-            has_cluster=view.stored_document is not None,
-        )
-
-    def _hello_request(self, discovery: str) -> peer_pb2.HelloRequest:
-        return peer_pb2.HelloRequest(
-            protocol_version=PROTOCOL_VERSION,
-            cluster=self.cluster_prefix,
-            incarnation=self._start.incarnation,
-            boot_nonce=self._start.boot_nonce,
-            addresses=self.addresses.current,
-            facts=to_proto(self._facts),
-            discovery=discovery,
-            has_cluster=self.driver.view.stored_document is not None,
-        )
-
-    def _known_members(self) -> list[tuple[str, tuple[str, ...]]]:
-        document = self.driver.view.stored_document
-        members = document.members if document else ()
-        return [(m.node_id, m.addresses) for m in members if m.node_id != self.node_id and m.addresses]
-
     def _moved(self) -> None:
         """This machine has other addresses: tell the core, the network and every node that is known."""
-        self.driver.notify(
-            CandidateVerified(
-                node_id=self.node_id,
-                addresses=self.addresses.current,
-                facts=self._facts,
-                boot_nonce=self._start.boot_nonce,
-                discovery="self",
-                has_cluster=self.driver.view.stored_document is not None,
-            )
-        )
+        self.driver.notify(self.introduction.to_itself())
         self._sources.refresh()
         self._greet_everybody()
 
     def _greet_everybody(self) -> None:
-        self._dialer.greet_again([node_id for node_id, _ in self._known_members()])
+        self._dialer.greet_again([node_id for node_id, _ in self.introduction.known_members()])
 
     def _looked(self, found: Interruption | None) -> None:
         """Four times a second: what the node's own watch saw."""
