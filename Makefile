@@ -73,8 +73,11 @@ proto: setup ## generate the protobuf and gRPC code
 proto-check: setup
 	$(BIN)/python proto/generate.py --check
 
-unit: setup ## unit and process tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+# Many tests wait: for a time to pass, or for a process.
+UNIT_JOBS ?= 3
+
+unit: setup ## unit and process tests: UNIT_JOBS=3
+	$(BIN)/python -m pytest -n $(UNIT_JOBS) --dist worksteal
 
 native: setup ## the native tests of the transport
 	$(call native_tests,native,)
