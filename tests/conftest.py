@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from summary import TITLES
+from support.transformers import leave_transformers_out
 
 _BYTECODE = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
@@ -16,6 +17,8 @@ _BYTECODE = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 # Wall time says nothing on a machine that does other things too: a late example is no failure.
 settings.register_profile("macmesh", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("macmesh")
+
+leave_transformers_out()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from macmesh_daemon.engine.profile import profile_folder
+from macmesh_daemon.engine.profile import profile_folder, profile_model
+from macmesh_daemon.engine.profile_build import build
+from macmesh_daemon.engine.profile_trace import layers_of
 from macmesh_daemon.models.folder import read_folder
-from macmesh_placement import ModelProfile
+from macmesh_placement import ModelProfile, Scratch
 
 _DENSE: dict[str, Any] = {
     "hidden_size": 32,
@@ -130,3 +132,11 @@ def profiled(folder: Path) -> ModelProfile:
     if opened.digest not in _PROFILES:
         _PROFILES[opened.digest] = profile_folder(opened).to_json_text()
     return replace(ModelProfile.from_json_text(_PROFILES[opened.digest]), model_id=opened.model_id)
+
+
+def costs_of(folder: Path) -> ModelProfile:
+    """The folder's profile without what takes longest to trace: the scratch of prefill and the shards."""
+    opened = read_folder(folder, require_weights=False)
+    model = build(opened)
+    without = profile_model(model, opened, (), [Scratch()] * len(layers_of(model)))
+    return ModelProfile.from_json_text(without.to_json_text())

@@ -5,7 +5,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -67,15 +66,13 @@ def open_all(size: int, kernels: HostKernels, **more: Any) -> list[CudaGraphLane
     return made
 
 
-def names() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("macmesh-*")} if Path("/dev/shm").is_dir() else set()  # noqa: S108  where the system has them
-
-
 @pytest.mark.parametrize("size", [2, 3])
-def test_a_payload_goes_round_the_ranks_and_no_name_is_left(size: int, kernels: HostKernels) -> None:
-    before = names()
+def test_a_payload_goes_round_the_ranks_and_no_name_is_left(
+    size: int, kernels: HostKernels, names: Any
+) -> None:
     lanes = open_all(size, kernels)
-    assert names() <= before
+    assert names.made
+    assert not names.left()
     value = mx.array([1.5, 2.5], mx.float32)
     for rank, lane in enumerate(lanes):
         following = (rank + 1) % size
@@ -148,13 +145,15 @@ def test_after_one_failure_a_rank_sends_nothing_on(kernels: HostKernels) -> None
         json.dumps({"name": "/macmesh-0", "payload_bytes": 64, "buffers": 10**9}).encode(),
     ],
 )
-def test_a_neighbour_that_tells_nonsense_of_its_memory_is_refused(told: bytes, kernels: HostKernels) -> None:
-    before = names()
+def test_a_neighbour_that_tells_nonsense_of_its_memory_is_refused(
+    told: bytes, kernels: HostKernels, names: Any
+) -> None:
     hosts = memory_host_lanes(2)
     hosts[1].send_message(0, told, 5)
     with pytest.raises(RemoteMismatchError):
         open_lane(hosts[0], 0, 2, kernels)
-    assert names() <= before
+    assert names.made
+    assert not names.left()
 
 
 def test_named_memory_is_opened_by_its_name_and_size_alone() -> None:

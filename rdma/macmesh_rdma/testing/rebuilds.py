@@ -9,6 +9,7 @@ must have held after the first ones.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -83,6 +84,7 @@ def drill(count: int, *, seed: int = 0, kill_every: int = KILL_EVERY) -> Drill:
     Raises:
         RuntimeError: a round did not go as it should; says which and what each process said.
     """
+    names = _names()
     rng = random.Random(seed)  # noqa: S311  a drill that can be repeated, no secret
     began = time.monotonic()
     before: Holdings | None = None
@@ -123,9 +125,22 @@ def drill(count: int, *, seed: int = 0, kill_every: int = KILL_EVERY) -> Drill:
             process.end()
     if before is None or last is None:
         raise RuntimeError("a drill has at least one round")
+    return Drill(count, killed, time.monotonic() - began, slowest, before, last, len(_names_left(names)))
+
+
+def _names() -> set[str]:
     shm = Path("/dev/shm")  # noqa: S108  only looked at
-    names = [p for p in shm.iterdir() if p.name.startswith("macmesh-")] if shm.is_dir() else []
-    return Drill(count, killed, time.monotonic() - began, slowest, before, last, len(names))
+    return {path.name for path in shm.glob("macmesh-*")} if shm.is_dir() else set()
+
+
+def _names_left(before: set[str]) -> set[str]:
+    """Names that are new, and not in the hands of something else that runs on this machine."""
+    names = _names() - before
+    for maps in Path("/proc").glob("[0-9]*/maps") if names else ():
+        with contextlib.suppress(OSError):
+            mapped = maps.read_text()
+            names = {name for name in names if name not in mapped}
+    return names & _names()
 
 
 class _Process:

@@ -76,7 +76,7 @@ TEST(the_deadline_names_who_is_waited_for_and_costs_no_cpu) {
   CHECK_TEXT(outcome.status.text().find("ranks 1, 2") != std::string::npos, outcome.status.text());
   CHECK(outcome.peer == -1);
   CHECK(seconds_since(start) >= 0.3);
-  CHECK(cpu_seconds() - cpu < 0.05);
+  CHECK(cpu_seconds() - cpu < 0.15);
 }
 
 TEST(the_deadline_holds_while_bytes_trickle) {
@@ -94,7 +94,7 @@ TEST(the_deadline_holds_while_bytes_trickle) {
   auto start = Clock::now();
   auto outcome = exchange.run(Deadline::after(0.2));
   CHECK(outcome.status.code() == Code::kTimeout && outcome.peer == 1);
-  CHECK(seconds_since(start) < 5);
+  CHECK(seconds_since(start) < 10);
   over = true;
   trickle.join();
 }
@@ -113,7 +113,7 @@ TEST(the_stopper_ends_spinning_and_blocking_waits) {
     exchange.receive(ends.a, kBytes, got);
     auto start = Clock::now();
     CHECK(exchange.run(Deadline::after(30)).status.code() == Code::kAborted);
-    CHECK(seconds_since(start) < 5);
+    CHECK(seconds_since(start) < 10);
     other.join();
   }
 }

@@ -178,13 +178,13 @@ TEST(a_wait_without_a_deadline_costs_nothing_and_ends_with_the_group) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
       const double before = cpu_seconds();
       std::this_thread::sleep_for(std::chrono::milliseconds(150));
-      CHECK_TEXT(cpu_seconds() - before < 0.05, std::to_string(cpu_seconds() - before));
+      CHECK_TEXT(cpu_seconds() - before < 0.1, std::to_string(cpu_seconds() - before));
       if (end == 0) {
         // A second thread in the same direction is refused and harms nobody; the other direction is free.
-        auto refused = error_of([&] { (void)ranks[0].host_receive_message(1, 1); });
+        auto refused = error_of([&] { (void)ranks[0].host_receive_message(1, 10); });
         CHECK_TEXT(has(refused, "another thread"), refused);
-        ranks[0].host_send_message(1, pattern(4, 4), 1);
-        CHECK(ranks[1].host_receive_message(0, 1) == pattern(4, 4));
+        ranks[0].host_send_message(1, pattern(4, 4), 10);
+        CHECK(ranks[1].host_receive_message(0, 10) == pattern(4, 4));
         ranks[0].abort("enough");
       } else if (end == 1) {
         ranks[1].close();
@@ -202,7 +202,7 @@ TEST(a_deadline_is_the_calls_own) {
   auto start = Clock::now();
   auto error = error_of([&] { (void)ranks[0].host_receive_message(1, 0.1); });
   CHECK_TEXT(has(error, "0.1 s") && has(error, "rank 1"), error);
-  CHECK(milliseconds_since(start) >= 100 && milliseconds_since(start) < 2000);
+  CHECK(milliseconds_since(start) >= 100 && milliseconds_since(start) < 10000);
   CHECK(ranks[0].failure().status.code() == Code::kTimeout && ranks[0].failure().peer == 1);
 }
 

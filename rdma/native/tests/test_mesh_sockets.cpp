@@ -194,7 +194,7 @@ TEST(a_connection_that_is_ended_in_one_direction_is_a_loss_at_once) {
   ranks.right->receive(0, floats(4), out(x));
   auto start = Clock::now();
   auto error = error_of([&] { ranks.left->receive(1, floats(4), out(x)); });
-  CHECK(milliseconds_since(start) < 5000);
+  CHECK(milliseconds_since(start) < 10000);
   CHECK_TEXT(has(error, "rank 1 has gone") && has(error, "closed the connection"), error);
   error = error_of([&] { ranks.right->receive(0, floats(4), out(x)); });
   CHECK_TEXT(has(error, "rank 0 gave up"), error);

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
+import mlx_lm
 import numpy as np
 import pytest
 from mlx import nn
 from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm import load
 from mlx_lm.generate import generate_step
 from mlx_lm.models import qwen3
 
@@ -20,13 +20,15 @@ from macmesh_daemon.engine.demo_tokenizer import chat_text
 from macmesh_daemon.engine.demo_trainer import Qwen3Trainer
 from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.models.tokenizer import ModelTokenizer
+from support.transformers import bring_transformers_in
 
 MEGABYTE = 1_000_000
 
 
 def answer(question: str, tokens: int) -> str:
     """What unmodified mlx-lm says, greedily."""
-    model, tokenizer = load(str(demo_model_folder()))[:2]
+    bring_transformers_in()
+    model, tokenizer = mlx_lm.load(str(demo_model_folder()))[:2]
     messages = [{"role": "user", "content": question}]
     prompt = cast("Any", tokenizer).apply_chat_template(messages, add_generation_prompt=True)
     ids: list[int] = []
@@ -154,7 +156,8 @@ def test_the_command_makes_a_folder(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout)["size_bytes"] < 3 * MEGABYTE
-    load(str(tmp_path / "model"))
+    bring_transformers_in()
+    mlx_lm.load(str(tmp_path / "model"))
 
 
 def test_the_folder_is_found_without_mlx() -> None:

@@ -11,7 +11,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 
 import zoo
-from daemon.tiny_models import CONFIGS, profiled, write_config
+from daemon.tiny_models import CONFIGS, costs_of, profiled, write_config
 from macmesh_daemon.engine.anatomy import examine
 from macmesh_daemon.engine.cache_members import members
 from macmesh_daemon.engine.payload import bytes_per_token
@@ -58,9 +58,9 @@ FEW = ("llama", "minimax", "qwen3_next", "gemma3_text")
 
 @pytest.mark.parametrize("name", FEW)
 def test_predicted_weights_equal_the_loaded_parameters(name: str, tmp_path: Path) -> None:
-    from_config = profiled(write_config(tmp_path / "m", name))
+    from_config = costs_of(write_config(tmp_path / "m", name))
     save_weights(tmp_path / "m", shards=2)
-    from_headers = profiled(tmp_path / "m")
+    from_headers = costs_of(tmp_path / "m")
     loaded: Any
     loaded, _ = load_model(tmp_path / "m")
     assert from_config.total_weight_bytes == from_headers.total_weight_bytes == own_bytes(loaded)
@@ -82,7 +82,7 @@ def test_predicted_cache_bytes_equal_the_real_ones(name: str, tmp_path: Path) ->
     # The CPU multiplies experts in float32 only.
     dtype = "float32" if name in {"qwen3_moe", "minimax", "deepseek_v3", "qwen3_next"} else "bfloat16"
     folder = write_config(tmp_path / "m", name, torch_dtype=dtype)
-    profile = profiled(folder)
+    profile = costs_of(folder)
     pieces = [piece for layer in profile.layers for piece in layer.caches]
     model: Any = build(read_folder(folder, require_weights=False))
     for steps in HISTORIES:
@@ -112,7 +112,7 @@ def _assert_predicted(piece: CachePiece, cache: Any, steps: tuple[int, ...]) -> 
 
 
 def test_the_ledger_charges_the_real_cache_bytes(tmp_path: Path) -> None:
-    profile = profiled(write_config(tmp_path / "m", "qwen3"))
+    profile = costs_of(write_config(tmp_path / "m", "qwen3"))
     demand = StageDemand(context_tokens=700, slots=3, prefill_chunk_tokens=64, reserves=Reserves())
     ledger = stage_ledger(profile, demand, first_layer=1, end_layer=3, usable_bytes=0, fused_attention=True)
     assert ledger.cache_bytes == 3 * 2 * 768 * (2 * 2 * 64 * 2)
@@ -121,7 +121,7 @@ def test_the_ledger_charges_the_real_cache_bytes(tmp_path: Path) -> None:
 def test_a_head_that_the_weights_lack_is_tied(tmp_path: Path) -> None:
     folder = write_config(tmp_path / "m", "gemma3_text")
     save_weights(folder, without=("lm_head.weight",))
-    profile = profiled(folder)
+    profile = costs_of(folder)
     assert (profile.tied, profile.head_bytes) == (True, 0)
     assert profile.tail_bytes == profile.norm_bytes + profile.embedding_bytes
 
@@ -136,13 +136,13 @@ def test_a_head_that_the_weights_lack_is_tied(tmp_path: Path) -> None:
     ],
 )
 def test_cache_kinds_are_recognised(name: str, kinds: set[str], tmp_path: Path) -> None:
-    profile = profiled(write_config(tmp_path / "m", name))
+    profile = costs_of(write_config(tmp_path / "m", name))
     assert {piece.kind for layer in profile.layers for piece in layer.caches} == kinds
     assert all(layer.caches for layer in profile.layers)
 
 
 def test_only_the_chosen_experts_are_active(tmp_path: Path) -> None:
-    profile = profiled(write_config(tmp_path / "m", "qwen3_moe"))
+    profile = costs_of(write_config(tmp_path / "m", "qwen3_moe"))
     dense, sparse = profile.layers[0], profile.layers[1]
     assert dense.active_weight_bytes == dense.weight_bytes
     experts = 8 * 3 * 32 * 16 * 2
@@ -151,16 +151,16 @@ def test_only_the_chosen_experts_are_active(tmp_path: Path) -> None:
 
 
 def test_attention_facts_follow_the_traced_call(tmp_path: Path) -> None:
-    qwen3 = profiled(write_config(tmp_path / "a", "qwen3")).layers[0].attention
+    qwen3 = costs_of(write_config(tmp_path / "a", "qwen3")).layers[0].attention
     assert qwen3 is not None
     assert (qwen3.query_heads, qwen3.fused, qwen3.traced) == (4, True, False)
-    latent = profiled(write_config(tmp_path / "b", "deepseek_v3")).layers[0].attention
+    latent = costs_of(write_config(tmp_path / "b", "deepseek_v3")).layers[0].attention
     assert latent is not None
     assert (latent.fused, latent.traced) == (False, True)
-    sliding = profiled(write_config(tmp_path / "c", "gemma3_text")).layers[0].attention
+    sliding = costs_of(write_config(tmp_path / "c", "gemma3_text")).layers[0].attention
     assert sliding is not None
     assert sliding.window_tokens == 24
-    assert profiled(write_config(tmp_path / "d", "mamba2")).layers[0].attention is None
+    assert costs_of(write_config(tmp_path / "d", "mamba2")).layers[0].attention is None
 
 
 def test_quantised_models_count_packed_weights_scales_and_exceptions(tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ def test_a_trillion_parameters_are_profiled_like_a_thousand(tmp_path: Path) -> N
 
 
 def test_the_reason_against_a_cut_follows_the_config(tmp_path: Path) -> None:
-    moe = profiled(zoo.write_config(tmp_path / "a", "gemma4_moe"))
-    shared = profiled(zoo.write_config(tmp_path / "b", "gemma4"))
+    moe = costs_of(zoo.write_config(tmp_path / "a", "gemma4_moe"))
+    shared = costs_of(zoo.write_config(tmp_path / "b", "gemma4"))
     assert (moe.cut_points, moe.cut_reason) == ((1, 2, 3, 4, 5), "")
     assert shared.cut_points == (1, 2, 3, 4)
     assert shared.cut_reason == (
@@ -255,9 +255,9 @@ def test_layers_called_part_by_part_are_watched(tmp_path: Path) -> None:
 
 
 def test_where_a_model_may_be_cut(tmp_path: Path) -> None:
-    assert profiled(write_config(tmp_path / "a", "llama")).cut_points == (1, 2, 3)
+    assert costs_of(write_config(tmp_path / "a", "llama")).cut_points == (1, 2, 3)
     looped = write_config(tmp_path / "b", "llama", model_type="nanbeige", head_dim=8, num_loops=2)
-    profile = profiled(looped)
+    profile = costs_of(looped)
     assert profile.cut_points == ()
     assert "more than once" in profile.cut_reason
 

@@ -6,8 +6,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from daemon.tiny_models import profiled
-from macmesh_daemon.engine.profile import profile_folder
+from daemon.tiny_models import costs_of, profiled
 from macmesh_daemon.engine.profile_build import build
 from macmesh_daemon.engine.profile_scratch import scratch_of_layers
 from macmesh_daemon.engine.stage import load_stage
@@ -51,8 +50,8 @@ def test_latent_attention_expands_the_keys_of_the_whole_context(tmp_path: Path) 
     ],
 )
 def test_the_formulas_hold_at_other_lengths(name: str, kernels: bool, tmp_path: Path) -> None:
-    folder = read_folder(write_config(tmp_path, name, torch_dtype="bfloat16"), require_weights=False)
-    profile, model = profile_folder(folder), build(folder)
+    write_config(tmp_path, name, torch_dtype="bfloat16")
+    profile, model = costs_of(tmp_path), build(read_folder(tmp_path, require_weights=False))
     windows = [layer.attention.window_tokens if layer.attention else None for layer in profile.layers]
     scratches = scratch_of_layers(model, windows, lambda _q, _v: kernels)
     for tokens, history in ((300, 1500), (768, 700)):

@@ -142,7 +142,7 @@ def test_a_crowd_stays_within_little_room(seed: int) -> None:
     ]
     traits = AnyCaches(trim_below_tokens=(None, None, 9, 0)[seed // 3 % 4])
     pipeline = Pipeline(limits, costs, budget, traits)
-    for index in range(60):
+    for index in range(45):
         # Conversations that go on from what was told before, and prompts with the same beginning.
         earlier = (
             rng.choice(list(pipeline.requests.values())) if pipeline.requests and rng.random() < 0.6 else None

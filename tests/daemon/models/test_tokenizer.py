@@ -12,6 +12,7 @@ from macmesh_daemon.models.tokenizer_errors import (
     LocalTokenizerError,
     RemoteMessagesError,
 )
+from support.transformers import bring_transformers_in
 from tokenizer_files import write_sentencepiece_like
 
 TEXTS = [
@@ -49,9 +50,7 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 
 def reference(folder: Path) -> Any:
-    from transformers import AutoTokenizer  # noqa: PLC0415  slow to import
-
-    return AutoTokenizer.from_pretrained(str(folder))
+    return bring_transformers_in().AutoTokenizer.from_pretrained(str(folder))
 
 
 def test_demo_ids_equal_those_of_transformers(folder: Path) -> None:
@@ -123,6 +122,7 @@ def test_unknown_end_token_is_an_error(folder: Path) -> None:
 
 
 def test_end_tokens_equal_those_of_mlx_lm(folder: Path) -> None:
+    bring_transformers_in()
     from mlx_lm.utils import load_config, load_tokenizer  # noqa: PLC0415  slow to import
 
     config = load_config(folder)

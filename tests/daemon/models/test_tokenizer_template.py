@@ -6,6 +6,7 @@ import pytest
 
 from macmesh_daemon.models.chat_template import ChatTemplate
 from macmesh_daemon.models.tokenizer_errors import LocalChatTemplateError, RemoteMessagesError
+from support.transformers import bring_transformers_in
 
 MESSAGES: list[dict[str, Any]] = [
     {"role": "user", "content": "<hi> & 'you'"},
@@ -49,6 +50,7 @@ USUAL = [
     "variables", [{}, {"tools": [{"name": "é", "x": [1, None]}], "enable_thinking": True}]
 )
 def test_usual_templates_render_as_in_transformers(source: str, variables: dict[str, Any]) -> None:
+    bring_transformers_in()
     from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415  slow to import
 
     expected = render_jinja_template(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -170,8 +171,7 @@ def test_memory_that_the_receiver_refuses_leads_to_tcp(monkeypatch: pytest.Monke
         close_links(outcomes)
 
 
-def test_shared_memory_of_a_peer_is_checked() -> None:
-    before = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()  # noqa: S108, PTH208  listed only
+def test_shared_memory_of_a_peer_is_checked(names: Any) -> None:
     memory = create_shared_memory(5000)
     try:
         check_shared_memory(memory, 5000)
@@ -182,8 +182,8 @@ def test_shared_memory_of_a_peer_is_checked() -> None:
             check_shared_memory(memory, 5000)
     finally:
         os.close(memory)
-    after = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()  # noqa: S108, PTH208  listed only
-    assert not {name for name in after - before if name.startswith("macmesh")}
+    assert len(names.made) == 1
+    assert not names.left()
 
 
 def strange_connections(listener: Listener) -> list[socket.socket]:
