@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from macmesh import ClusterStatus
 
 NODES, STAGES, STREAMS, TOKENS = 5, 3, 6, 120
-STREAM_DEADLINE_SECONDS = 120.0
+#: A stream that gets neither a token nor its end for so long hangs: a request that waits in vain fails after 120 s.
+SILENCE_SECONDS = 130.0
 CALM_DEADLINE_SECONDS = 90.0
 STEP_DEADLINE_SECONDS = 2.0
 
@@ -48,7 +49,7 @@ class Tally:
         streams: That ended with all their tokens.
         tokens: That came in these.
         wrong: Streams with tokens lost, doubled or changed; what was wrong.
-        hung: Streams that did not end within their deadline.
+        hung: Streams that got nothing any more, not even an error.
         failed: Streams that ended with an error: the reasons.
         pauses: The longest wait of each stream.
         changes: How often each was made.
@@ -74,6 +75,8 @@ class Soak:
         self._expected: dict[str, Whole] = {}
         self.tally = Tally()
         self._over = False
+        #: Of each client, the newest.
+        self._running: dict[int, Stream] = {}
         self.held: list[dict[str, tuple[float, int]]] = []
 
     async def run(self, changes: int) -> None:
@@ -90,7 +93,7 @@ class Soak:
                 credentials = await issue_client(founder.socket_path, "user", order)
                 name = list(SAMPLINGS)[index % len(SAMPLINGS)]
                 client = AsyncClient(credentials=credentials)
-                tasks.create_task(self._streams(client, name), name=f"client {index}")
+                tasks.create_task(self._streams(index, client, name), name=f"client {index}")
             try:
                 await waited(5.0)
                 self.held.append(self._holdings())
@@ -101,17 +104,15 @@ class Soak:
             finally:
                 self._over = True
 
-    async def _streams(self, client: AsyncClient, sampling: str) -> None:
+    async def _streams(self, number: int, client: AsyncClient, sampling: str) -> None:
         async with client:
             while not self._over:
-                stream = Stream(sampling, TOKENS)
+                stream = self._running[number] = Stream(sampling, TOKENS)
                 began = now()
                 try:
-                    async with asyncio.timeout(STREAM_DEADLINE_SECONDS):
-                        await stream.run(client)
-                except TimeoutError:
-                    self.tally.hung += 1
-                    continue
+                    if not await self._ends(stream, client):
+                        self.tally.hung += 1
+                        continue
                 except MacmeshError as error:
                     self.tally.failed.append(f"{error.reason}: {error}")
                     continue
@@ -120,6 +121,22 @@ class Soak:
                 self.tally.streams += 1
                 self.tally.tokens += len(stream.token_ids)
                 self.tally.pauses.append(stream.pause_around(began)[0])
+
+    @staticmethod
+    async def _ends(stream: Stream, client: AsyncClient) -> bool:
+        """Run a stream to its end; False where it hangs."""
+        task = asyncio.create_task(stream.run(client), name=f"stream {stream.sampling}")
+        try:
+            while True:
+                count = len(stream.arrivals)
+                done, _ = await asyncio.wait({task}, timeout=SILENCE_SECONDS)
+                if done:
+                    await task
+                    return True
+                if len(stream.arrivals) == count:
+                    return False
+        finally:
+            task.cancel()
 
     async def _change(self, number: int, changes: int) -> None:
         kinds: dict[str, Callable[[], Awaitable[None]]] = {
@@ -136,6 +153,7 @@ class Soak:
         began = now()
         await kinds[kind]()
         await self._calm()
+        await self._flowing()
         self.tally.changes[kind] += 1
         self.tally.calm.setdefault(kind, []).append(now() - began)
         sys.stderr.write(
@@ -146,6 +164,17 @@ class Soak:
         """Every node alive, and the model served."""
         leader = await self._cluster.formed(CALM_DEADLINE_SECONDS)
         return await self._cluster.serving(leader, CALM_DEADLINE_SECONDS)
+
+    async def _flowing(self) -> None:
+        """Every stream goes on: a request under which four plans end without a token is rightly given up."""
+        since, running = now(), dict(self._running)
+
+        async def moved() -> bool | None:
+            still = [stream for number, stream in running.items() if self._running[number] is stream]
+            waiting = [s for s in still if not s.arrivals or s.arrivals[-1] < since]
+            return None if waiting else True
+
+        await eventually(moved, "every stream has a token again", CALM_DEADLINE_SECONDS)
 
     async def _roles(self) -> tuple[Node, list[Node], list[Node]]:
         """The coordinator, those that hold stages, and those that hold none."""
