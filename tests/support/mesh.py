@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Self
 
 from macmesh import AsyncClient, ClusterEvent, Timeouts
 from macmesh_daemon.config import Config
-from macmesh_daemon.demo.nodes import free_ports
 from macmesh_daemon.demo.sizing import demo_link_settings
 from macmesh_daemon.eventlog.checks import check
 from macmesh_daemon.eventlog.reader import FOLDER_NAME, read_logs
@@ -25,6 +24,7 @@ from macmesh_daemon.models.demo import demo_model_folder
 from macmesh_daemon.models.profiler import profile_model
 from macmesh_daemon.node.runtime import run_node
 from macmesh_daemon.supervisor.testing import FakeWorker
+from support.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,7 +10,6 @@ import grpc
 import pytest
 
 from macmesh_daemon.cluster import messages as msg
-from macmesh_daemon.demo.nodes import free_ports
 from macmesh_daemon.identity import init_cluster, load_credentials, provision_node
 from macmesh_daemon.node import own_addresses
 from macmesh_daemon.node.errors import RemoteCallFailed
@@ -20,6 +19,7 @@ from macmesh_daemon.node.peers import MAX_ADDRESSES, PeerPool
 from macmesh_daemon.node.tls import server_credentials, server_options
 from macmesh_daemon.node.transport import GrpcTransport
 from support.mesh import Mesh
+from support.ports import free_ports
 from support.stand_ins import serve_core, stand_in_credentials
 from support.virtual_loop import LoopClock, run_virtual
 

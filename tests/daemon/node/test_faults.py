@@ -13,7 +13,6 @@ import pytest
 from macmesh import MacmeshError, Waiting
 from macmesh.reasons import Reason
 from macmesh.v1 import peer_pb2, peer_pb2_grpc
-from macmesh_daemon.demo.nodes import free_ports
 from macmesh_daemon.files import LocalFolderInUseError
 from macmesh_daemon.identity import init_cluster, load_credentials
 from macmesh_daemon.models.demo import demo_model_folder
@@ -23,6 +22,7 @@ from macmesh_daemon.node.tls import open_channel
 from macmesh_daemon.supervisor.testing import FakeWorker
 from support import models
 from support.mesh import Mesh
+from support.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
