@@ -275,7 +275,7 @@ struct SendWr {
   std::uint32_t send_flags;
   std::uint32_t imm_data;
   // What only other operations than a send use: a library may read it, so it is there and zero.
-  std::uint64_t unused[10];
+  std::uint64_t unused[11];
 };
 
 struct RecvWr {
