@@ -88,7 +88,7 @@ void fill(Segment& segment, const Plan& plan, std::uint64_t bytes, std::uint64_t
   segment.epoch_ns = machine_now();
   segment.settings = plan.settings;
   segment.blocks_count = segment.free_blocks = blocks;
-  for (std::uint32_t i = 0; i < blocks; ++i) segment.block_next[i] = i + 1 < blocks ? i + 1 : kNone;
+  for (std::uint32_t i = 0; i < blocks; ++i) segment.block_next()[i] = i + 1 < blocks ? i + 1 : kNone;
   segment.free_block = blocks > 0 ? 0 : kNone;
   for (std::uint32_t i = 0; i < kMostMessages; ++i) segment.messages[i].next = i + 1 < kMostMessages ? i + 1 : kNone;
   make_lock(segment.lock);

@@ -128,7 +128,9 @@ struct Segment {
   QueuePairRecord queue_pairs[kMostQueuePairs];
   RegionRecord regions[kMostRegions];
   Message messages[kMostMessages];
-  std::uint32_t block_next[];
+
+  // Which block follows each: behind this struct, one per block.
+  std::uint32_t* block_next() { return reinterpret_cast<std::uint32_t*>(this + 1); }
 };
 
 // A mapped segment.
