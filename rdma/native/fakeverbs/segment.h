@@ -90,6 +90,7 @@ struct Message {
   bool reliable;
   bool torn;
   bool fails;
+  std::uint8_t not_ready_retries;  // that its sender allows; 7: for ever
   MessageState state;
   std::uint32_t refusal;  // completion status
   std::uint32_t bytes;
