@@ -120,7 +120,8 @@ EXPORT int macmesh_fakeverbs_create(const char* name, const char* plan, char* an
 
 EXPORT int macmesh_fakeverbs_remove(const char* name, char* answer, std::size_t room) {
   return answering(answer, room, [&] {
-    const std::string path = *name == '/' ? name : "/" + std::string(name);
+    std::string path = *name == '/' ? "" : "/";
+    path += name;
     if (::shm_unlink(path.c_str()) != 0) {
       throw std::system_error(errno, std::generic_category(), "fake verbs: removing the segment " + path);
     }

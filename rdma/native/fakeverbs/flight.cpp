@@ -363,9 +363,11 @@ void abandon(Mapped& mapped, std::uint32_t index) {
 
 void turn_away(Mapped& mapped, QueuePairRecord& record) {
   Segment& segment = mapped.segment();
-  const std::uint64_t at = fabric_now(segment) + segment.settings.retry_ns;
+  const std::uint64_t now = fabric_now(segment);
   while (record.inbox_first != kNone) {
-    answer(mapped, take_first(segment, record), MessageState::kRefused, abi::kRetriesExceeded, at);
+    const std::uint32_t index = take_first(segment, record);
+    const std::uint64_t at = std::max(now, segment.messages[index].arrives_at) + segment.settings.retry_ns;
+    answer(mapped, index, MessageState::kRefused, abi::kRetriesExceeded, at);
   }
 }
 

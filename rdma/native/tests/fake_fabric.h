@@ -7,8 +7,9 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <memory>
+#include <span>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -69,10 +70,12 @@ class Fabric {
   }
 
   std::uint64_t counter(const std::string& key) {
-    const std::string all = "\n" + command("counters");
-    const auto at = all.find("\n" + key + "=");
-    CHECK_TEXT(at != std::string::npos, key);
-    return std::strtoull(all.c_str() + at + key.size() + 2, nullptr, 10);
+    std::istringstream lines(command("counters"));
+    for (std::string line; std::getline(lines, line);) {
+      const auto equals = line.find('=');
+      if (line.substr(0, equals) == key) return std::strtoull(line.c_str() + equals + 1, nullptr, 10);
+    }
+    check::failed(__FILE__, __LINE__, "no counter " + key);
   }
 
   std::unique_ptr<Device> open(const std::string& device, const DeviceOptions& options = {}) {
