@@ -251,7 +251,7 @@ TEST(ends_that_do_not_fit_are_refused_at_both) {
   refused(a, b, "one end wants unreliable");
   a = b = {};
   a.cables = 2;
-  refused(a, b, "2 cables");
+  refused(a, b, "cables to the peer");
   a = b = {};
   a.limits.max_queue_pairs = 1;
   refused(a, b, "1 queue pairs");

@@ -242,6 +242,7 @@ TEST(a_send_that_has_not_left_the_device_is_not_taken_for_lost) {
   simulation.sender.filled(opened.sequence, 0, WireKind::kData);
   SendWindow::Posting posting;
   CHECK(simulation.sender.next(posting));
+  CHECK(!simulation.sender.wants_probe(simulation.now, false));
   for (int i = 0; i < 5; ++i) {
     simulation.now += 1s;
     CHECK(simulation.sender.wants_probe(simulation.now, false));
@@ -259,6 +260,7 @@ TEST(a_frame_that_never_arrives_becomes_hopeless) {
   Clock::time_point now{};
   sender.filled(sender.open(1).sequence, 0, WireKind::kData);
   SendWindow::Posting posting;
+  CHECK(!sender.wants_probe(now, false));
   for (int i = 0; i < 3; ++i) {
     CHECK(sender.hopeless().empty() && sender.next(posting));
     sender.completed(0, 1, posting.queue_number, now);
