@@ -1,4 +1,4 @@
-"""For tests: lanes in memory, held to the contracts of the others, RDMA without devices, and a drill of rebuilding groups.
+"""For tests: lanes in memory held to the contracts of the others, RDMA without devices, a drill of rebuilding groups.
 
 * `memory_lane`: stages that run as threads of one process. Imports mlx.
 * `memory_control`: control lanes between ranks of one process.
