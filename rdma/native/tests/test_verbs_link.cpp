@@ -1,6 +1,7 @@
 // The link's protocol over queue pairs within this process: what it refuses, what it survives, and how it ends.
 #include <poll.h>
 
+#include <ctime>
 #include <random>
 #include <thread>
 
@@ -136,6 +137,33 @@ TEST(a_lost_message_arrives_while_its_sender_computes) {
   // Nobody calls the sender again.
   CHECK(receive(*pair.b, 0, 6144).ok());
   CHECK(pair.a->counts().retransmitted >= 1);
+}
+
+TEST(a_lost_last_report_keeps_nobody_awake) {
+  Wanted wanted = unreliable();
+  wanted.faults.events = false;
+  Joined pair = join(wanted);
+  CHECK(send(*pair.a, 0, 100).ok());
+  // What the receiver says when it has taken it is lost.
+  {
+    const std::lock_guard lock(pair.wires[0]->mutex);
+    pair.wires[0]->faults.loss = 1;
+  }
+  CHECK(receive(*pair.b, 0, 100).ok());
+  {
+    const std::lock_guard lock(pair.wires[0]->mutex);
+    pair.wires[0]->faults.loss = 0;
+  }
+  timespec before{};
+  timespec after{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
+  std::byte into{};
+  const Status status = receive_message(pair.a->receiver(), {&into, 1}, Deadline::after(0.3), 5.0);
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
+  CHECK(status.code() == Code::kTimeout);
+  const double used = static_cast<double>(after.tv_sec - before.tv_sec) +
+                      static_cast<double>(after.tv_nsec - before.tv_nsec) * 1e-9;
+  CHECK_TEXT(used < 0.1, std::to_string(used) + " seconds");
 }
 
 TEST(a_link_that_closes_leaves_nothing_behind) {
