@@ -82,7 +82,7 @@ class QueuePair {
   virtual Status connect(const Address& remote) = 0;
 
   // Of `bytes` at `offset` of the region. The id, below 2^63, comes back in the completion. kLocal where the queue is
-  // full (the caller counts, so it is a fault of the caller), the range is outside of the region, or the device refuses.
+  // full (whoever posts counts, so it is their fault), the range is outside of the region, or the device refuses.
   virtual Status post_send(std::uint64_t id, std::size_t offset, std::uint32_t bytes) = 0;
   virtual Status post_receive(std::uint64_t id, std::size_t offset, std::uint32_t bytes) = 0;
 
