@@ -5,23 +5,16 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <new>
 
-#include "core/copy.h"
 #include "core/pipe.h"
 #include "verbs/link_bytes.h"
 
 namespace mm::verbs {
 namespace {
 
-constexpr std::uint64_t kReportId = std::uint64_t{1} << 62;
-// For queue pairs to give back what was posted, all together.
+// For a cable's queue pairs to give back what was posted, all together.
 constexpr double kDrainSeconds = 0.5;
-// Rounds of silence from a cable whose peer answers, after which it is given up.
-constexpr std::uint32_t kMostFruitless = 6;
-// The service thread goes on ticking for a while, so that a stream of messages need not wake it each time.
-constexpr auto kWarm = std::chrono::seconds(1);
 
 }  // namespace
 
@@ -119,14 +112,8 @@ void Engine::close() {
   }
   if (thread_.joinable()) thread_.join();
   // Nothing is freed that the device may still use.
-  double left = kDrainSeconds;
   for (std::size_t i = 0; i < cables_.size(); ++i) {
-    if (!states_[i].alive) continue;
-    for (const auto& queue : cables_[i].queues) {
-      const auto start = Clock::now();
-      (void)queue->drain(left);
-      left = std::max(0.0, left - std::chrono::duration<double>(Clock::now() - start).count());
-    }
+    if (states_[i].alive) drain(cables_[i]);
   }
   cables_.clear();
   control_.shutdown();
@@ -145,6 +132,15 @@ void Engine::linger(std::unique_lock<std::mutex>& lock) {
       keep_warm();
     }
     changed_.wait_for(lock, std::chrono::milliseconds(2));
+  }
+}
+
+void Engine::drain(CableEnd& cable) {
+  double left = kDrainSeconds;
+  for (const auto& queue : cable.queues) {
+    const auto start = Clock::now();
+    (void)queue->drain(left);
+    left = std::max(0.0, left - std::chrono::duration<double>(Clock::now() - start).count());
   }
 }
 
@@ -279,361 +275,6 @@ void Engine::disarm(Side side) {
   Waker& waker = side == Side::kSend ? sender_ : receiver_;
   waker.asleep = false;
   waker.drain();
-}
-
-// --- What queue pairs say.
-
-void Engine::poll_queues() {
-  std::array<Completion, 32> done;
-  for (std::uint32_t cable = 0; cable < cables_.size(); ++cable) {
-    for (std::uint32_t k = 0; k < fit_.classes.size() && states_[cable].alive; ++k) {
-      QueuePair& queue = *cables_[cable].queues[k];
-      std::size_t count = 0;
-      do {
-        count = queue.poll(done);
-        for (std::size_t i = 0; i < count && states_[cable].alive; ++i) on_completion(cable, k, done[i]);
-      } while (count == done.size() && states_[cable].alive);
-      if (states_[cable].alive && !queue.failure().ok()) lose_cable(cable, queue.failure().text());
-    }
-  }
-}
-
-void Engine::on_completion(std::uint32_t cable, std::uint32_t queue, const Completion& completion) {
-  if (!completion.ok) {
-    lose_cable(cable, std::string(completion.receive ? "a receive" : "a send") + " completed with status " +
-                          std::to_string(completion.status));
-    return;
-  }
-  if (completion.receive) {
-    on_received(cable, queue, static_cast<std::uint32_t>(completion.id), completion.bytes);
-    return;
-  }
-  if ((completion.id & kReportId) != 0) {
-    states_[cable].report_buffers |= 1U << ((completion.id >> 32) & (kReportBuffers - 1));
-  }
-  send_.completed(cable, queue, static_cast<std::uint32_t>(completion.id), Clock::now());
-}
-
-void Engine::on_received(std::uint32_t cable, std::uint32_t queue, std::uint32_t slot, std::uint32_t bytes) {
-  const SizeClass& of = fit_.classes[queue];
-  const auto buffer = at(fit_.receive_offset(cable, queue, slot), of.bytes);
-  Prefix prefix;
-  if (bytes > of.bytes || !decode_prefix(buffer.first(bytes), prefix) || prefix.link != link_ ||
-      prefix.cable != cable || prefix.queue != queue || !receive_.numbered(cable, queue, prefix.queue_number)) {
-    ++counts_.broken;
-    receive_.broken();
-    repost(cable, queue, slot);
-    return;
-  }
-  send_.came(cable);
-  bool possible = send_.arrived_to(prefix.arrived_to);
-  for (std::uint32_t k = 0; k < fit_.classes.size(); ++k) possible &= send_.posted(cable, k, prefix.posted[k]);
-  bool keep = false;
-  if (prefix.kind == WireKind::kReport) {
-    Report report;
-    possible &= decode_report(buffer.subspan(kPayloadAt, prefix.payload_bytes), report) &&
-                send_.report(report, Clock::now());
-  } else {
-    switch (receive_.data(prefix.sequence, {cable, queue, slot, prefix.payload_bytes})) {
-      case ReceiveWindow::Verdict::kKept: keep = true; break;
-      case ReceiveWindow::Verdict::kRepeated:
-        ++counts_.repeated;
-        tell_now_ = true;
-        break;
-      case ReceiveWindow::Verdict::kImpossible: possible = false; break;
-    }
-  }
-  if (!keep) {
-    repost(cable, queue, slot);
-    receive_.reposted(cable, queue);
-  }
-  if (!possible) fail(Status(Code::kCorrupt, "the peer counts frames that cannot be, on " + cables_[cable].name));
-}
-
-void Engine::repost(std::uint32_t cable, std::uint32_t queue, std::uint32_t slot) {
-  if (!states_[cable].alive) return;
-  const Status posted = cables_[cable].queues[queue]->post_receive(slot, fit_.receive_offset(cable, queue, slot),
-                                                                   fit_.classes[queue].bytes);
-  if (!posted.ok()) lose_cable(cable, "a receive was refused: " + posted.text());
-}
-
-// --- What follows.
-
-void Engine::settle() {
-  SendWindow::Posting posting;
-  while (!over() && send_.next(posting)) transmit(posting);
-  if (!over() && !send_.hopeless().empty()) {
-    fail(Status(Code::kPeerLost, send_.hopeless() + ", although the peer lives: " + cables_[0].name));
-  }
-  if (!over() && receive_.gap()) {
-    report_by_control(0, false);
-  } else if (!over() && tell_now_ && !report_by_cable()) {
-    report_by_control(0, false);
-  }
-  tell_now_ = false;
-  if (!control_.failure().ok()) fail(control_.failure(), false);
-  if (control_.waits()) service_.ring();
-  if (sender_.asleep && can_go_on(Side::kSend)) sender_.ring();
-  if (receiver_.asleep && can_go_on(Side::kReceive)) receiver_.ring();
-}
-
-Prefix Engine::prefix(std::uint32_t cable, std::uint32_t queue, std::uint32_t queue_number) const {
-  Prefix prefix;
-  prefix.cable = static_cast<std::uint8_t>(cable);
-  prefix.queue = static_cast<std::uint8_t>(queue);
-  prefix.link = link_;
-  prefix.queue_number = queue_number;
-  prefix.arrived_to = receive_.arrived_to();
-  for (std::uint32_t k = 0; k < fit_.classes.size(); ++k) {
-    prefix.posted[k] = static_cast<std::uint32_t>(receive_.posted_at(cable, k));
-  }
-  return prefix;
-}
-
-void Engine::transmit(const SendWindow::Posting& posting) {
-  const std::uint32_t k = posting.size_class;
-  Prefix head = prefix(posting.cable, k, posting.queue_number);
-  head.kind = posting.kind;
-  head.payload_bytes = posting.payload_bytes;
-  head.sequence = posting.sequence;
-  const std::size_t offset = fit_.send_offset(k, posting.slot);
-  const std::uint32_t bytes = fit_.wire_bytes(k, posting.payload_bytes);
-  encode_prefix(head, at(offset, fit_.classes[k].bytes), bytes);
-  const Status posted = cables_[posting.cable].queues[k]->post_send(posting.queue_number, offset, bytes);
-  if (!posted.ok()) {
-    lose_cable(posting.cable, "a send was refused: " + posted.text());
-    return;
-  }
-  posted_one();
-}
-
-bool Engine::report_by_cable() {
-  for (std::uint32_t cable = 0; cable < cables_.size(); ++cable) {
-    CableState& state = states_[cable];
-    std::uint32_t queue_number = 0;
-    if (!state.alive || state.report_buffers == 0 || !send_.next_report(cable, queue_number)) continue;
-    const auto slot = static_cast<std::uint32_t>(std::countr_zero(state.report_buffers));
-    state.report_buffers &= ~(1U << slot);
-    const std::string bytes = encode_report(receive_.report());
-    Prefix head = prefix(cable, 0, queue_number);
-    head.kind = WireKind::kReport;
-    head.payload_bytes = static_cast<std::uint32_t>(bytes.size());
-    const std::size_t offset = fit_.report_offset(cable, slot);
-    const auto buffer = at(offset, fit_.classes[0].bytes);
-    const std::uint32_t wire_bytes = fit_.wire_bytes(0, bytes.size());
-    std::memcpy(buffer.data() + kPayloadAt, bytes.data(), bytes.size());
-    encode_prefix(head, buffer, wire_bytes);
-    const std::uint64_t id = kReportId | std::uint64_t{slot} << 32 | queue_number;
-    const Status posted = cables_[cable].queues[0]->post_send(id, offset, wire_bytes);
-    if (!posted.ok()) {
-      lose_cable(cable, "a send was refused: " + posted.text());
-      continue;
-    }
-    ++counts_.reports;
-    for (CableState& of : states_) std::fill(of.owed.begin(), of.owed.end(), 0);
-    posted_one();
-    return true;
-  }
-  return false;
-}
-
-void Engine::report_by_control(std::uint32_t answers, bool asleep) {
-  Report report = receive_.report();
-  report.answers = answers;
-  report.asleep = asleep;
-  control_.send(ControlKind::kReport, encode_report(report));
-  said_at_ = Clock::now();
-  for (CableState& of : states_) std::fill(of.owed.begin(), of.owed.end(), 0);
-}
-
-void Engine::posted_one() {
-  ++posts_since_wake_;
-  if (peer_asleep_) wake_peer();
-}
-
-void Engine::wake_peer() {
-  peer_asleep_ = false;
-  posts_since_wake_ = 0;
-  control_.send(ControlKind::kWake);
-  said_at_ = Clock::now();
-}
-
-void Engine::lose_cable(std::uint32_t cable, const std::string& why, bool tell) {
-  if (!states_[cable].alive) return;
-  states_[cable].alive = false;
-  double left = kDrainSeconds;
-  for (const auto& queue : cables_[cable].queues) {
-    const auto start = Clock::now();
-    (void)queue->drain(left);
-    left = std::max(0.0, left - std::chrono::duration<double>(Clock::now() - start).count());
-  }
-  send_.drop_cable(cable);
-  if (alive() > 0) {
-    if (tell) {
-      control_.send(ControlKind::kCableDown,
-                    ByteWriter().number(static_cast<std::uint8_t>(cable)).text(why).bytes());
-      said_at_ = Clock::now();
-    }
-    return;
-  }
-  // A peer that closed explains it better.
-  (void)control_.read();
-  ControlMessage message;
-  while (!over() && control_.next(message)) {
-    if (message.kind == ControlKind::kEnd) on_control(message);
-  }
-  if (!control_.failure().ok()) fail(control_.failure(), false);
-  fail(Status(Code::kPeerLost, "the last cable to the peer, " + cables_[cable].name + ", failed: " + why));
-}
-
-void Engine::fail(Status why, bool tell) {
-  if (over()) return;
-  if (tell) {
-    control_.send(ControlKind::kEnd,
-                  ByteWriter().number(static_cast<std::uint8_t>(why.code())).text(why.text()).bytes());
-  }
-  status_ = std::move(why);
-  if (sender_.asleep) sender_.ring();
-  if (receiver_.asleep) receiver_.ring();
-  service_.ring();
-  changed_.notify_all();
-}
-
-void Engine::keep_warm() {
-  if (warm_) return;
-  warm_ = true;
-  warm_since_ = Clock::now();
-  service_.ring();
-}
-
-// --- The service thread.
-
-void Engine::serve() {
-  std::unique_lock lock(mutex_);
-  const double idle_ms = settings_.silence_seconds * 1000.0 / 4.0;
-  while (!quit_) {
-    read_control();
-    if (!over()) tick(Clock::now());
-    settle();
-    changed_.notify_all();
-    if (quit_) break;
-    std::array<pollfd, 2> waits{{{service_.read_fd, POLLIN, 0}, {control_.descriptor(), POLLIN, 0}}};
-    if (control_.waits()) waits[1].events |= POLLOUT;
-    const bool ended = over();
-    const double ms = warm_ ? std::min(settings_.retransmit_ms, idle_ms) : idle_ms;
-    lock.unlock();
-    // Once the link is over, only `close` is waited for.
-    (void)::poll(waits.data(), ended ? 1 : 2, ended ? -1 : std::max(1, static_cast<int>(ms)));
-    lock.lock();
-    service_.drain();
-    control_.flush();
-  }
-}
-
-void Engine::read_control() {
-  if (over()) return;
-  const bool going = control_.read();
-  ControlMessage message;
-  while (!over() && control_.next(message)) {
-    heard_at_ = Clock::now();
-    on_control(message);
-  }
-  if (!going && !over()) {
-    poll_queues();  // what arrived before the end is still given
-    fail(control_.failure(), false);
-  }
-}
-
-void Engine::on_control(const ControlMessage& message) {
-  ByteReader in(message.view());
-  bool sound = true;
-  switch (message.kind) {
-    case ControlKind::kReport: {
-      Report report;
-      sound = decode_report(message.view(), report);
-      poll_queues();
-      if (over()) return;
-      sound = sound && send_.report(report, Clock::now());
-      if (!sound) break;
-      if (report.asleep) {
-        peer_asleep_ = true;
-        // Once for each post at most: what was lost is found by asking, and not by waking it again and again.
-        if (posts_since_wake_ > 0 && send_.unseen()) wake_peer();
-      }
-      if (report.answers == 0) break;
-      for (std::uint32_t cable = 0; cable < cables_.size() && !over(); ++cable) {
-        if (!states_[cable].alive || send_.fruitless(cable) == 0) continue;
-        if (!cables_[cable].device->port_active()) {
-          lose_cable(cable, "its port is down");
-        } else if (send_.fruitless(cable) >= kMostFruitless) {
-          lose_cable(cable, "it carries nothing, although the peer answers");
-        }
-      }
-      break;
-    }
-    case ControlKind::kProbe: {
-      const auto number = in.number<std::uint32_t>();
-      sound = in.complete();
-      poll_queues();
-      if (!over()) report_by_control(number, false);
-      break;
-    }
-    case ControlKind::kWake:
-      if (sender_.asleep) sender_.ring();
-      if (receiver_.asleep) receiver_.ring();
-      break;
-    case ControlKind::kAlive: break;
-    case ControlKind::kEchoed: echoed_ = true; break;
-    case ControlKind::kCableDown: {
-      const auto cable = in.number<std::uint8_t>();
-      const std::string why = in.text();
-      sound = in.complete() && cable < cables_.size();
-      if (!sound) break;
-      poll_queues();
-      lose_cable(cable, "the peer says: " + why, false);
-      break;
-    }
-    case ControlKind::kEnd: {
-      const auto code = in.number<std::uint8_t>();
-      const std::string why = in.text();
-      sound = in.complete();
-      poll_queues();
-      fail(Status(Code::kPeerLost, code == 0 ? why : "the peer gave up: " + why), false);
-      break;
-    }
-    default: sound = false;
-  }
-  if (!sound) {
-    fail(Status(Code::kCorrupt, "the peer sent a control message that cannot be, of kind " +
-                                    std::to_string(static_cast<int>(message.kind))));
-  }
-}
-
-void Engine::tick(Clock::time_point now) {
-  const std::chrono::duration<double> silent = now - heard_at_;
-  if (silent.count() > settings_.silence_seconds) {
-    poll_queues();
-    fail(Status(Code::kPeerLost, "the peer has said nothing for " + std::to_string(silent.count()) + " s"));
-    return;
-  }
-  if (std::chrono::duration<double>(now - said_at_).count() >= settings_.silence_seconds / 4.0) {
-    control_.send(ControlKind::kAlive);
-    said_at_ = now;
-  }
-  const bool owed = blocked_ || !send_.all_arrived();
-  if (owed) {
-    poll_queues();
-    settle();
-    if (over()) return;
-    warm_ = true;
-    warm_since_ = now;
-  } else if (warm_ && now - warm_since_ > kWarm) {
-    warm_ = false;
-  }
-  if (send_.wants_probe(now, blocked_)) {
-    control_.send(ControlKind::kProbe, ByteWriter().number(send_.probe(now)).bytes());
-    said_at_ = now;
-  }
 }
 
 }  // namespace mm::verbs

@@ -136,6 +136,7 @@ class Engine {
   void keep_warm();
   void linger(std::unique_lock<std::mutex>& lock);
   [[nodiscard]] std::size_t alive() const;
+  static void drain(CableEnd& cable);
 
   void serve();
 
