@@ -52,6 +52,7 @@ class DemoOptions:
         keep: Leave the folder with logs and state behind.
         timeout_seconds: For the whole demo.
         reference_folder: Folder that the reference reads; None takes the served one.
+        transport: What carries the arrays between the stages; "verbs" goes over stand-ins for RDMA devices.
     """
 
     nodes: int = 3
@@ -63,6 +64,7 @@ class DemoOptions:
     keep: bool = False
     timeout_seconds: float = 170.0
     reference_folder: Path | None = None
+    transport: str = "auto"
 
 
 @dataclass(slots=True)
@@ -291,7 +293,18 @@ async def _compare(
         reference_tokens_per_second=round(reference.decode_tokens_per_second, 1),
         usable_bytes=usable_bytes,
         votes=votes,
+        providers=_providers(status, options),
     )
+
+
+def _providers(status: ClusterStatus, options: DemoOptions) -> tuple[str, ...]:
+    """What carried the arrays, as every worker told it."""
+    found = tuple(sorted({link.provider for node in status.nodes for link in node.worker.links}))
+    if options.transport != "auto" and set(found) - {options.transport}:
+        raise RemoteDemoNodeError(
+            f"{options.transport} was asked for, and {', '.join(found)} carried the arrays"
+        )
+    return found
 
 
 def cut_at_end(token_ids: tuple[int, ...], end_ids: frozenset[int]) -> tuple[int, ...]:

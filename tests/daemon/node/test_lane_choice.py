@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from macmesh_daemon.node.planning import Planning
 
 GB = 10**9
-NO_FAILURES: dict[frozenset[str], str] = {}
+NO_FAILURES: dict[tuple[frozenset[str], str], str] = {}
 
 
 def mac(name: str, cables: str, *, host: str = "", build: str = "25C56", refused: str = "") -> Member:
@@ -109,12 +109,13 @@ def test_a_mesh_and_a_ring_are_taken_with_their_devices() -> None:
 def test_what_stands_in_the_way_is_the_reason_for_links_or_refuses(
     stages: list[Member], failure: str, told: str
 ) -> None:
-    links = choose_transport("auto", stages, failure)
+    failures = {"jaccl": failure} if failure else {}
+    links = choose_transport("auto", stages, failures)
     assert isinstance(links, TransportChoice)
     assert (links.transport, links.matrix) == ("auto", None)
     assert links.reason.startswith("not jaccl: ")
     assert told in links.reason
-    refused = choose_transport("jaccl", stages, failure)
+    refused = choose_transport("jaccl", stages, failures)
     assert isinstance(refused, Refusal)
     assert told in refused.message
 
@@ -137,11 +138,11 @@ def test_cables_become_links_and_a_charge() -> None:
     assert {(link.kind, link.latency_seconds * 1000, link.gb_per_s) for link in found.links} == {
         ("rdma", *LINK_DEFAULTS["rdma"])
     }
-    assert found.pool_bytes == jaccl_pool_bytes(3, 1)
+    assert found.jaccl_bytes == jaccl_pool_bytes(3, 1)
     double = [mac("a", "bb"), mac("b", "aa")]
-    assert rdma_links("jaccl", double, NO_FAILURES).pool_bytes == jaccl_pool_bytes(2, 2)
+    assert rdma_links("jaccl", double, NO_FAILURES).jaccl_bytes == jaccl_pool_bytes(2, 2)
     assert rdma_links("tcp", THREE, NO_FAILURES) == rdma_links("auto", TWO[:1], NO_FAILURES)
-    failed = rdma_links("auto", THREE, {frozenset("ab"): "it hung"})
+    failed = rdma_links("auto", THREE, {(frozenset("ab"), "jaccl"): "it hung"})
     assert [link.node_ids for link in failed.links] == [("a", "c"), ("b", "c")]
 
 
@@ -194,7 +195,9 @@ async def test_a_plan_over_several_macs_is_made_with_jaccl_and_charged_for_it(tm
         charged = {entry.name: entry.size_bytes for entry in stage.ledger.entries}
         assert charged["transport_pool"] == jaccl_pool_bytes(3, 1)
 
-    failed = [fx.TransportFailure(frozenset(pair), "rank 1 sent nothing") for pair in ("ab", "ac", "bc")]
+    failed = [
+        fx.TransportFailure(frozenset(pair), "rank 1 sent nothing", "jaccl") for pair in ("ab", "ac", "bc")
+    ]
     assert made.deployment.stages[0].node_id in failed[0].node_ids
     elsewhere = await bench.compute(THREE, failed[0])
     assert isinstance(elsewhere, ev.PlanComputed)

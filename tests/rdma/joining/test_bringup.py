@@ -45,7 +45,7 @@ from macmesh_rdma.joining.listener import Listener
 from macmesh_rdma.joining.plan import neighbours
 from macmesh_rdma.shared_memory import check_shared_memory, create_shared_memory
 
-PROVIDERS = ["shm", "tcp"]
+PROVIDERS = ["shm", "tcp", "verbs"]
 
 
 @pytest.fixture(autouse=True)
