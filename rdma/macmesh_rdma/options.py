@@ -99,10 +99,10 @@ class LinkOptions:
         return _PAGE_BYTES + slots + self.buffer_bytes
 
     def verbs_bytes(self, cables: int = 1) -> int:
-        """Bytes that a ``verbs`` link over so many cables registers, where its devices hold all that the options ask for.
+        """Bytes that a ``verbs`` link over so many cables registers, where its devices hold all that is asked for.
 
-        For each cable: the buffers to send from, as many to receive into, and a few small ones for reports (with several
-        cables one more of each size, for what a cable lost). Small frames have buffers of their own.
+        For each cable: the buffers to send from, as many to receive into, and a few small ones for reports (with
+        several cables one more of each size, for what a cable lost). Small frames have buffers of their own.
         """
         first = -(-self.frame_bytes // _VERBS_PAGE_BYTES) * _VERBS_PAGE_BYTES
         sizes = [first << number for number in range(self.buffer_sizes)]

@@ -315,7 +315,7 @@ class PlanMaker:
 
     @property
     def transport_failures(self) -> dict[tuple[frozenset[str], str], str]:
-        """Nodes between which a transport failed, that transport, and why; as long as no member and no device changes."""
+        """Why a transport failed, by nodes and transport; as long as no member and no device changes."""
         return dict(self._transport_failures)
 
     def _note_transport_failure(self, reason: str) -> None:

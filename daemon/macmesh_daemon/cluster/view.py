@@ -46,7 +46,7 @@ class ClusterView:
         kept_reason: Why the plan was not moved to nodes that are free; "" where none is, or nothing was found out.
         unserved_since: Since when, by the clock of whoever asks for the view, this node has known that what is
             wanted is not served; None where it is, nothing is wanted, or nobody keeps count.
-        transport_failures: Nodes between which a transport failed, that transport, and why; known to the coordinator only.
+        transport_failures: Why a transport failed, by nodes and transport; known to the coordinator only.
     """
 
     node_id: str

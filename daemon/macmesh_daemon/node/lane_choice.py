@@ -1,7 +1,7 @@
 """Which transport carries a plan, from what its nodes told of their RDMA devices. Pure.
 
-`auto` takes the first of `verbs` and `jaccl` that the cables, the quarantines and the failures so far allow, else the best
-link for each pair.
+`auto` takes the first of `verbs` and `jaccl` that the cables, the quarantines and the failures so far allow, else the
+best link for each pair.
 """
 
 from __future__ import annotations
@@ -162,19 +162,28 @@ def choose_transport(
             return TransportChoice(requested, "asked for")
         case "auto" if on_one_machine:
             return TransportChoice("auto", "all stages are on one machine")
-    why_not_verbs = ""
-    if requested in {"auto", "verbs"}:
-        own = _verbs(requested, stages, failures.get("verbs", ""), all_pairs=all_pairs)
-        if isinstance(own, TransportChoice):
-            return own
-        why_not_verbs = _named(own, names)
-        if requested == "verbs":
-            return _refusal(f"verbs was asked for and cannot be had: {why_not_verbs}")
-        # Where nobody has a verbs library there is nothing to tell of it.
-        if not any(rdma_of(member).verbs.is_told for member in stages):
-            why_not_verbs = ""
+    return _over_rdma(requested, stages, names, failures, all_pairs=all_pairs)
+
+
+def _over_rdma(
+    requested: str,
+    stages: Sequence[Member],
+    names: Sequence[str],
+    failures: Mapping[str, str],
+    *,
+    all_pairs: bool,
+) -> TransportChoice | Refusal:
+    if requested == "jaccl":
+        return _jaccl_or_links(requested, stages, names, failures.get("jaccl", ""))
+    own = _verbs(requested, stages, failures.get("verbs", ""), all_pairs=all_pairs)
+    if isinstance(own, TransportChoice):
+        return own
+    why_not_verbs = _named(own, names)
+    if requested == "verbs":
+        return _refusal(f"verbs was asked for and cannot be had: {why_not_verbs}")
     chosen = _jaccl_or_links(requested, stages, names, failures.get("jaccl", ""))
-    if isinstance(chosen, Refusal) or not why_not_verbs:
+    # Where nobody has a verbs library there is nothing to tell of it.
+    if isinstance(chosen, Refusal) or not any(rdma_of(member).verbs.is_told for member in stages):
         return chosen
     return replace(chosen, reason=f"{chosen.reason}; not verbs: {why_not_verbs}")
 

@@ -180,8 +180,8 @@ def reserves(
     """The ledger's terms that no profile knows.
 
     Which stages will be neighbours is not known yet: where any two of the nodes are on one machine, all links
-    are charged as shared memory, the dearest but for RDMA. Of that a stage is charged the direction that it sends on, for
-    the machine holds each once. Nor is it known which transport will be taken: the dearest that may be is charged.
+    are charged as shared memory, the dearest but for RDMA. Of that a stage is charged the direction that it sends on,
+    for the machine holds each once. Nor is it known which transport will be taken: the dearest that may be is charged.
 
     Args:
         runtime_reserve_bytes: As configured.

@@ -1,4 +1,4 @@
-"""What a worker does with RDMA devices, and what came of it: told to the daemon, which remembers. Imports mlx when used."""
+"""What a worker does with RDMA devices, and what came of it: told to the daemon, which remembers."""
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -68,7 +68,7 @@ class RdmaFacts:
     max_queue_pairs: int = 0
     max_memory_regions: int = 0
     refused: str = ""
-    verbs: VerbsFacts = VerbsFacts()
+    verbs: VerbsFacts = dataclasses.field(default_factory=VerbsFacts)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""

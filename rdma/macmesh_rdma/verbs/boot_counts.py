@@ -5,6 +5,7 @@ bound. The file is JSON: ``{"version": 1, "boot_id": ..., "setups": ..., "queue_
 ...}``; that of another boot counts nothing, and so does one that cannot be read.
 """
 
+import asyncio
 import dataclasses
 import json
 import sys
@@ -70,6 +71,6 @@ async def boot_id(*, runner: Runner = run_command, platform: str = sys.platform)
     try:
         if platform == "darwin":
             return (await runner(BOOT_SESSION)).strip() or "unknown"
-        return _LINUX_BOOT_ID.read_text("ascii").strip() or "unknown"
+        return await asyncio.to_thread(_LINUX_BOOT_ID.read_text, "ascii")
     except (OSError, TimeoutError):
         return "unknown"

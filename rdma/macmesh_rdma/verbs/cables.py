@@ -1,8 +1,12 @@
 """The RDMA devices by which two nodes reach each other with links of our own, or why there are none. Pure."""
 
+from typing import TYPE_CHECKING
+
 from macmesh_rdma.jaccl.device_matrix import cables_between, missing_cable
 from macmesh_rdma.jaccl.facts import RdmaFacts
-from macmesh_rdma.verbs.facts import VerbsPort
+
+if TYPE_CHECKING:
+    from macmesh_rdma.verbs.facts import VerbsPort
 
 Cables = tuple[tuple[str, str], ...]
 """Devices at both ends of each cable."""
@@ -11,8 +15,9 @@ Cables = tuple[tuple[str, str], ...]
 def verbs_cables(here: RdmaFacts, there: RdmaFacts, *, a: int, b: int, known_only: bool) -> Cables | str:
     """The usable cables between two nodes.
 
-    On Macs these are Thunderbolt cables, of which both ends are known. Elsewhere ports whose addresses are of one network
-    go together, in the order of their devices' names; only a test of the link shows whether they reach each other.
+    On Macs these are Thunderbolt cables, of which both ends are known. Elsewhere ports whose addresses are of one
+    network go together, in the order of their devices' names; only a test of the link shows whether they reach each
+    other.
 
     Args:
         here: of rank ``a``.

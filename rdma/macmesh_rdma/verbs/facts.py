@@ -135,7 +135,7 @@ def _best_gid(gids: Sequence[tuple[int, str]]) -> tuple[int, str]:
     found = [(index, address) for index, text in gids if (address := _address(text)) is not None]
     for index, address in found:
         if address.ipv4_mapped is not None:
-            return index, str(address)
+            return index, f"::ffff:{address.ipv4_mapped}"
     return (found[0][0], str(found[0][1])) if found else (-1, "")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from macmesh.v1 import lane_pb2
 from macmesh_daemon.node.verbs_keeper import QUARANTINE_FILE_NAME, VerbsKeeper
 from macmesh_rdma.quarantine_file import remove_entry
+from macmesh_rdma.verbs.devices import LINUX_DEVICES
 from macmesh_rdma.verbs.facts import PORT_ACTIVE, VerbsFacts, VerbsPort
 
 FOUND = VerbsFacts((VerbsPort("fake0", 1, PORT_ACTIVE, 1, "::ffff:10.99.0.1"),), 10, 100)
@@ -95,6 +96,6 @@ async def test_a_file_that_cannot_be_read_refuses_all(tmp_path: Path) -> None:
 async def test_a_machine_without_devices_tells_nothing(tmp_path: Path) -> None:
     asked = Asked()
     kept = VerbsKeeper(tmp_path, ask=asked)
-    if not Path("/sys/class/infiniband").is_dir():
+    if not LINUX_DEVICES.is_dir():
         assert not (await kept.facts()).is_told
         assert asked.times == 0
