@@ -57,7 +57,11 @@ def test_a_set_up_is_told_before_it_begins_and_then_what_it_made_and_freed(world
 @pytest.mark.parametrize(
     ("error", "failure", "faults"),
     [
-        (RemoteProviderError("it hung", peer=1), "it hung", [lane_pb2.RdmaFault(peer_stage=1, reason="it hung")]),
+        (
+            RemoteProviderError("it hung", peer=1),
+            "it hung",
+            [lane_pb2.RdmaFault(peer_stage=1, reason="it hung")],
+        ),
         (LocalProviderError("slower than TCP", peer=1), "slower than TCP", []),
         (RemotePeerLostError("gone", peer=1), "", []),
     ],

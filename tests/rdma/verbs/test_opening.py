@@ -25,9 +25,16 @@ from macmesh_rdma.verbs.settings import VerbsSettings
 from .stand_in import StandIn, put_in_place
 
 
-def listed(name: str, state: str = "PORT_ACTIVE", gids: list[tuple[int, str]] | None = None) -> dict[str, Any]:
+def listed(
+    name: str, state: str = "PORT_ACTIVE", gids: list[tuple[int, str]] | None = None
+) -> dict[str, Any]:
     limits = {"max_queue_pairs": 10, "max_regions": 100}
-    port = {"number": 1, "state": state, "mtu": 5, "gids": [(1, "::ffff:10.99.0.1")] if gids is None else gids}
+    port = {
+        "number": 1,
+        "state": state,
+        "mtu": 5,
+        "gids": [(1, "::ffff:10.99.0.1")] if gids is None else gids,
+    }
     return {"name": name, "guid": 1, "limits": limits, "ports": [port]}
 
 
@@ -74,7 +81,9 @@ def test_links_are_made_over_the_devices_towards_each_peer_and_told(library: Sta
             assert link.latency_us
     assert set(library.asked) == {"/lib"}
     cables = [("fake0", 1, 1), ("fake1", 1, 1)]
-    assert library.made == [(cables, {"library": "/lib", "build": "25C56"})] * (12 if topology == "mesh" else 6)
+    assert library.made == [(cables, {"library": "/lib", "build": "25C56"})] * (
+        12 if topology == "mesh" else 6
+    )
     del group, outcomes
 
 
@@ -96,7 +105,9 @@ def test_only_a_link_that_is_slower_in_both_respects_is_refused() -> None:
     assert trial.compare(1, {1: LinkSpeed(40.0, 5.0)}, {1: slow})
     assert trial.compare(1, {1: LinkSpeed(20.0, 1.0)}, {1: slow})
     assert trial.compare(1, {1: slow}, {}) == ""
-    with pytest.raises(LocalProviderError, match="slower than TCP: 30 us 2.0 GB/s; TCP beside it: 10 us 5.0 GB/s"):
+    with pytest.raises(
+        LocalProviderError, match=r"slower than TCP: 30 us 2\.0 GB/s; TCP beside it: 10 us 5\.0 GB/s"
+    ):
         trial.compare(1, {1: slow}, {1: fast})
 
 
@@ -152,7 +163,11 @@ def test_a_pattern_that_arrives_changed_is_a_fault_of_the_provider(monkeypatch: 
 
     def changed(source: int, size_bytes: int) -> bytes:
         # Rank 1 expects what rank 0 does not send.
-        return whole(source, size_bytes)[::-1] if size_bytes == 1025 and source == 0 else whole(source, size_bytes)
+        return (
+            whole(source, size_bytes)[::-1]
+            if size_bytes == 1025 and source == 0
+            else whole(source, size_bytes)
+        )
 
     sent: list[int] = []
 
@@ -187,7 +202,9 @@ def test_a_part_of_the_group_has_its_own_numbers() -> None:
 
 
 @pytest.mark.usefixtures("library")
-def test_the_library_is_the_one_that_was_named_else_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_is_the_one_that_was_named_else_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with contextlib.suppress(KeyError):
         monkeypatch.delenv("MACMESH_VERBS_LIBRARY")
     assert VerbsSettings({}).library_path == ""
