@@ -37,7 +37,7 @@ class NodeSettings:
     mdns: bool
     probe_cache_dir: Path
     extra: Mapping[str, object] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environments: Sequence[Mapping[str, str]] = ()
 
 
 def toml_of(values: Mapping[str, object]) -> str:
@@ -232,7 +232,8 @@ class DemoCluster:
                 **self.settings.extra,
             }
             launcher = self._launchers[index] if self._launchers else ()
-            node = DemoNode(folder, node_id, launcher=launcher, environment=self.settings.environment)
+            environment = self.settings.environments[index] if self.settings.environments else None
+            node = DemoNode(folder, node_id, launcher=launcher, environment=environment)
             node.config_path.write_text(toml_of(values), "utf-8")
             self.nodes.append(node)
 

@@ -87,10 +87,11 @@ def test_a_group_that_ends_for_damage_is_a_fault_and_one_that_waits_in_vain_is_n
 
 
 def test_other_plans_tell_nothing() -> None:
-    use = RdmaUse(is_used=False, tell=pytest.fail)
+    told: list[lane_pb2.WorkerEvent] = []
+    use = RdmaUse(is_used=False, tell=told.append)
     with pytest.raises(RemoteProviderError), use.setting_up():
         raise RemoteProviderError("x", peer=1)
     use.follow(group(RemoteCorruptError("x", peer=1)))
     use.look()
     use.close()
-    assert use.failure == ""
+    assert (use.failure, told) == ("", [])
