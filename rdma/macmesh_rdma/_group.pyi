@@ -1,6 +1,7 @@
 """The native transport: links, and groups of MLX that run on them. Import it through `native.load_group`."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -51,6 +52,79 @@ def shm_link(
 
     Raises ValueError for wrong options or memory of another size, layout or options than the peer's; OSError for a
     descriptor that is not what it should be.
+    """
+
+class VerbsCable:
+    """This end of a cable to the peer: a device, its port, and which of the port's GIDs is its address."""
+
+    def __init__(self, *, device: str, port: int, gid_index: int) -> None: ...
+
+class VerbsOptions:
+    """What links over RDMA devices have beside the knobs of all links.
+
+    Args:
+        library: Path of the verbs library; empty: MACMESH_VERBS_LIBRARY, or the system's.
+        mode: "uc", "rc", or "auto": reliable where neither end is a Thunderbolt device, else unreliable.
+        build: Of the operating system; where both ends give one they must be equal.
+        retransmit_ms: Silence about a sent frame after which the peer is asked.
+        silence_seconds: Without a word on the control socket after which the peer is lost.
+        linger_seconds: How long a link that closes waits for the peer to have all.
+        max_attempts: Of one frame, then the link fails.
+        links_per_device: How many links share a device's queue pairs; 2 for each peer that it leads to.
+
+    Raises:
+        ValueError: one that cannot be.
+    """
+
+    def __init__(
+        self,
+        *,
+        library: str = "",
+        mode: str = "auto",
+        build: str = "",
+        retransmit_ms: float = 5.0,
+        silence_seconds: float = 10.0,
+        linger_seconds: float = 2.0,
+        max_attempts: int = 12,
+        links_per_device: int = 2,
+    ) -> None: ...
+
+def verbs_devices(library: str | None = None) -> list[dict[str, Any]]:
+    """The devices that a verbs library lists.
+
+    Each has `name`, `guid`, `thunderbolt`, `failure` (why nothing more is known, or empty), `limits`
+    (`max_queue_pairs`, `max_regions`, `max_send_requests`, `max_receive_requests`, `max_completions`,
+    `max_message_bytes`, `max_region_bytes`, `frame_bytes`) and `ports`: `number`, `state` ("PORT_ACTIVE", ...), `mtu`,
+    and `gids`, pairs of index and address.
+
+    Raises OSError where the library cannot be had; the message says what to do.
+    """
+
+def verbs_link(
+    control: int, cables: list[VerbsCable], options: LinkOptions, verbs: VerbsOptions, deadline_seconds: float
+) -> Link:
+    """A link over RDMA devices; the peer calls it at the same time, with its ends of the cables in the same order.
+
+    Takes over the connected stream socket `control`, also where it raises. Both ends compare what they are, connect
+    their queue pairs, and send a pattern over each in both directions before it returns.
+
+    Raises OSError where a device or the library refuses, ConnectionError where the peer goes or refuses or a cable
+    carries nothing, TimeoutError at the deadline, RuntimeError where the two ends do not fit together or a cable alters
+    what it carries, ValueError for wrong options.
+    """
+
+def verbs_link_facts(link: Link) -> dict[str, Any]:
+    """What a link over RDMA devices has and did.
+
+    `mode`, `classes` (`bytes`, `sends`, `receives`), `notes` (what was cut down to fit the device, and why), `cables`,
+    `cables_alive`, `regions`, `queue_pairs`, and how often what happened: `retransmitted`, `lost`, `broken`, `repeated`,
+    `probes`, `reports`.
+    """
+
+def verbs_counts() -> dict[str, int]:
+    """What this process has made and freed of verbs objects.
+
+    `devices_opened`, `devices_closed`, `regions_made`, `regions_freed`, `queue_pairs_made`, `queue_pairs_freed`.
     """
 
 def link_ping(link: Link, size_bytes: int, count: int, timeout_seconds: float) -> list[float]:

@@ -24,6 +24,8 @@ class Descriptor {
 
   [[nodiscard]] int get() const { return fd_; }
   void reset();
+  // Gives it away.
+  [[nodiscard]] int release() { return std::exchange(fd_, -1); }
 
  private:
   int fd_ = -1;

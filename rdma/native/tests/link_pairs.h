@@ -1,8 +1,6 @@
 #pragma once
 
-#include <arpa/inet.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -14,38 +12,11 @@
 #include "shm/shm_link.h"
 #include "tcp/tcp_link.h"
 #include "tests/check.h"
+#include "tests/sockets.h"
+#include "tests/verbs_pairs.h"
 
 // Pairs of joined links, within one process.
 namespace pairs {
-
-struct Sockets {
-  int a = -1;
-  int b = -1;
-};
-
-inline Sockets unix_sockets() {
-  int fds[2];
-  CHECK(::socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
-  return {fds[0], fds[1]};
-}
-
-inline Sockets tcp_sockets() {
-  const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  CHECK(::bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
-  CHECK(::listen(listener, 1) == 0);
-  socklen_t length = sizeof address;
-  CHECK(::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length) == 0);
-  Sockets sockets;
-  sockets.a = ::socket(AF_INET, SOCK_STREAM, 0);
-  CHECK(::connect(sockets.a, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
-  sockets.b = ::accept(listener, nullptr, nullptr);
-  CHECK(sockets.b >= 0);
-  ::close(listener);
-  return sockets;
-}
 
 // An object of shared memory without a name.
 inline int shared_memory(std::size_t bytes) {
@@ -104,6 +75,48 @@ inline Pair shm(const mm::LinkOptions& options = {}) {
 
 inline Pair tiny_shm() { return shm(tiny_options()); }
 
+inline Pair verbs(const verbs_pairs::Wanted& wanted = {}) {
+  auto joined = verbs_pairs::join(wanted);
+  return {std::move(joined.a), std::move(joined.b)};
+}
+
+// Buffers so few that every queue is soon full.
+inline mm::LinkOptions few_buffers() {
+  mm::LinkOptions options;
+  options.num_buffers = 1;
+  options.frame_bytes = 4096;
+  options.buffer_sizes = 3;
+  options.max_outstanding = 2;
+  return options;
+}
+
+inline Pair tiny_verbs() {
+  verbs_pairs::Wanted wanted;
+  wanted.options = few_buffers();
+  return verbs(wanted);
+}
+
+// As on a Mac: no descriptors to wait on, requests as long as their buffers, few queue pairs; and every hundredth message
+// is lost.
+inline Pair lossy_verbs() {
+  verbs_pairs::Wanted wanted;
+  wanted.limits.frame_bytes = 4096;
+  wanted.limits.max_queue_pairs = 10;
+  wanted.faults.events = false;
+  wanted.faults.loss = 0.01;
+  return verbs(wanted);
+}
+
+// Two cables whose messages overtake each other.
+inline Pair striped_verbs() {
+  verbs_pairs::Wanted wanted;
+  wanted.cables = 2;
+  wanted.faults.late = 0.3;
+  wanted.faults.loss = 0.001;
+  wanted.settings.mode = mm::verbs::ModeChoice::kUC;
+  return verbs(wanted);
+}
+
 struct Kind {
   const char* name;
   Pair (*make)();
@@ -115,6 +128,10 @@ inline const Kind kKinds[] = {
     {"tiny unix", [] { return tiny_unix_stream(); }},
     {"shm", [] { return shm(); }},
     {"tiny shm", [] { return tiny_shm(); }},
+    {"verbs", [] { return verbs(); }},
+    {"tiny verbs", [] { return tiny_verbs(); }},
+    {"lossy verbs", [] { return lossy_verbs(); }},
+    {"striped verbs", [] { return striped_verbs(); }},
 };
 
 }  // namespace pairs
