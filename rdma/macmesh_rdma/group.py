@@ -285,7 +285,7 @@ def _open(
     native_lanes: dict[int, NativeLanes] = {}
     try:
         tcp = measure_tcp_beside(rank, connected, settings.options, deadline)
-        opener = VerbsOpener(settings.verbs, deadline) if settings.verbs is not None else None
+        opener = VerbsOpener(settings.verbs, len(lanes), deadline) if settings.verbs is not None else None
         # All ranks follow one order of all pairs: both ends of a link over RDMA devices make it at the same time.
         for peer in pairs_in_order(rank, connected):
             native_lanes[peer] = native_links(connected[peer], settings.options, opener)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from macmesh.v1 import lane_pb2
-from macmesh_rdma.errors import RemoteCorruptError, RemotePeerLostError, RemoteProviderError, TransportError
+from macmesh_rdma.errors import RemoteCorruptError, RemoteProviderError, TransportError
 
 if TYPE_CHECKING:
     from macmesh_rdma.group import Group
@@ -30,7 +30,7 @@ class RdmaUse:
 
     @contextlib.contextmanager
     def setting_up(self) -> Iterator[None]:
-        """Is entered while the group is made. An error counts against the transport, unless a peer is lost."""
+        """Is entered while the group is made. Every error counts against the transport: see `WorkerShell`."""
         if not self._is_used:
             yield
             return
@@ -42,8 +42,6 @@ class RdmaUse:
         self._say(lane_pb2.RdmaUse(setups=1))
         try:
             yield
-        except RemotePeerLostError:
-            raise
         except TransportError as error:
             self._note(error)
             raise

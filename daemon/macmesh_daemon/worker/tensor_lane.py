@@ -1,6 +1,8 @@
 """The stages' tensor lane: a group of MLX over links of our own. Imports mlx."""
 
+import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
@@ -204,9 +206,12 @@ def verbs_settings(start: lane_pb2.StartStage) -> VerbsSettings | None:
     deployment = start.deployment
     if deployment.transport != VERBS:
         return None
-    row = deployment.device_matrix.rows[start.stage_index]
+    rows = [[tuple(cell.devices) for cell in row.cells] for row in deployment.device_matrix.rows]
+    # Both ends of a link must know the same number.
+    shared = [collections.Counter(itertools.chain.from_iterable(row)) for row in rows]
     return VerbsSettings(
-        devices={peer: tuple(cell.devices) for peer, cell in enumerate(row.cells) if cell.devices},
+        devices={peer: devices for peer, devices in enumerate(rows[start.stage_index]) if devices},
+        peers_per_device=max(max(counted.values(), default=1) for counted in shared),
         library=start.verbs_library,
         os_build=start.os_build,
         beside=deployment.transport_compared,

@@ -18,6 +18,7 @@ class VerbsPort:
         state: Such as "PORT_ACTIVE" or "PORT_DOWN".
         gid_index: Of its address in the port's table; -1 where it has none.
         gid: That address; empty where it has none.
+        failure: Why nothing more than the device's name is known; empty where all is.
     """
 
     device: str
@@ -25,6 +26,7 @@ class VerbsPort:
     state: str
     gid_index: int = -1
     gid: str = ""
+    failure: str = ""
 
     @property
     def network(self) -> str:
@@ -37,6 +39,8 @@ class VerbsPort:
     @property
     def refused(self) -> str:
         """Why it cannot be used; empty where it can."""
+        if self.failure:
+            return f"{self.device} cannot be used: {self.failure}"
         if self.state != PORT_ACTIVE:
             return f"port {self.number} of {self.device} is in state {self.state or 'unknown'}, not {PORT_ACTIVE}"
         if self.gid_index < 0:
@@ -99,6 +103,7 @@ class VerbsFacts:
                         state=str(port["state"]),
                         gid_index=int(port["gid_index"]),
                         gid=str(port["gid"]),
+                        failure=str(port["failure"]),
                     )
                     for port in value["ports"]
                 ),
@@ -114,20 +119,21 @@ class VerbsFacts:
 def facts_of(devices: Iterable[Mapping[str, Any]]) -> VerbsFacts:
     """The facts in what `_group.verbs_devices` listed."""
     listed = sorted(devices, key=lambda device: str(device["name"]))
-    limits = [device["limits"] for device in listed]
+    limits = [device["limits"] for device in listed if not device["failure"]]
     return VerbsFacts(
-        ports=tuple(port for device in listed for port in [_first_port(device)] if port is not None),
+        ports=tuple(map(_first_port, listed)),
         max_queue_pairs=min((int(limit["max_queue_pairs"]) for limit in limits), default=0),
         max_memory_regions=min((int(limit["max_regions"]) for limit in limits), default=0),
         refused="" if listed else "the verbs library lists no RDMA device",
     )
 
 
-def _first_port(device: Mapping[str, Any]) -> VerbsPort | None:
+def _first_port(device: Mapping[str, Any]) -> VerbsPort:
+    name = str(device["name"])
     for port in device["ports"]:
         index, gid = _best_gid(port["gids"])
-        return VerbsPort(str(device["name"]), int(port["number"]), str(port["state"]), index, gid)
-    return None
+        return VerbsPort(name, int(port["number"]), str(port["state"]), index, gid, str(device["failure"]))
+    return VerbsPort(name, 0, "", failure=str(device["failure"]) or "it has no port")
 
 
 def _best_gid(gids: Sequence[tuple[int, str]]) -> tuple[int, str]:

@@ -52,11 +52,13 @@ class VerbsOpener:
 
     Args:
         settings: of this rank.
+        lanes: links to each peer.
         deadline: time of `time.monotonic`.
     """
 
-    def __init__(self, settings: VerbsSettings, deadline: float) -> None:
+    def __init__(self, settings: VerbsSettings, lanes: int, deadline: float) -> None:
         self._settings = settings
+        self._links_per_device = lanes * settings.peers_per_device
         self._deadline = deadline
         self._facts: VerbsFacts | None = None
 
@@ -86,7 +88,11 @@ class VerbsOpener:
                 )
             undo.pop_all()
         close_all(lane.beside)
-        given = _group.VerbsOptions(library=self._settings.library_path, build=self._settings.os_build)
+        given = _group.VerbsOptions(
+            library=self._settings.library_path,
+            build=self._settings.os_build,
+            links_per_device=self._links_per_device,
+        )
         with verbs_errors(peer, "setting up the link"):
             return _group.verbs_link(lane.control, cables, options, given, self._left)
 

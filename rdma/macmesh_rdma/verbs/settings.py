@@ -18,6 +18,7 @@ class VerbsSettings:
             one cable.
         library: File of the verbs library; empty: the one that the environment names, else the system's.
         os_build: Build of the operating system; both ends of a cable must run the same.
+        peers_per_device: To how many peers one device leads at most, anywhere in the group: they share what it has.
         beside: Whether TCP is measured beside it; a link that is slower in every respect is then refused.
     """
 
@@ -25,6 +26,7 @@ class VerbsSettings:
     library: str = ""
     os_build: str = ""
     beside: bool = False
+    peers_per_device: int = 1
 
     @property
     def library_path(self) -> str:

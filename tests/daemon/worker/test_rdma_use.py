@@ -63,10 +63,10 @@ def test_a_set_up_is_told_before_it_begins_and_then_what_it_made_and_freed(world
             [lane_pb2.RdmaFault(peer_stage=1, reason="it hung")],
         ),
         (LocalProviderError("slower than TCP", peer=1), "slower than TCP", []),
-        (RemotePeerLostError("gone", peer=1), "", []),
+        (RemotePeerLostError("the cable carries nothing", peer=1), "the cable carries nothing", []),
     ],
 )
-def test_damage_and_silence_are_faults_and_a_lost_peer_is_nothing(
+def test_every_error_counts_against_the_transport_and_damage_and_silence_are_faults(
     error: TransportError, failure: str, faults: list[lane_pb2.RdmaFault], world: World
 ) -> None:
     with pytest.raises(type(error)), world.use.setting_up():

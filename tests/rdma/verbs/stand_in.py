@@ -21,7 +21,7 @@ class StandIn:
 
     def __init__(self, devices: list[dict[str, Any]]) -> None:
         self.devices = devices
-        self.made: list[tuple[list[tuple[str, int, int]], dict[str, str]]] = []
+        self.made: list[tuple[list[tuple[str, int, int]], dict[str, Any]]] = []
         self.error: Exception | None = None
         self.asked: list[str | None] = []
 
@@ -40,15 +40,15 @@ class StandIn:
         return device, port, gid_index
 
     @staticmethod
-    def VerbsOptions(*, library: str, build: str) -> dict[str, str]:  # noqa: N802  as the class
-        return {"library": library, "build": build}
+    def VerbsOptions(*, library: str, build: str, links_per_device: int) -> dict[str, Any]:  # noqa: N802  as the class
+        return {"library": library, "build": build, "links_per_device": links_per_device}
 
     def verbs_link(
         self,
         control: int,
         cables: list[tuple[str, int, int]],
         options: "_group.LinkOptions",
-        verbs: dict[str, str],
+        verbs: dict[str, Any],
         deadline_seconds: float,
     ) -> "_group.Link":
         assert deadline_seconds > 0

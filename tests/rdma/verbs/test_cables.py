@@ -92,6 +92,7 @@ def listed(
     return {
         "name": name,
         "guid": 1,
+        "failure": "",
         "limits": {"max_queue_pairs": pairs, "max_regions": 100},
         "ports": [{"number": 1, "state": state, "mtu": 5, "gids": gids}],
     }
@@ -112,6 +113,17 @@ def test_the_address_for_ipv4_is_taken_with_its_index_else_the_first() -> None:
     ]
     assert (found.max_queue_pairs, found.max_memory_regions) == (3, 100)
     assert "lists no RDMA device" in facts_of([]).refused
+
+
+def test_a_device_that_cannot_be_opened_tells_why() -> None:
+    broken = listed("a", []) | {"failure": "opening it: errno 16", "ports": [], "limits": {}}
+    found = facts_of([broken, listed("b", [(1, "fe80::1")]), listed("c", []) | {"ports": []}])
+    assert [p.refused for p in found.ports] == [
+        "a cannot be used: opening it: errno 16",
+        "",
+        "c cannot be used: it has no port",
+    ]
+    assert found.max_queue_pairs == 10
 
 
 def test_facts_travel_as_json_also_to_and_from_those_that_do_not_know_them() -> None:

@@ -35,7 +35,7 @@ def listed(
         "mtu": 5,
         "gids": [(1, "::ffff:10.99.0.1")] if gids is None else gids,
     }
-    return {"name": name, "guid": 1, "limits": limits, "ports": [port]}
+    return {"name": name, "guid": 1, "failure": "", "limits": limits, "ports": [port]}
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def test_links_are_made_over_the_devices_towards_each_peer_and_told(library: Sta
             assert link.latency_us
     assert set(library.asked) == {"/lib"}
     cables = [("fake0", 1, 1), ("fake1", 1, 1)]
-    assert library.made == [(cables, {"library": "/lib", "build": "25C56"})] * (
-        12 if topology == "mesh" else 6
-    )
+    lanes = 2 if topology == "mesh" else 1
+    given = {"library": "/lib", "build": "25C56", "links_per_device": lanes}
+    assert library.made == [(cables, given)] * (6 * lanes)
     del group, outcomes
 
 
