@@ -87,8 +87,9 @@ async def stages(
             for stage, start in zip(made, starts, strict=True):
                 await stage.worker.start(start)
             loaded = [await stage.reached(peer_pb2.WORKER_STATE_LOADED) for stage in made]
+            peers = peers_of(starts, loaded)
             for stage in made:
-                await stage.worker.set_peers(peers_of(starts, loaded))
+                await stage.worker.set_peers(peers)
             ends = (peer_pb2.WORKER_STATE_READY, peer_pb2.WORKER_STATE_FAILED)
             joined = [await stage.reached(*ends) for stage in made]
         yield made, joined
