@@ -109,16 +109,16 @@ def verbs_link(
     their queue pairs, and send a pattern over each in both directions before it returns.
 
     Raises OSError where a device or the library refuses, ConnectionError where the peer goes or refuses or a cable
-    carries nothing, TimeoutError at the deadline, RuntimeError where the two ends do not fit together or a cable alters
-    what it carries, ValueError for wrong options.
+    carries nothing, TimeoutError at the deadline, RuntimeError where a cable alters what it carries, ValueError for
+    wrong options and where the two ends do not fit together.
     """
 
 def verbs_link_facts(link: Link) -> dict[str, Any]:
     """What a link over RDMA devices has and did.
 
     `mode`, `classes` (`bytes`, `sends`, `receives`), `notes` (what was cut down to fit the device, and why), `cables`,
-    `cables_alive`, `regions`, `queue_pairs`, and how often what happened: `retransmitted`, `lost`, `broken`, `repeated`,
-    `probes`, `reports`.
+    `cables_alive`, `regions`, `queue_pairs`, and how often what happened: `retransmitted`, `lost`, `broken`,
+    `repeated`, `probes`, `reports`.
     """
 
 def verbs_counts() -> dict[str, int]:

@@ -17,18 +17,21 @@ from macmesh_daemon.cluster.messages import DeviceList, DeviceRow
 from macmesh_daemon.cluster.messages import DeviceMatrix as ToldMatrix
 from macmesh_placement import Link, Refusal
 from macmesh_placement.links import LINK_DEFAULTS
+from macmesh_rdma.errors import LocalOptionError
 from macmesh_rdma.jaccl.choice import choose_group
 from macmesh_rdma.jaccl.device_matrix import MAX_RANKS, DeviceMatrix, MatrixRefusal, device_matrix
 from macmesh_rdma.jaccl.facts import RdmaFacts
 from macmesh_rdma.jaccl.pool import jaccl_pool_bytes
 from macmesh_rdma.joining.plan import neighbours
 from macmesh_rdma.verbs.cables import verbs_cables
+from macmesh_rdma.verbs.fit import registered_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from macmesh_daemon.cluster.messages import Member
     from macmesh_rdma.jaccl.choice import RequestedTransport
+    from macmesh_rdma.options import LinkOptions
     from macmesh_rdma.verbs.cables import Cables
 
 _RANKS = re.compile(r"\branks (\d+) and (\d+)\b")
@@ -80,41 +83,44 @@ class RdmaLinks:
     Attributes:
         links: Between the nodes that a cable joins.
         jaccl_bytes: The most that jaccl's buffers may take on a node; 0 where it cannot be chosen.
-        verbs_wires: The most cables between two nodes for links of our own; 0 where those cannot be chosen.
+        verbs_bytes: The most that a link of our own registers on a node; 0 where those cannot be chosen.
     """
 
     links: tuple[Link, ...] = ()
     jaccl_bytes: int = 0
-    verbs_wires: int = 0
+    verbs_bytes: int = 0
 
 
 Failures = Mapping[tuple[frozenset[str], str], str]
 """Why a transport failed, by the nodes between which it did and its name."""
 
 
-def rdma_links(requested: str, members: Iterable[Member], failures: Failures) -> RdmaLinks:
+def rdma_links(
+    requested: str, members: Iterable[Member], failures: Failures, options: LinkOptions
+) -> RdmaLinks:
     """The pairs of nodes that could use verbs or jaccl, for the planner.
 
     Args:
         requested: The transport asked for.
         members: The nodes that may take part.
+        options: Of links of our own.
         failures: A pair between which a transport has failed has no link for it.
     """
     latency_ms, gb_per_s = LINK_DEFAULTS["rdma"]
-    links, wires, joined, verbs_wires = [], 0, set(), 0
+    links, wires, joined, verbs_bytes = [], 0, set(), 0
     for one, other in itertools.combinations(members, 2):
         pair = (one.node_id, other.node_id)
         cables = _jaccl_wires(requested, one, other, failures)
-        own = _verbs_wires(requested, one, other, failures)
+        own = _verbs_bytes(requested, one, other, failures, options)
         if not cables and not own:
             continue
         links.append(Link(node_ids=pair, kind="rdma", latency_seconds=latency_ms / 1000, gb_per_s=gb_per_s))
-        verbs_wires = max(verbs_wires, own)
+        verbs_bytes = max(verbs_bytes, own)
         if cables:
             wires = max(wires, cables)
             joined |= set(pair)
     jaccl_bytes = jaccl_pool_bytes(min(len(joined), MAX_RANKS), wires) if joined else 0
-    return RdmaLinks(tuple(links), jaccl_bytes, verbs_wires)
+    return RdmaLinks(tuple(links), jaccl_bytes, verbs_bytes)
 
 
 def _jaccl_wires(requested: str, one: Member, other: Member, failures: Failures) -> int:
@@ -124,11 +130,20 @@ def _jaccl_wires(requested: str, one: Member, other: Member, failures: Failures)
     return 0 if isinstance(found, MatrixRefusal) else len(found.devices[0][1])
 
 
-def _verbs_wires(requested: str, one: Member, other: Member, failures: Failures) -> int:
+def _verbs_bytes(requested: str, one: Member, other: Member, failures: Failures, options: LinkOptions) -> int:
+    """What a link of our own between two nodes registers; 0 where there can be none."""
     if requested not in {"auto", "verbs"} or (frozenset((one.node_id, other.node_id)), "verbs") in failures:
         return 0
     found = _cables_of((one, other), 0, 1, known_only=requested == "auto")
-    return 0 if isinstance(found, str) else len(found)
+    if isinstance(found, str):
+        return 0
+    limits = [rdma_of(member).verbs.limits for member in (one, other)]
+    if limits[0] is None or limits[1] is None:
+        return options.verbs_bytes(len(found))
+    try:
+        return registered_bytes(options, limits[0].common(limits[1]), len(found))
+    except LocalOptionError:
+        return 0
 
 
 def choose_transport(

@@ -253,7 +253,9 @@ class Planning:
         failures: Failures,
     ) -> RdmaLinks:
         present = {node.node_id for node in nodes}
-        return rdma_links(self._config.transport, [m for m in members if m.node_id in present], failures)
+        return rdma_links(
+            self._config.transport, [m for m in members if m.node_id in present], failures, self._links
+        )
 
     def _reserves(self, nodes: tuple[NodeCapacity, ...], rdma: RdmaLinks) -> Reserves:
         return reserves(self._config.runtime_reserve_bytes, self._links, nodes, rdma=rdma)

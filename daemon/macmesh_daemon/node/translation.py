@@ -196,8 +196,7 @@ def reserves(
         else links.pool_bytes("tcp", LINKS_PER_STAGE)
     )
     if rdma is not None:
-        verbs_bytes = LINKS_PER_STAGE * links.verbs_bytes(rdma.verbs_wires) if rdma.verbs_wires else 0
-        pool_bytes = max(pool_bytes, rdma.jaccl_bytes, verbs_bytes)
+        pool_bytes = max(pool_bytes, rdma.jaccl_bytes, LINKS_PER_STAGE * rdma.verbs_bytes)
     return Reserves(runtime_reserve_bytes=runtime_reserve_bytes, transport_pool_bytes=pool_bytes)
 
 

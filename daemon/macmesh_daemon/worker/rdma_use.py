@@ -55,9 +55,13 @@ class RdmaUse:
         return group
 
     def look(self) -> None:
-        """Looks whether the group ended because what came over its links was damaged."""
+        """Looks whether the group ended because what came over its links was damaged, or nothing came at all."""
         failure = self._group.failure if self._group is not None else None
-        if isinstance(failure, RemoteCorruptError):
+        if failure is None:
+            return
+        from macmesh_rdma.verbs.opening import SILENT  # noqa: PLC0415  imports mlx
+
+        if isinstance(failure, RemoteCorruptError) or SILENT in str(failure):
             self._note(RemoteProviderError(f"over RDMA devices: {failure}", peer=failure.peer))
 
     def close(self) -> None:

@@ -1,9 +1,12 @@
 """What a node tells of the RDMA devices that its verbs library lists, and why one cannot be used. Pure."""
 
 import dataclasses
+import functools
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
+
+from macmesh_rdma.verbs.fit import VerbsLimits
 
 PORT_ACTIVE = "PORT_ACTIVE"
 
@@ -54,15 +57,13 @@ class VerbsFacts:
 
     Attributes:
         ports: The first port of each device, by its name.
-        max_queue_pairs: The fewest that one of its devices has; 0 where it was not told.
-        max_memory_regions: Likewise.
+        limits: What each of its devices can have; None where it was not told.
         quarantined: Node ids of peers with which links over these devices are in quarantine, and why.
         refused: Why none of it can be used; empty where it can.
     """
 
     ports: tuple[VerbsPort, ...] = ()
-    max_queue_pairs: int = 0
-    max_memory_regions: int = 0
+    limits: VerbsLimits | None = None
     quarantined: tuple[tuple[str, str], ...] = ()
     refused: str = ""
 
@@ -107,8 +108,7 @@ class VerbsFacts:
                     )
                     for port in value["ports"]
                 ),
-                max_queue_pairs=int(value["max_queue_pairs"]),
-                max_memory_regions=int(value["max_memory_regions"]),
+                limits=VerbsLimits.from_json(value["limits"]) if value["limits"] else None,
                 quarantined=tuple((str(peer), str(reason)) for peer, reason in value["quarantined"]),
                 refused=str(value["refused"]),
             )
@@ -119,11 +119,10 @@ class VerbsFacts:
 def facts_of(devices: Iterable[Mapping[str, Any]]) -> VerbsFacts:
     """The facts in what `_group.verbs_devices` listed."""
     listed = sorted(devices, key=lambda device: str(device["name"]))
-    limits = [device["limits"] for device in listed if not device["failure"]]
+    limits = [VerbsLimits.from_json(device["limits"]) for device in listed if not device["failure"]]
     return VerbsFacts(
         ports=tuple(map(_first_port, listed)),
-        max_queue_pairs=min((int(limit["max_queue_pairs"]) for limit in limits), default=0),
-        max_memory_regions=min((int(limit["max_regions"]) for limit in limits), default=0),
+        limits=functools.reduce(VerbsLimits.common, limits) if limits else None,
         refused="" if listed else "the verbs library lists no RDMA device",
     )
 

@@ -20,6 +20,9 @@ from macmesh_rdma.joining.peer_links import VerbsLane
 from macmesh_rdma.verbs.facts import VerbsFacts, facts_of
 from macmesh_rdma.verbs.settings import VerbsSettings
 
+SILENT = "it carries nothing, although the peer answers"
+"""How the native links tell of a cable that is silent, in the middle of the reason for which they end."""
+
 
 @dataclasses.dataclass(frozen=True)
 class VerbsCounts:
@@ -112,7 +115,7 @@ def machine_facts(settings: VerbsSettings) -> VerbsFacts:
 
 @contextlib.contextmanager
 def verbs_errors(peer: int, what: str) -> Iterator[None]:
-    """Turns what a link over RDMA devices raises into our errors; the first ones count against the provider."""
+    """Turns what a link over RDMA devices raises into our errors."""
     told = f"{what} to rank {peer} over RDMA devices"
     try:
         yield
@@ -121,6 +124,8 @@ def verbs_errors(peer: int, what: str) -> Iterator[None]:
     except TimeoutError as error:
         raise RemoteProviderError(f"{told}: nothing came in time: {error}", peer=peer) from error
     except ConnectionError as error:
+        if SILENT in str(error):
+            raise RemoteProviderError(f"{told}: {error}", peer=peer) from error
         raise RemotePeerLostError(f"{told}: {error}", peer=peer) from error
     except (OSError, ValueError) as error:
         raise LocalProviderError(f"{told}: {error}", peer=peer) from error

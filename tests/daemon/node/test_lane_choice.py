@@ -36,6 +36,7 @@ from macmesh_rdma.jaccl.facts import CableEnd, RdmaFacts
 from macmesh_rdma.jaccl.pool import jaccl_pool_bytes
 from macmesh_rdma.options import LinkOptions
 from macmesh_rdma.verbs.facts import PORT_ACTIVE, VerbsFacts, VerbsPort
+from macmesh_rdma.verbs.fit import VerbsLimits, registered_bytes
 
 from .test_planning import ProfiledPlanning, view
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from macmesh_daemon.node.planning import Planning
 
 GB = 10**9
+LINKS = LinkOptions()
 NO_FAILURES: dict[tuple[frozenset[str], str], str] = {}
 
 
@@ -137,16 +139,16 @@ def test_other_transports_are_taken_as_asked_for_or_refused() -> None:
 
 
 def test_cables_become_links_and_a_charge() -> None:
-    found = rdma_links("auto", [*THREE, mac("d", "")], NO_FAILURES)
+    found = rdma_links("auto", [*THREE, mac("d", "")], NO_FAILURES, LINKS)
     assert [link.node_ids for link in found.links] == [("a", "b"), ("a", "c"), ("b", "c")]
     assert {(link.kind, link.latency_seconds * 1000, link.gb_per_s) for link in found.links} == {
         ("rdma", *LINK_DEFAULTS["rdma"])
     }
     assert found.jaccl_bytes == jaccl_pool_bytes(3, 1)
     double = [mac("a", "bb"), mac("b", "aa")]
-    assert rdma_links("jaccl", double, NO_FAILURES).jaccl_bytes == jaccl_pool_bytes(2, 2)
-    assert rdma_links("tcp", THREE, NO_FAILURES) == rdma_links("auto", TWO[:1], NO_FAILURES)
-    failed = rdma_links("auto", THREE, {(frozenset("ab"), "jaccl"): "it hung"})
+    assert rdma_links("jaccl", double, NO_FAILURES, LINKS).jaccl_bytes == jaccl_pool_bytes(2, 2)
+    assert rdma_links("tcp", THREE, NO_FAILURES, LINKS) == rdma_links("auto", TWO[:1], NO_FAILURES, LINKS)
+    failed = rdma_links("auto", THREE, {(frozenset("ab"), "jaccl"): "it hung"}, LINKS)
     assert [link.node_ids for link in failed.links] == [("a", "c"), ("b", "c")]
 
 
@@ -256,12 +258,15 @@ async def test_jaccl_demanded_without_cables_refuses_the_plan_and_the_dry_run(tm
     assert "no Thunderbolt cable" in told["reason"]
 
 
+LIMITS = VerbsLimits(10, 100, 4095, 4095, 65535, 16773120, 1 << 40, 4096)
+
+
 def with_verbs(member: Member, *, refused: str = "", quarantined: tuple[tuple[str, str], ...] = ()) -> Member:
     """The same Mac with a verbs library that lists its devices."""
     assert member.facts is not None
     rdma = rdma_of(member)
     ports = tuple(VerbsPort(end.device, 1, PORT_ACTIVE, 1, "::ffff:169.254.1.2") for end in rdma.ends)
-    rdma = dataclasses.replace(rdma, verbs=VerbsFacts(ports, 10, 100, quarantined, refused))
+    rdma = dataclasses.replace(rdma, verbs=VerbsFacts(ports, LIMITS, quarantined, refused))
     facts = dataclasses.replace(member.facts, rdma_json=json.dumps(rdma.to_json()))
     return dataclasses.replace(member, facts=facts)
 
@@ -272,7 +277,7 @@ def box(name: str, *networks: str, refused: str = "") -> Member:
         VerbsPort(f"fake{number}", 1, PORT_ACTIVE, 1, f"::ffff:10.99.{network}.{ord(name)}")
         for number, network in enumerate(networks)
     )
-    rdma = RdmaFacts(refused="macOS only", verbs=VerbsFacts(ports, 10, 100, (), refused))
+    rdma = RdmaFacts(refused="macOS only", verbs=VerbsFacts(ports, LIMITS, (), refused))
     facts = NodeFacts(hostname=f"box-{name}", host_id="one", rdma_json=json.dumps(rdma.to_json()))
     return Member(node_id=name, facts=facts)
 
@@ -339,19 +344,20 @@ def test_neighbours_need_a_cable_and_where_all_sum_up_everybody_does() -> None:
 
 def test_their_cables_become_links_and_a_charge() -> None:
     double = [with_verbs(mac("a", "bb")), with_verbs(mac("b", "aa"))]
-    found = rdma_links("auto", double, NO_FAILURES)
-    assert (found.verbs_wires, found.jaccl_bytes) == (2, jaccl_pool_bytes(2, 2))
-    own = rdma_links("verbs", double, NO_FAILURES)
-    assert (own.verbs_wires, own.jaccl_bytes, len(own.links)) == (2, 0, 1)
-    failed = rdma_links("auto", double, {(frozenset("ab"), "verbs"): "it hung"})
-    assert (failed.verbs_wires, len(failed.links)) == (0, 1)
-    assert rdma_links("verbs", double, {(frozenset("ab"), "verbs"): "it hung"}) == RdmaLinks()
+    found = rdma_links("auto", double, NO_FAILURES, LINKS)
+    registered = registered_bytes(LINKS, LIMITS, 2)
+    assert (found.verbs_bytes, found.jaccl_bytes) == (registered, jaccl_pool_bytes(2, 2))
+    own = rdma_links("verbs", double, NO_FAILURES, LINKS)
+    assert (own.verbs_bytes, own.jaccl_bytes, len(own.links)) == (registered, 0, 1)
+    failed = {(frozenset("ab"), "verbs"): "it hung"}
+    assert rdma_links("auto", double, failed, LINKS).verbs_bytes == 0
+    assert rdma_links("verbs", double, failed, LINKS) == RdmaLinks()
 
-    links = LinkOptions()
     nodes = capacities(double)
-    charged = reserves(5, links, nodes, rdma=own).transport_pool_bytes
-    assert charged == 2 * links.verbs_bytes(2)
-    assert reserves(5, links, nodes, rdma=found).transport_pool_bytes == max(charged, found.jaccl_bytes)
+    assert reserves(5, LINKS, nodes, rdma=own).transport_pool_bytes == 2 * registered
+    assert reserves(5, LINKS, nodes, rdma=found).transport_pool_bytes == max(
+        2 * registered, found.jaccl_bytes
+    )
 
 
 async def test_a_plan_says_which_devices_and_whether_to_compare(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from macmesh_rdma.quarantine_file import remove_entry
 from macmesh_rdma.verbs.devices import LINUX_DEVICES
 from macmesh_rdma.verbs.facts import PORT_ACTIVE, VerbsFacts, VerbsPort
 
-FOUND = VerbsFacts((VerbsPort("fake0", 1, PORT_ACTIVE, 1, "::ffff:10.99.0.1"),), 10, 100)
+FOUND = VerbsFacts((VerbsPort("fake0", 1, PORT_ACTIVE, 1, "::ffff:10.99.0.1"),))
 PLAN = ("node-of-stage-0", "node-of-stage-1")
 
 

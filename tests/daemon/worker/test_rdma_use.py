@@ -86,6 +86,12 @@ def test_a_group_that_ends_for_damage_is_a_fault_and_one_that_waits_in_vain_is_n
     assert [fault.peer_stage for use in world.told for fault in use.faults] == [1]
 
 
+def test_a_cable_that_falls_silent_while_its_peer_answers_is_a_fault(world: World) -> None:
+    world.use.follow(group(RemotePeerLostError(f"the last cable failed: {opening.SILENT}", peer=1)))
+    world.use.look()
+    assert [fault.peer_stage for use in world.told for fault in use.faults] == [1]
+
+
 def test_other_plans_tell_nothing() -> None:
     told: list[lane_pb2.WorkerEvent] = []
     use = RdmaUse(is_used=False, tell=told.append)

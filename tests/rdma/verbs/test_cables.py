@@ -9,6 +9,7 @@ import pytest
 from macmesh_rdma.jaccl.facts import CableEnd, RdmaFacts
 from macmesh_rdma.verbs.cables import verbs_cables
 from macmesh_rdma.verbs.facts import PORT_ACTIVE, VerbsFacts, VerbsPort, facts_of
+from macmesh_rdma.verbs.fit import VerbsLimits
 
 
 def port(device: str, gid: str, state: str = PORT_ACTIVE, index: int = 1) -> VerbsPort:
@@ -86,6 +87,9 @@ def test_on_macs_the_cables_are_those_of_thunderbolt() -> None:
     assert "rank 1: RDMA is not enabled" in str(cables(mac("a", "b", GOOD), off))
 
 
+LIMITS = VerbsLimits(10, 100, 4095, 4095, 65535, 16773120, 1 << 40, 4096)
+
+
 def listed(
     name: str, gids: list[tuple[int, str]], state: str = PORT_ACTIVE, pairs: int = 10
 ) -> dict[str, Any]:
@@ -93,7 +97,7 @@ def listed(
         "name": name,
         "guid": 1,
         "failure": "",
-        "limits": {"max_queue_pairs": pairs, "max_regions": 100},
+        "limits": dataclasses.asdict(dataclasses.replace(LIMITS, max_queue_pairs=pairs)),
         "ports": [{"number": 1, "state": state, "mtu": 5, "gids": gids}],
     }
 
@@ -111,7 +115,7 @@ def test_the_address_for_ipv4_is_taken_with_its_index_else_the_first() -> None:
         ("b", 3, "::ffff:169.254.7.1"),
         ("c", -1, ""),
     ]
-    assert (found.max_queue_pairs, found.max_memory_regions) == (3, 100)
+    assert found.limits == dataclasses.replace(LIMITS, max_queue_pairs=3)
     assert "lists no RDMA device" in facts_of([]).refused
 
 
@@ -123,11 +127,12 @@ def test_a_device_that_cannot_be_opened_tells_why() -> None:
         "",
         "c cannot be used: it has no port",
     ]
-    assert found.max_queue_pairs == 10
+    assert found.limits == LIMITS
 
 
 def test_facts_travel_as_json_also_to_and_from_those_that_do_not_know_them() -> None:
-    facts = dataclasses.replace(ONE, verbs=dataclasses.replace(ONE.verbs, quarantined=(("n1", "it hung"),)))
+    told = dataclasses.replace(ONE.verbs, limits=LIMITS, quarantined=(("n1", "it hung"),))
+    facts = dataclasses.replace(ONE, verbs=told)
     assert RdmaFacts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
     assert facts.verbs.quarantine_of("n1") == "it hung"
     assert facts.verbs.quarantine_of("n2") == ""

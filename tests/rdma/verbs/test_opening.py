@@ -1,6 +1,7 @@
 """Groups whose links go over RDMA devices, as far as it is Python: devices, tests, TCP beside, and what errors mean."""
 
 import contextlib
+import dataclasses
 import gc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,8 @@ from macmesh_rdma.errors import (
 from macmesh_rdma.group import Group, open_group
 from macmesh_rdma.measure import LinkSpeed
 from macmesh_rdma.verbs import trial
+from macmesh_rdma.verbs.fit import VerbsLimits
+from macmesh_rdma.verbs.opening import SILENT
 from macmesh_rdma.verbs.settings import VerbsSettings
 
 from .stand_in import StandIn, put_in_place
@@ -28,7 +31,7 @@ from .stand_in import StandIn, put_in_place
 def listed(
     name: str, state: str = "PORT_ACTIVE", gids: list[tuple[int, str]] | None = None
 ) -> dict[str, Any]:
-    limits = {"max_queue_pairs": 10, "max_regions": 100}
+    limits = dataclasses.asdict(VerbsLimits(10, 100, 4095, 4095, 65535, 16773120, 1 << 40, 4096))
     port = {
         "number": 1,
         "state": state,
@@ -117,6 +120,7 @@ def test_only_a_link_that_is_slower_in_both_respects_is_refused() -> None:
         (TimeoutError("nothing came"), RemoteProviderError),
         (RuntimeError("the pattern came back changed"), RemoteProviderError),
         (ConnectionError("the control socket ended"), RemotePeerLostError),
+        (ConnectionError(f"the last cable failed: {SILENT}"), RemoteProviderError),
         (OSError(16, "no queue pair left"), LocalProviderError),
         (ValueError("the builds differ"), LocalProviderError),
     ],

@@ -52,7 +52,11 @@ def test_two_machines_tell_their_devices_and_what_was_measured(tmp_path: Path) -
             assert (code, told["format"], told["rank"]) == (0, FORMAT, rank)
             assert [device["name"] for device in told["facts"]["devices"]] == ["fake0"]
             steps = told["steps"]
-            assert [step["name"] for step in steps] == ["tcp", "verbs, as MLX's jaccl", "verbs, set up again 1"]
+            assert [step["name"] for step in steps] == [
+                "tcp",
+                "verbs, as MLX's jaccl",
+                "verbs, set up again 1",
+            ]
             for step in steps:
                 assert step["ok"], step
                 assert step["provider"] == step["name"][: len(step["provider"])]
