@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ class VerbsKeeper:
         library: file of the verbs library; empty: the system's.
         setups_per_boot: the bound.
         wanted: whether devices are asked for though nothing hints at them.
+        system_tells: whether what is known beside the library changes where its answer does.
         ask: asks the library; replaced in tests.
         read_boot_id: names this start of the machine; replaced in tests.
         unix_now: the time of a quarantine, in seconds since 1970.
@@ -46,6 +48,7 @@ class VerbsKeeper:
         library: str = "",
         setups_per_boot: int = 20,
         wanted: bool = False,
+        system_tells: bool = sys.platform == "darwin",
         ask: Callable[[str], Awaitable[VerbsFacts]] = verbs_facts,
         read_boot_id: Callable[[], Awaitable[str]] = boot_counts.boot_id,
         unix_now: Callable[[], float] = time.time,
@@ -58,6 +61,7 @@ class VerbsKeeper:
         self._counts_path = folder / boot_counts.FILE_NAME
         self._bound = setups_per_boot
         self._wanted = wanted
+        self._system_tells = system_tells
         self._ask = ask
         self._read_boot_id = read_boot_id
         self._unix_now = unix_now
@@ -70,11 +74,12 @@ class VerbsKeeper:
         """What to tell the others now. Never fails.
 
         Args:
-            system: what else is known of the devices: the library is asked again where this changes.
+            system: what else is known of the devices. Where the system tells all, the library is asked again only
+                where this changes.
         """
         if not self._wanted and not await asyncio.to_thread(may_have_devices, self.library):
             return VerbsFacts()
-        if self._known is None or self._known[0] != system:
+        if self._known is None or self._known[0] != system or not self._system_tells:
             self._known = system, await self._ask(self.library)
         facts = self._known[1]
         counts = await self._read_counts()

@@ -1,8 +1,6 @@
 """Asks the verbs library for this machine's RDMA devices, in a process of its own.
 
-A driver may crash or hang, and the native module brings MLX; neither is for the daemon. The process is
-``python -m macmesh_rdma.verbs.devices [LIBRARY]``; it writes `VerbsFacts` as JSON to stdout, with the reason where
-the library cannot be had.
+A driver may crash or hang, and the native module brings MLX; neither is for the daemon. The process is `devices_main`.
 """
 
 import json
@@ -11,14 +9,14 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from macmesh_rdma.errors import TransportError
 from macmesh_rdma.jaccl.facts import run_command
-from macmesh_rdma.verbs.facts import VerbsFacts, facts_of
+from macmesh_rdma.verbs.facts import VerbsFacts
 from macmesh_rdma.verbs.settings import LIBRARY_VARIABLE
 
 Runner = Callable[[Sequence[str]], Awaitable[str]]
 """As `macmesh_rdma.jaccl.facts.Runner`."""
 
+PROGRAM = "macmesh_rdma.verbs.devices_main"
 LINUX_DEVICES = Path("/sys/class/infiniband")
 
 
@@ -30,7 +28,7 @@ async def verbs_facts(library: str, *, runner: Runner = run_command) -> VerbsFac
         runner: runs the process; see `macmesh_rdma.jaccl.facts.run_command`, whose deadline holds.
     """
     try:
-        value = json.loads(await runner((sys.executable, "-m", __name__, library)))
+        value = json.loads(await runner((sys.executable, "-m", PROGRAM, library)))
         return VerbsFacts.from_json(value)
     except (OSError, TimeoutError, ValueError) as error:
         told = str(error) or type(error).__name__
@@ -44,21 +42,3 @@ def may_have_devices(library: str, *, platform: str = sys.platform, folder: Path
     if platform == "linux":
         return folder.is_dir() and any(folder.iterdir())
     return platform == "darwin"
-
-
-def main(library: str = "") -> None:
-    """Writes the facts to stdout."""
-    from macmesh_rdma.native import load_group  # noqa: PLC0415  imports mlx
-
-    try:
-        load_group()
-        from macmesh_rdma.verbs.opening import list_devices  # noqa: PLC0415  after the check of versions
-
-        facts = facts_of(list_devices(library))
-    except TransportError as error:
-        facts = VerbsFacts(refused=str(error))
-    sys.stdout.write(json.dumps(facts.to_json()))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:2])

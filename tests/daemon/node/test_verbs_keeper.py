@@ -32,6 +32,7 @@ def keeper(folder: Path, boot: str = "b", bound: int = 3, asked: Asked | None = 
         folder,
         library="/lib",
         setups_per_boot=bound,
+        system_tells=True,
         ask=asked or Asked(),
         read_boot_id=boot_id,
         unix_now=lambda: 7.0,
@@ -46,6 +47,10 @@ async def test_the_library_is_asked_again_only_where_the_system_tells_something_
     assert asked.times == 1
     await kept.facts("two cables")
     assert asked.times == 2
+    elsewhere = VerbsKeeper(tmp_path, library="/lib", system_tells=False, ask=asked)
+    for _ in range(2):
+        await elsewhere.facts("nothing")
+    assert asked.times == 4
 
 
 async def test_a_fault_puts_the_peer_into_quarantine_until_it_is_lifted(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Groups over RDMA devices that are not there, with the native links: ranks are threads, each with its own devices."""
 
+import dataclasses
 import functools
 import gc
 from collections.abc import Iterator
@@ -152,6 +153,22 @@ def test_what_a_cable_does_wrong_says_whose_fault_it_is(
         outcomes = open_ranks(monkeypatch, fabric, 2, topology="pipeline", connect_seconds=3)
     assert kind in {type(outcome) for outcome in outcomes}, outcomes
     assert any(told in str(outcome) for outcome in outcomes), outcomes
+    outcomes.clear()
+
+
+def test_a_link_that_is_slower_than_tcp_is_refused_with_both_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = settings
+
+    def beside(fabric: FakeFabric, rank: int, size: int) -> VerbsSettings:
+        return dataclasses.replace(whole(fabric, rank, size), beside=True)
+
+    monkeypatch.setitem(globals(), "settings", beside)
+    # 5 ms and 200 kB/s: no machine is so busy that its loopback does worse.
+    with FakeFabric(full_mesh("ab"), latency_ns=5_000_000, bytes_per_second=200_000) as fabric:
+        outcomes = open_ranks(monkeypatch, fabric, 2, topology="pipeline")
+    refused = [str(outcome) for outcome in outcomes if isinstance(outcome, LocalProviderError)]
+    assert refused, outcomes
+    assert all("is slower than TCP: " in text and "; TCP beside it: " in text for text in refused)
     outcomes.clear()
 
 
