@@ -163,8 +163,8 @@ def test_a_link_that_is_slower_than_tcp_is_refused_with_both_figures(monkeypatch
         return dataclasses.replace(whole(fabric, rank, size), beside=True)
 
     monkeypatch.setitem(globals(), "settings", beside)
-    # 5 ms and 200 kB/s: no machine is so busy that its loopback does worse.
-    with FakeFabric(full_mesh("ab"), latency_ns=5_000_000, bytes_per_second=200_000) as fabric:
+    # 5 ms and 1 MB/s: no machine is so busy that its loopback does worse.
+    with FakeFabric(full_mesh("ab"), latency_ns=5_000_000, bytes_per_second=1_000_000) as fabric:
         outcomes = open_ranks(monkeypatch, fabric, 2, topology="pipeline")
     refused = [str(outcome) for outcome in outcomes if isinstance(outcome, LocalProviderError)]
     assert refused, outcomes
