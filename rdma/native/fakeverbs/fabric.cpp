@@ -60,6 +60,22 @@ std::uint64_t next_of_sends(const FakeQueuePair& pair) {
 
 }  // namespace
 
+std::byte* bytes_of(const FakeQueuePair& pair, std::uint32_t key, std::uint64_t address, std::uint64_t bytes) {
+  const auto found = pair.owner->regions.find(key);
+  if (found == pair.owner->regions.end()) return nullptr;
+  const auto start = reinterpret_cast<std::uintptr_t>(found->second->addr);
+  if (address < start || address - start > found->second->length) return nullptr;
+  if (bytes > found->second->length - (address - start)) return nullptr;
+  return reinterpret_cast<std::byte*>(address);
+}
+
+std::uint64_t scramble(std::uint64_t value) {
+  value += 0x9e3779b97f4a7c15U;
+  value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9U;
+  value = (value ^ (value >> 27)) * 0x94d049bb133111ebU;
+  return value ^ (value >> 31);
+}
+
 std::uint64_t next_of(const FakeQueue& queue) {
   std::uint64_t earliest = queue.next_ready;
   for (const FakeQueuePair* pair : queue.pairs) {
@@ -152,15 +168,6 @@ void move_to_error(FakeQueuePair& pair) {
   turn_away(mapped, record);
 }
 
-void forget(FakeQueuePair& pair) {
-  Mapped& mapped = mapped_of(pair);
-  for (const PostedSend& send : pair.sends) {
-    if (send.message != kNone) abandon(mapped, send.message);
-  }
-  pair.sends.clear();
-  bury(mapped, record_of(pair));
-}
-
 void rouse(Mapped& mapped, QueuePairRecord& record, std::uint64_t at) {
   record.attention.store(std::min(record.attention.load(), at), std::memory_order_release);
   if (record.armed) {
@@ -196,7 +203,8 @@ abi::Gid gid_of(const Segment& segment, std::uint32_t device, int index) {
     std::memcpy(gid.raw, mapped, sizeof mapped);
     return gid;
   }
-  const std::uint8_t local[] = {0xfe, 0x80, 0, 0, 0, 0, 0, 0, 2, static_cast<std::uint8_t>(index), 0, 0xff, 0xfe, 0x99, high, low};
+  const auto which = static_cast<std::uint8_t>(index);
+  const std::uint8_t local[] = {0xfe, 0x80, 0, 0, 0, 0, 0, 0, 2, which, 0, 0xff, 0xfe, 0x99, high, low};
   std::memcpy(gid.raw, local, sizeof local);
   return gid;
 }

@@ -139,7 +139,9 @@ void talk(const std::string& plan, Mode mode) {
   for (int round = 0; round < kRounds; ++round) {
     const std::size_t offset = std::size_t{2} << 20;
     const bool last = round + 1 == kRounds;
-    for (std::size_t i = 0; i < 65536; ++i) *host.end->at(offset + i) = static_cast<std::byte>(1 + (i + unsigned(round)) % 255);
+    for (std::size_t i = 0; i < 65536; ++i) {
+      *host.end->at(offset + i) = static_cast<std::byte>(1 + (i + static_cast<unsigned>(round)) % 255);
+    }
     if (last) *host.end->at(offset) = std::byte{0};
     must(host.end->pair->post_send(99, offset, 65536));
     bool sent = false;

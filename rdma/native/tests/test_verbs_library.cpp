@@ -1,7 +1,5 @@
 // The loader and the devices, over the fake library.
 
-#include <fcntl.h>
-
 #include "tests/fake_fabric.h"
 #include "verbs/abi.h"
 
@@ -266,7 +264,8 @@ TEST(without_completion_channels_there_is_nothing_to_wait_on) {
 TEST(a_wrong_plan_names_its_key) {
   void* handle = ::dlopen(MACMESH_FAKEVERBS_PATH, RTLD_NOW | RTLD_LOCAL);
   CHECK(handle != nullptr);
-  const auto create = reinterpret_cast<decltype(&macmesh_fakeverbs_create)>(::dlsym(handle, "macmesh_fakeverbs_create"));
+  const auto create =
+      reinterpret_cast<decltype(&macmesh_fakeverbs_create)>(::dlsym(handle, "macmesh_fakeverbs_create"));
   CHECK(create != nullptr);
   for (const std::string plan : {"los=0.1", "loss=1.5", "loss=", "slowdown=0", "cables=a-b", "flavour=none",
                                  "queue_pairs=-1", "events=yes", "cables=a.fake0-a.fake0", "nothing"}) {

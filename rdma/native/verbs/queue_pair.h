@@ -81,8 +81,8 @@ class QueuePair {
   // after that: post them next, and tell the peer before it sends.
   virtual Status connect(const Address& remote) = 0;
 
-  // Of `bytes` at `offset` of the region. The id, below 2^63, comes back in the completion. kLocal where the queue is full (the
-  // caller counts, so it is a fault of the caller), the range is outside of the region, or the device refuses.
+  // Of `bytes` at `offset` of the region. The id, below 2^63, comes back in the completion. kLocal where the queue is
+  // full (whoever posts counts, so it is their fault), the range is outside of the region, or the device refuses.
   virtual Status post_send(std::uint64_t id, std::size_t offset, std::uint32_t bytes) = 0;
   virtual Status post_receive(std::uint64_t id, std::size_t offset, std::uint32_t bytes) = 0;
 
@@ -101,7 +101,8 @@ class QueuePair {
   virtual bool arm() = 0;
 
   // Moves to the error state, where everything posted comes back as flushed, and polls until it has or the time is
-  // over. Returns how many requests never came back. Nothing can be posted afterwards.
+  // over. Where the device must not be in that state (see DeviceOptions), only the sends are waited for. Returns how
+  // many requests never came back. Nothing can be posted afterwards.
   virtual std::size_t drain(double seconds) = 0;
 };
 

@@ -12,6 +12,7 @@
 
 #include "core/deadline.h"
 #include "verbs/handles.h"
+#include "verbs/queue_depth.h"
 
 namespace mm::verbs {
 namespace {
@@ -22,40 +23,6 @@ constexpr std::uint64_t kReceiveBit = std::uint64_t{1} << 63;
 
 const char* mode_text(Mode mode) {
   return mode == Mode::kRC ? "reliable" : "unreliable";
-}
-
-// The queues of one queue pair in the device's units.
-struct Depth {
-  std::uint64_t send = 0;
-  std::uint64_t receive = 0;
-};
-
-Depth depth_of(const Limits& limits, const QueueShape& shape) {
-  const std::uint64_t each = request_places(limits, shape.message_bytes);
-  // Devices that count frames are seen to keep one place of a queue free.
-  const std::uint64_t spare = limits.frame_bytes != 0 ? 1 : 0;
-  return {shape.send_requests * each + spare, shape.receive_requests * each + spare};
-}
-
-// Empty where the device can hold the shape.
-std::string too_much(const Limits& limits, const QueueShape& shape, const Depth& depth) {
-  if (limits.max_message_bytes != 0 && shape.message_bytes > limits.max_message_bytes) {
-    return "messages of " + std::to_string(shape.message_bytes) + " bytes, the device sends at most " +
-           std::to_string(limits.max_message_bytes);
-  }
-  if (limits.max_send_requests != 0 && depth.send > limits.max_send_requests) {
-    return std::to_string(depth.send) + " places for sends, the device has " +
-           std::to_string(limits.max_send_requests);
-  }
-  if (limits.max_receive_requests != 0 && depth.receive > limits.max_receive_requests) {
-    return std::to_string(depth.receive) + " places for receives, the device has " +
-           std::to_string(limits.max_receive_requests);
-  }
-  if (limits.max_completions != 0 && depth.send + depth.receive + 1 > limits.max_completions) {
-    return std::to_string(depth.send + depth.receive + 1) + " completions, the device holds " +
-           std::to_string(limits.max_completions);
-  }
-  return {};
 }
 
 class VerbsQueuePair final : public QueuePair {
@@ -83,8 +50,8 @@ class VerbsQueuePair final : public QueuePair {
  private:
   [[nodiscard]] const Functions& call() const { return device_->call(); }
   Status move_to(abi::QpAttr& attr, int mask, const char* what);
-  Status check_request(const char* what, std::size_t offset, std::uint32_t bytes, const std::atomic<std::uint32_t>& posted,
-                       std::uint32_t most) const;
+  Status check_request(const char* what, std::size_t offset, std::uint32_t bytes,
+                       const std::atomic<std::uint32_t>& posted, std::uint32_t most) const;
   std::size_t poll_library(std::span<Completion> into);
   void take_events();
 
@@ -122,7 +89,7 @@ Status VerbsQueuePair::make() {
                                          std::to_string(shape_.send_requests) + " sends and " +
                                          std::to_string(shape_.receive_requests) + " receives of up to " +
                                          std::to_string(shape_.message_bytes) + " bytes)");
-  if (const std::string excess = too_much(limits, shape_, depth); !excess.empty()) {
+  if (const std::string excess = too_much(limits, shape_); !excess.empty()) {
     return Status(Code::kLocal, what + ": that needs " + excess);
   }
   const bool events = device_->options.events == Choice::kYes ||
@@ -135,7 +102,7 @@ Status VerbsQueuePair::make() {
     return Status(Code::kLocal, what + ": the library has no completion channels");
   }
   errno = 0;
-  queue_ = call().create_cq(device_->context, static_cast<int>(depth.send + depth.receive + 1), nullptr, channel_, 0);
+  queue_ = call().create_cq(device_->context, static_cast<int>(depth.completions()), nullptr, channel_, 0);
   if (queue_ == nullptr) return Status(Code::kLocal, failure_text(what + ": the completion queue", errno));
   abi::QpInitAttr init{};
   init.send_cq = init.recv_cq = queue_;
@@ -305,8 +272,7 @@ std::size_t VerbsQueuePair::poll(std::span<Completion> into) {
   if (kept_count_ == 0) return poll_library(into);
   const std::size_t count = std::min(kept_count_, into.size());
   std::copy_n(kept_.begin(), count, into.begin());
-  std::copy(kept_.begin() + static_cast<std::ptrdiff_t>(count), kept_.begin() + static_cast<std::ptrdiff_t>(kept_count_),
-            kept_.begin());
+  std::copy(kept_.data() + count, kept_.data() + kept_count_, kept_.data());
   kept_count_ -= count;
   return count;
 }
