@@ -116,9 +116,9 @@ def verbs_link(
 def verbs_link_facts(link: Link) -> dict[str, Any]:
     """What a link over RDMA devices has and did.
 
-    `mode`, `classes` (`bytes`, `sends`, `receives`), `notes` (what was cut down to fit the device, and why), `cables`,
-    `cables_alive`, `regions`, `queue_pairs`, and how often what happened: `retransmitted`, `lost`, `broken`,
-    `repeated`, `probes`, `reports`.
+    `mode`, `classes` (`bytes`, `sends`, `receives`), `notes` (what was cut down to fit the device, and why),
+    `cables`, `cables_alive`, `regions`, `queue_pairs`, and how often what happened: `retransmitted`, `lost`,
+    `broken`, `repeated`, `probes`, `reports`.
     """
 
 def verbs_counts() -> dict[str, int]:

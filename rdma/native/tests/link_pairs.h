@@ -12,6 +12,7 @@
 #include "shm/shm_link.h"
 #include "tcp/tcp_link.h"
 #include "tests/check.h"
+#include "tests/fake_fabric.h"
 #include "tests/sockets.h"
 #include "tests/verbs_pairs.h"
 
@@ -117,6 +118,34 @@ inline Pair striped_verbs() {
   return verbs(wanted);
 }
 
+// Over the fake verbs library, in which every link has its end of cable 0 at host a and at host b.
+inline Pair fabric_verbs(double loss) {
+  // Room for all links of a group; else as on a Mac.
+  static fake_fabric::Fabric fabric(std::string(fake_fabric::kOneCable) + ";queue_pairs=400;regions=1000");
+  fabric.command("set loss=" + std::to_string(loss));
+  mm::verbs::LinkSettings settings;
+  settings.links_per_device = 64;
+  const auto device = [](const char* name) {
+    mm::Status why;
+    auto opened = mm::verbs::open_device(fabric.library(), name, {}, why);
+    CHECK_TEXT(opened, why.text());
+    std::vector<mm::verbs::Cable> cables;
+    cables.push_back({std::move(opened), name});
+    return cables;
+  };
+  const Sockets control = tcp_sockets();
+  mm::Status why_a;
+  mm::Status why_b;
+  Pair pair;
+  std::thread other([&] {
+    pair.b = mm::verbs::verbs_link(control.b, device("b_fake0"), {}, settings, mm::Deadline::after(20), why_b);
+  });
+  pair.a = mm::verbs::verbs_link(control.a, device("a_fake0"), {}, settings, mm::Deadline::after(20), why_a);
+  other.join();
+  CHECK_TEXT(pair.a && pair.b, why_a.text() + " / " + why_b.text());
+  return pair;
+}
+
 struct Kind {
   const char* name;
   Pair (*make)();
@@ -132,6 +161,9 @@ inline const Kind kKinds[] = {
     {"tiny verbs", [] { return tiny_verbs(); }},
     {"lossy verbs", [] { return lossy_verbs(); }},
     {"striped verbs", [] { return striped_verbs(); }},
+    {"fabric verbs", [] { return fabric_verbs(0); }},
+    {"fabric verbs, 1 of 10,000 lost", [] { return fabric_verbs(1e-4); }},
+    {"fabric verbs, 1 of 100 lost", [] { return fabric_verbs(1e-2); }},
 };
 
 }  // namespace pairs

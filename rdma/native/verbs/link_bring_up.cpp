@@ -253,6 +253,7 @@ std::unique_ptr<VerbsLink> verbs_link(int control_descriptor, std::vector<Cable>
   mine.build = settings.build;
   mine.options = options;
   mine.links_per_device = settings.links_per_device;
+  std::unique_ptr<PageMemory> memory;  // goes after the regions in it
   std::vector<CableEnd> ends;
   for (Cable& cable : cables) {
     mine.limits.push_back(cable.device->limits());
@@ -274,7 +275,6 @@ std::unique_ptr<VerbsLink> verbs_link(int control_descriptor, std::vector<Cable>
     return give_up(talk.refuse(Status(Code::kMismatch, status.text())));
   }
   // A device may refuse queue pairs that its limits promise, where others have them: both ends then make do with fewer.
-  std::unique_ptr<PageMemory> memory;
   Status refused;
   for (;;) {
     memory = std::make_unique<PageMemory>(plan.region_bytes());

@@ -404,7 +404,7 @@ void Engine::transmit(const SendWindow::Posting& posting) {
     lose_cable(posting.cable, "a send was refused: " + posted.text());
     return;
   }
-  wake_peer();
+  posted_one();
 }
 
 bool Engine::report_by_cable() {
@@ -431,7 +431,7 @@ bool Engine::report_by_cable() {
     }
     ++counts_.reports;
     for (CableState& of : states_) std::fill(of.owed.begin(), of.owed.end(), 0);
-    wake_peer();
+    posted_one();
     return true;
   }
   return false;
@@ -446,9 +446,14 @@ void Engine::report_by_control(std::uint32_t answers, bool asleep) {
   for (CableState& of : states_) std::fill(of.owed.begin(), of.owed.end(), 0);
 }
 
+void Engine::posted_one() {
+  ++posts_since_wake_;
+  if (peer_asleep_) wake_peer();
+}
+
 void Engine::wake_peer() {
-  if (!peer_asleep_) return;
   peer_asleep_ = false;
+  posts_since_wake_ = 0;
   control_.send(ControlKind::kWake);
   said_at_ = Clock::now();
 }
@@ -552,7 +557,8 @@ void Engine::on_control(const ControlMessage& message) {
       if (!sound) break;
       if (report.asleep) {
         peer_asleep_ = true;
-        if (send_.unseen()) wake_peer();
+        // Once for each post at most: what was lost is found by asking, and not by waking it again and again.
+        if (posts_since_wake_ > 0 && send_.unseen()) wake_peer();
       }
       if (report.answers == 0) break;
       for (std::uint32_t cable = 0; cable < cables_.size() && !over(); ++cable) {

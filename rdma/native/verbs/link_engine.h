@@ -125,6 +125,7 @@ class Engine {
   Prefix prefix(std::uint32_t cable, std::uint32_t queue, std::uint32_t queue_number) const;
   bool report_by_cable();
   void report_by_control(std::uint32_t answers, bool asleep);
+  void posted_one();  // wakes the peer's user where it sleeps
   void wake_peer();
   void read_control();
   void on_control(const ControlMessage& message);
@@ -169,6 +170,7 @@ class Engine {
   std::uint32_t blocked_class_ = 0;
   std::uint32_t blocked_cable_ = SendWindow::kAnyCable;
   bool peer_asleep_ = false;
+  std::uint64_t posts_since_wake_ = 0;
   bool echoed_ = false;        // the peer has all our echoes
   bool warm_ = false;          // the service thread ticks
   Clock::time_point warm_since_{};
