@@ -39,7 +39,8 @@ def system_reader(*, macos_build: str, mlx_version: str, verbs: VerbsKeeper | No
         if sys.platform == "darwin" and not macos_build:
             return RdmaFacts(mlx_version=mlx_version, refused="the build of macOS cannot be read")
         facts = await rdma_facts(run_command, macos_build=macos_build, mlx_version=mlx_version)
-        if verbs is None:
+        # Where the system has no RDMA, its library has no devices.
+        if verbs is None or (sys.platform == "darwin" and facts.refused and not verbs.library):
             return facts
         return dataclasses.replace(facts, verbs=await verbs.facts(_text(facts)))
 

@@ -30,10 +30,8 @@ def verbs_cables(here: RdmaFacts, there: RdmaFacts, *, a: int, b: int, known_onl
         The cables; the reason where there are none.
     """
     for rank, facts in ((a, here), (b, there)):
-        if not facts.verbs.is_told:
-            return f"rank {rank} has not told of a verbs library"
-        if facts.verbs.refused:
-            return f"rank {rank}: {facts.verbs.refused}"
+        if why := _why_none(facts):
+            return f"rank {rank}{why}"
     if here.macos_build != there.macos_build:
         told = " and ".join(facts.macos_build or "no macOS" for facts in (here, there))
         return f"ranks {a} and {b} must have the same macOS build, not {told}"
@@ -44,10 +42,16 @@ def verbs_cables(here: RdmaFacts, there: RdmaFacts, *, a: int, b: int, known_onl
     return _of_one_network(here, there, a, b)
 
 
+def _why_none(facts: RdmaFacts) -> str:
+    """Why a node has no cable at all; empty where it may have."""
+    if facts.macos_build and facts.refused:
+        return f": {facts.refused}"
+    if not facts.verbs.is_told:
+        return " has not told of a verbs library"
+    return f": {facts.verbs.refused}" if facts.verbs.refused else ""
+
+
 def _thunderbolt(here: RdmaFacts, there: RdmaFacts, a: int, b: int) -> Cables | str:
-    for rank, facts in ((a, here), (b, there)):
-        if facts.refused:
-            return f"rank {rank}: {facts.refused}"
     cables = cables_between(here, there)
     if not cables:
         return missing_cable(here, there, a, b)

@@ -50,7 +50,10 @@ def test_ports_of_one_network_belong_together() -> None:
         ),
         (node(port("fake0", "")), "rank 1: port 1 of fake0 has no GID"),
         (node(port("fake0", "::ffff:10.1.1.1")), "no RDMA devices with addresses of one network"),
-        (dataclasses.replace(TWO, macos_build="25C56"), "same macOS build, not no macOS and 25C56"),
+        (
+            dataclasses.replace(TWO, macos_build="25C56", refused=""),
+            "same macOS build, not no macOS and 25C56",
+        ),
     ],
 )
 def test_without_a_pair_of_ports_the_reason_is_told(there: RdmaFacts, told: str) -> None:
