@@ -13,6 +13,7 @@ from macmesh_rdma.errors import (
     LocalProviderError,
     RemotePeerLostError,
     RemoteProviderError,
+    RemoteTimeoutError,
     TransportError,
 )
 from macmesh_rdma.joining.joining_peer import close_all
@@ -79,6 +80,7 @@ class VerbsOpener:
             LocalProviderError: a device of ours cannot be used, or has not got what the link needs.
             RemotePeerLostError: the peer has gone.
             RemoteProviderError: a cable damages what it carries, or carries nothing.
+            RemoteTimeoutError: it took too long.
         """
         with contextlib.ExitStack() as undo:
             undo.callback(close_all, lane.descriptors())
@@ -122,7 +124,8 @@ def verbs_errors(peer: int, what: str) -> Iterator[None]:
     except TransportError:
         raise
     except TimeoutError as error:
-        raise RemoteProviderError(f"{told}: nothing came in time: {error}", peer=peer) from error
+        # Of a busy machine as well as of a bad cable; of that one the link tells itself.
+        raise RemoteTimeoutError(f"{told}: {error}", peer=peer) from error
     except ConnectionError as error:
         if SILENT in str(error):
             raise RemoteProviderError(f"{told}: {error}", peer=peer) from error

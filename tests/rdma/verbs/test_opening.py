@@ -117,7 +117,7 @@ def test_only_a_link_that_is_slower_in_both_respects_is_refused() -> None:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (TimeoutError("nothing came"), RemoteProviderError),
+        (TimeoutError("nothing came"), RemoteTimeoutError),
         (RuntimeError("the pattern came back changed"), RemoteProviderError),
         (ConnectionError("the control socket ended"), RemotePeerLostError),
         (ConnectionError(f"the last cable failed: {SILENT}"), RemoteProviderError),
@@ -190,14 +190,15 @@ def test_a_pattern_that_arrives_changed_is_a_fault_of_the_provider(monkeypatch: 
 
 @pytest.mark.usefixtures("library")
 def test_damage_and_silence_in_a_test_count_against_rdma_devices_alone() -> None:
-    for error in (RemoteCorruptError("x", peer=1), RemoteTimeoutError("x", peer=1)):
+    for error in (RemoteCorruptError("x", peer=1), RemotePeerLostError(f"the cable: {SILENT}", peer=1)):
         with pytest.raises(RemoteProviderError) as told, trial.faults_of("verbs"):
             raise error
         assert told.value.peer == 1
         with pytest.raises(type(error)), trial.faults_of("tcp"):
             raise error
-    with pytest.raises(RemotePeerLostError), trial.faults_of("verbs"):
-        raise RemotePeerLostError("gone")
+    for other in (RemotePeerLostError("gone"), RemoteTimeoutError("late")):
+        with pytest.raises(type(other)), trial.faults_of("verbs"):
+            raise other
 
 
 def test_a_part_of_the_group_has_its_own_numbers() -> None:
