@@ -10,14 +10,18 @@ namespace {
 
 // When the channel's descriptor must wake: what the earliest of its armed queues waits for.
 void aim(FakeChannel& channel) {
-  Segment& segment = channel_segment(channel);
-  if (segment.settings.manual_clock) return;  // whoever moves the clock wakes everybody
+  const Segment& segment = channel_segment(channel);
   std::uint64_t earliest = kNever;
   for (FakeQueue* queue : channel.queues) {
     if (queue->armed) earliest = std::min(earliest, next_of(*queue));
   }
-  const std::uint64_t at =
-      earliest == kNever ? 0 : static_cast<std::uint64_t>(segment.epoch_ns) + earliest * segment.settings.slowdown;
+  constexpr std::uint64_t kLongAgo = 1;
+  std::uint64_t at = 0;
+  if (earliest <= fabric_now(segment)) {
+    at = kLongAgo;
+  } else if (earliest != kNever && !segment.settings.manual_clock) {  // whoever moves that clock wakes everybody
+    at = static_cast<std::uint64_t>(segment.epoch_ns) + earliest * segment.settings.slowdown;
+  }
   channel.waiter->set_timer(at);
 }
 

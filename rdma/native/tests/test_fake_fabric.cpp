@@ -218,6 +218,24 @@ TEST(a_waiting_descriptor_wakes_when_a_message_is_due) {
   CHECK(received.size() == 1 && received[0].ok);
 }
 
+TEST(a_waiting_descriptor_wakes_for_what_its_own_side_finishes) {
+  Fabric fabric(kByHand);
+  DeviceOptions options;
+  options.events = mm::verbs::Choice::kYes;
+  Pair ends(fabric, shape_of(Mode::kUC), options);
+  pollfd waiting{ends.a.pair->wait_descriptor(), POLLIN, 0};
+  CHECK(ends.a.pair->arm());
+  must(ends.a.pair->post_send(1, 0, 0));  // no bytes: it leaves at once
+  CHECK(::poll(&waiting, 1, 30000) == 1);
+  CHECK(ends.a.polled().size() == 1);
+  CHECK(ends.a.pair->arm());
+  must(ends.a.pair->post_send(2, 0, 4096));
+  CHECK(::poll(&waiting, 1, 0) == 0);
+  fabric.command("advance 4096");
+  CHECK(::poll(&waiting, 1, 30000) == 1);
+  CHECK(ends.a.polled().size() == 1);
+}
+
 TEST(a_waiting_descriptor_wakes_when_the_cable_is_cut) {
   Fabric fabric(kOneCable);
   DeviceOptions options;
