@@ -82,8 +82,9 @@ class VerbsKeeper:
         if self._known is None or self._known[0] != system or not self._system_tells:
             self._known = system, await self._ask(self.library)
         facts = self._known[1]
-        counts = await self._read_counts()
-        self._quarantined, broken = await asyncio.to_thread(self._read_quarantine)
+        async with self._writing:
+            counts = await self._read_counts()
+            self._quarantined, broken = await asyncio.to_thread(self._read_quarantine)
         facts = dataclasses.replace(facts, quarantined=tuple(sorted(self._quarantined.items())))
         return facts.with_refusal(broken).with_refusal(self._why_restart(counts))
 
@@ -94,19 +95,21 @@ class VerbsKeeper:
             use: as it told.
             node_ids: of the plan's stages, head first.
         """
+        faults = {node_ids[f.peer_stage]: f.reason for f in use.faults if f.peer_stage < len(node_ids)}
         async with self._writing:
+            self._quarantined = {**faults, **self._quarantined}
             before = await self._read_counts()
             counts = before.plus(setups=use.setups, made=use.queue_pairs_made, freed=use.queue_pairs_freed)
             self._counts = counts
             try:
                 if counts != before:
                     await asyncio.to_thread(write_durably, self._counts_path, counts_text(counts))
-                for fault in use.faults:
-                    if fault.peer_stage < len(node_ids):
-                        await self._add(node_ids[fault.peer_stage], fault.reason)
+                for node_id, reason in faults.items():
+                    _log.error("links over RDMA devices put into quarantine", node=node_id, reason=reason)
+                    await asyncio.to_thread(add_entry, self._quarantine, node_id, reason, self._unix_now())
             except OSError as error:
                 _log.error("what RDMA devices did could not be kept", error=str(error))
-        if use.faults or self._why_restart(counts) != self._why_restart(before):
+        if faults or self._why_restart(counts) != self._why_restart(before):
             self.on_change()
 
     def health(self) -> tuple[str, ...]:
@@ -120,15 +123,15 @@ class VerbsKeeper:
             lines.append(why)
         return tuple(lines)
 
-    async def _add(self, node_id: str, reason: str) -> None:
-        _log.error("links over RDMA devices put into quarantine", node=node_id, reason=reason)
-        self._quarantined.setdefault(node_id, reason)
-        await asyncio.to_thread(add_entry, self._quarantine, node_id, reason, self._unix_now())
-
     async def _read_counts(self) -> BootCounts:
         if self._counts is None:
             name = await self._read_boot_id()
-            self._counts = await asyncio.to_thread(read_counts, self._counts_path, name)
+            # Counts of a start that has no name would never end.
+            self._counts = (
+                BootCounts(name)
+                if name == boot_counts.UNKNOWN
+                else await asyncio.to_thread(read_counts, self._counts_path, name)
+            )
         return self._counts
 
     def _read_quarantine(self) -> tuple[dict[str, str], str]:

@@ -15,6 +15,7 @@ from macmesh_rdma.jaccl.facts import Runner, run_command
 
 FILE_NAME = "verbs-boot-counts.json"
 FORMAT_VERSION = 1
+UNKNOWN = "unknown"
 BOOT_SESSION = ("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid")
 _LINUX_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -67,10 +68,10 @@ def counts_text(counts: BootCounts) -> bytes:
 
 
 async def boot_id(*, runner: Runner = run_command, platform: str = sys.platform) -> str:
-    """Names this start of the machine; "unknown" where the system does not tell it."""
+    """Names this start of the machine; `UNKNOWN` where the system does not tell it."""
     try:
         if platform == "darwin":
-            return (await runner(BOOT_SESSION)).strip() or "unknown"
-        return await asyncio.to_thread(_LINUX_BOOT_ID.read_text, "ascii")
+            return (await runner(BOOT_SESSION)).strip() or UNKNOWN
+        return (await asyncio.to_thread(_LINUX_BOOT_ID.read_text, "ascii")).strip() or UNKNOWN
     except (OSError, TimeoutError):
-        return "unknown"
+        return UNKNOWN

@@ -93,6 +93,11 @@ async def test_beyond_the_bound_the_machine_needs_a_reboot(tmp_path: Path) -> No
     assert (await keeper(tmp_path, boot="another").facts()).refused == ""
 
 
+async def test_a_start_of_the_machine_without_a_name_is_counted_for_one_daemon(tmp_path: Path) -> None:
+    await keeper(tmp_path, boot="unknown", bound=1).note(lane_pb2.RdmaUse(setups=1), PLAN)
+    assert (await keeper(tmp_path, boot="unknown", bound=1).facts()).refused == ""
+
+
 async def test_a_file_that_cannot_be_read_refuses_all(tmp_path: Path) -> None:
     (tmp_path / QUARANTINE_FILE_NAME).write_text("[]")
     assert "cannot be read" in (await keeper(tmp_path).facts()).refused
