@@ -144,13 +144,3 @@ async def test_a_cable_that_damages_everything_is_a_fault_of_the_pair(folder: Pa
             faults = [(stage, fault) for stage, told in enumerate(made) for fault in told.use.faults]
             assert faults
             assert all(fault.peer_stage == 1 - stage for stage, fault in faults)
-
-
-@pytest.mark.process
-async def test_a_port_that_is_down_fails_the_transport_and_accuses_nobody(folder: Path) -> None:
-    with FakeFabric(CABLE) as fabric:
-        fabric.cut(0)
-        async with stages(plan(folder), fabric) as (made, joined):
-            assert {report.state for report in joined} == {peer_pb2.WORKER_STATE_FAILED}
-            assert any("is in state PORT_DOWN" in report.transport_failure for report in joined)
-            assert [list(stage.use.faults) for stage in made] == [[], []]

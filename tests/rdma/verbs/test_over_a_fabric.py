@@ -163,12 +163,21 @@ def test_a_link_that_is_slower_than_tcp_is_refused_with_both_figures(monkeypatch
         return dataclasses.replace(whole(fabric, rank, size), beside=True)
 
     monkeypatch.setitem(globals(), "settings", beside)
-    # 5 ms and 1 MB/s: no machine is so busy that its loopback does worse.
-    with FakeFabric(full_mesh("ab"), latency_ns=5_000_000, bytes_per_second=1_000_000) as fabric:
+    # 5 ms and 500 kB/s: no machine is so busy that its loopback does worse.
+    with FakeFabric(full_mesh("ab"), latency_ns=5_000_000, bytes_per_second=500_000) as fabric:
         outcomes = open_ranks(monkeypatch, fabric, 2, topology="pipeline")
     refused = [str(outcome) for outcome in outcomes if isinstance(outcome, LocalProviderError)]
     assert refused, outcomes
     assert all("is slower than TCP: " in text and "; TCP beside it: " in text for text in refused)
+    outcomes.clear()
+
+
+def test_a_pulled_cable_is_told_by_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeFabric(full_mesh("ab")) as fabric:
+        fabric.cut(0)
+        outcomes = open_ranks(monkeypatch, fabric, 2, topology="pipeline")
+    assert any(isinstance(outcome, LocalProviderError) for outcome in outcomes), outcomes
+    assert any("is in state PORT_DOWN, not PORT_ACTIVE" in str(outcome) for outcome in outcomes), outcomes
     outcomes.clear()
 
 
