@@ -81,7 +81,7 @@ async def test_verbs_then_jaccl_are_planned_and_given_up_where_they_fail(
         async with mesh.nodes[0].client() as client:
             await client.load(str(demo_model_folder()), context_tokens=256, stage_count=2)
         status = await mesh.until(mesh.nodes[1], lambda s: s.serving_state == "ready", "told ready")
-        health = []
+        health: list[str] = []
         for node in mesh.nodes:
             async with node.client() as client:
                 health += (await client.status()).health
