@@ -47,6 +47,7 @@ class VerbsLink final : public Link {
   [[nodiscard]] const Fit& fit() const { return engine_->fit(); }
   [[nodiscard]] LinkCounts counts() const { return engine_->counts(); }
   [[nodiscard]] Mode mode() const { return mode_; }
+  [[nodiscard]] Engine& engine() { return *engine_; }  // for measurements in another time than the machine's
 
  private:
   class Sending;
