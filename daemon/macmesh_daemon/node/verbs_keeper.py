@@ -75,13 +75,14 @@ class VerbsKeeper:
 
         Args:
             system: what else is known of the devices. Where the system tells all, the library is asked again only
-                where this changes.
+                where this changes, or the answer was a refusal.
         """
         if not self._wanted and not await asyncio.to_thread(may_have_devices, self.library):
             return VerbsFacts()
-        if self._known is None or self._known[0] != system or not self._system_tells:
-            self._known = system, await self._ask(self.library)
-        facts = self._known[1]
+        known = self._known
+        if known is None or known[0] != system or known[1].refused or not self._system_tells:
+            known = self._known = system, await self._ask(self.library)
+        facts = known[1]
         async with self._writing:
             counts = await self._read_counts()
             self._quarantined, broken = await asyncio.to_thread(self._read_quarantine)

@@ -17,11 +17,12 @@ class Asked:
 
     def __init__(self) -> None:
         self.times = 0
+        self.found = FOUND
 
     async def __call__(self, library: str) -> VerbsFacts:
         assert library == "/lib"
         self.times += 1
-        return FOUND
+        return self.found
 
 
 def keeper(folder: Path, boot: str = "b", bound: int = 3, asked: Asked | None = None) -> VerbsKeeper:
@@ -47,10 +48,15 @@ async def test_the_library_is_asked_again_only_where_the_system_tells_something_
     assert asked.times == 1
     await kept.facts("two cables")
     assert asked.times == 2
+    asked.found = VerbsFacts(refused="it took too long")
+    await kept.facts("three cables")
+    asked.found = FOUND
+    assert await kept.facts("three cables") == FOUND
+    assert asked.times == 4
     elsewhere = VerbsKeeper(tmp_path, library="/lib", system_tells=False, ask=asked)
     for _ in range(2):
         await elsewhere.facts("nothing")
-    assert asked.times == 4
+    assert asked.times == 6
 
 
 async def test_a_fault_puts_the_peer_into_quarantine_until_it_is_lifted(tmp_path: Path) -> None:
