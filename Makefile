@@ -31,8 +31,8 @@ $(STAMP): $(BOOTSTRAP) requirements/dev.lock pyproject.toml rdma/pyproject.toml 
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable . --editable rdma
 	@touch $@
 
-demo: setup ## three daemons on this machine find each other, plan, load and generate
-	$(BIN)/daemonctl demo
+demo: setup ## three daemons on this machine find each other, plan, load and generate; TRANSPORT=verbs
+	$(BIN)/daemonctl demo $(if $(TRANSPORT),--transport $(TRANSPORT))
 
 SEEDS ?= 2000
 FIRST ?= 0

@@ -109,8 +109,8 @@ def verbs_link(
     their queue pairs, and send a pattern over each in both directions before it returns.
 
     Raises OSError where a device or the library refuses, ConnectionError where the peer goes or refuses or a cable
-    carries nothing, TimeoutError at the deadline, RuntimeError where the two ends do not fit together or a cable alters
-    what it carries, ValueError for wrong options.
+    carries nothing, TimeoutError at the deadline, RuntimeError where a cable alters what it carries, ValueError for
+    wrong options and where the two ends do not fit together.
     """
 
 def verbs_link_facts(link: Link) -> dict[str, Any]:

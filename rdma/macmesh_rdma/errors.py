@@ -20,6 +20,7 @@
         │   └── RemoteAbortedError       it gave up, and said why
         ├── RemoteMismatchError          it sent, or expects, something else than we do
         ├── RemoteCorruptError           it sent bytes that cannot be a frame
+        ├── RemoteProviderError          what carries the bytes between us loses or damages them
         └── RemoteTimeoutError           it was silent for too long (also a TimeoutError)
 """
 
@@ -106,6 +107,10 @@ class RemoteMismatchError(RemoteTransportError):
 
 class RemoteCorruptError(RemoteTransportError):
     """The peer sent bytes that cannot be a frame."""
+
+
+class RemoteProviderError(RemoteTransportError):
+    """What carries the bytes to the peer damages them, or delivers nothing though the peer is there."""
 
 
 class RemoteTimeoutError(RemoteTransportError, TimeoutError):

@@ -26,6 +26,7 @@ from macmesh_rdma.joining.endpoint import Endpoint
 from macmesh_rdma.joining.introduction import EpochNumbers
 from macmesh_rdma.joining.listener import Listener
 from macmesh_rdma.joining.plan import ProviderChoice, Topology, neighbours
+from macmesh_rdma.measure import pairs_in_order
 from macmesh_rdma.native_links import (
     COLLECTIVE,
     POINT_TO_POINT,
@@ -36,6 +37,9 @@ from macmesh_rdma.native_links import (
     report,
 )
 from macmesh_rdma.options import LinkOptions
+from macmesh_rdma.verbs.opening import VerbsOpener
+from macmesh_rdma.verbs.settings import VerbsSettings
+from macmesh_rdma.verbs.trial import check_links, compare, faults_of, measure_tcp_beside
 
 _GAVE_UP = "gave up: "
 
@@ -54,6 +58,7 @@ class _Settings:
     connect_seconds: float
     measure: bool
     stop: threading.Event | None
+    verbs: VerbsSettings | None
 
 
 class Group:
@@ -186,6 +191,7 @@ def open_group(
     connect_seconds: float = 10.0,
     measure: bool = True,
     stop: threading.Event | None = None,
+    verbs: VerbsSettings | None = None,
 ) -> Group:
     """Connects the ranks and makes a group of them; every rank must call it at about the same time.
 
@@ -208,9 +214,11 @@ def open_group(
         connect_seconds: deadline of making the group.
         measure: whether each link's latency and bandwidth are measured first, which takes some milliseconds each.
         stop: ends the making of the group when set.
+        verbs: the RDMA devices towards each peer, where the provider is "verbs". Such links are tested first.
 
     Raises:
-        TransportError: see `joining.bringup.connect_peers` and `measure.measure_link`; nothing is left behind.
+        TransportError: see `joining.bringup.connect_peers`, `measure.measure_link` and `verbs.opening`; nothing is left
+            behind.
     """
     options = options or LinkOptions()
     lanes = tuple(lanes) if lanes is not None else ((0, 1) if topology == "mesh" else (0,))
@@ -221,10 +229,10 @@ def open_group(
         ) * len(lanes)
         wanted = options.num_buffers
         if most_links:
-            options = options.fitted("tcp" if provider == "tcp" else "shm", most_links, most_pool_bytes)
+            options = options.fitted("shm" if provider == "auto" else provider, most_links, most_pool_bytes)
         if options.num_buffers != wanted:
             note = f"; {options.num_buffers} of {wanted} buffers, to fit {most_pool_bytes} bytes"
-    settings = _Settings(key, epoch, options, provider, connect_seconds, measure, stop)
+    settings = _Settings(key, epoch, options, provider, connect_seconds, measure, stop, verbs)
     return _open(listener, rank, tuple(endpoints), settings, name, topology, lanes, timeout_seconds, note)
 
 
@@ -251,6 +259,7 @@ def _open(
         lanes=lanes,
         options=settings.options,
         provider=settings.provider,
+        beside=settings.measure and settings.verbs is not None and settings.verbs.beside,
         timeout_seconds=settings.connect_seconds,
         stop=settings.stop,
     )
@@ -258,11 +267,12 @@ def _open(
     group: Group
 
     def split(colour: int, ranks: Sequence[int]) -> "_group.MeshGroup":
+        verbs = settings.verbs.of(ranks) if settings.verbs is not None else None
         part = _open(
             listener,
             list(ranks).index(rank),
             tuple(endpoints[r] for r in ranks),
-            settings,
+            dataclasses.replace(settings, verbs=verbs),
             f"{name}/{next(numbers)}.{colour}",
             "mesh",
             (POINT_TO_POINT, COLLECTIVE),
@@ -274,11 +284,22 @@ def _open(
 
     native_lanes: dict[int, NativeLanes] = {}
     try:
-        for peer, links in connected.items():
-            native_lanes[peer] = native_links(links, settings.options)
-        speeds = measure_links(rank, native_lanes, settings.options, deadline) if settings.measure else {}
+        tcp = measure_tcp_beside(rank, connected, settings.options, deadline)
+        opener = VerbsOpener(settings.verbs, len(lanes), deadline) if settings.verbs is not None else None
+        # All ranks follow one order of all pairs: both ends of a link over RDMA devices make it at the same time.
+        for peer in pairs_in_order(rank, connected):
+            native_lanes[peer] = native_links(connected[peer], settings.options, opener)
+        with faults_of(settings.provider):
+            speeds = measure_links(rank, native_lanes, settings.options, deadline) if settings.measure else {}
         reports = tuple(
-            report(links, native_lanes[peer], speeds.get(peer), note) for peer, links in connected.items()
+            report(
+                links,
+                native_lanes[peer],
+                speeds.get(peer),
+                note + compare(peer, speeds, tcp),
+                settings.verbs.devices.get(peer, ()) if settings.verbs is not None else (),
+            )
+            for peer, links in connected.items()
         )
         peers: _Peers = {
             peer: (by_lane.get(POINT_TO_POINT), by_lane.get(COLLECTIVE), connected[peer].side)
@@ -307,4 +328,21 @@ def _open(
         for links in connected.values():
             links.close()
     group = Group(native, reports, settings.epoch)
+    if settings.provider == "verbs":
+        _test(group, lanes, connected, settings, deadline)
     return group
+
+
+def _test(
+    group: Group, lanes: Collection[int], peers: Collection[int], settings: _Settings, deadline: float
+) -> None:
+    """Tests the links of a fresh group, and closes it where it does not pass."""
+    try:
+        with faults_of(settings.provider):
+            try:
+                check_links(group.native, lanes, peers, settings.options, deadline)
+            except RuntimeError as error:
+                group.raise_failure(error)
+    except BaseException:
+        group.close()
+        raise

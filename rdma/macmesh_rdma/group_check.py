@@ -1,5 +1,7 @@
 """A test of a group before it is used: does what is sent arrive, unchanged, at every rank?"""
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 from macmesh_rdma.errors import RemoteMismatchError
@@ -7,6 +9,20 @@ from macmesh_rdma.errors import RemoteMismatchError
 #: Around the sizes at which transports change their way: a frame, an eager message, a pipelined one.
 REDUCE_ELEMENTS = (1, 1_000, 9_000, 300_000)
 MESSAGE_BYTES = (1, 6_144, 65_539, 1_048_576)
+
+
+def check_sums(group: "mx.distributed.Group", sizes: Sequence[int]) -> None:
+    """Runs sums over all ranks; every rank must call it. Sets no deadline.
+
+    Args:
+        group: of all ranks.
+        sizes: numbers of elements.
+
+    Raises:
+        RemoteMismatchError: one was wrong at some rank; all ranks raise it.
+        RuntimeError: the group broke.
+    """
+    _agree(group, _wrong_sums(group, sizes))
 
 
 def check_group(group: "mx.distributed.Group") -> None:
@@ -20,14 +36,9 @@ def check_group(group: "mx.distributed.Group") -> None:
         RuntimeError: the group broke.
     """
     rank, size = group.rank(), group.size()
-    wrong: list[str] = []
     # Also the barrier without which the first messages of some backends are lost or damaged.
     _barrier(group)
-    for count in REDUCE_ELEMENTS:
-        base = mx.arange(count, dtype=mx.float32) % 1024
-        total = mx.distributed.all_sum(base * (rank + 1), group=group)
-        if not mx.array_equal(total, base * (size * (size + 1) // 2)).item():
-            wrong.append(f"a sum of {count} numbers")
+    wrong = _wrong_sums(group, REDUCE_ELEMENTS)
     for size_bytes in MESSAGE_BYTES:
         for source in range(size):
             target = (source + 1) % size
@@ -39,6 +50,21 @@ def check_group(group: "mx.distributed.Group") -> None:
                 got = mx.distributed.recv((size_bytes,), mx.uint8, source, group=group)
                 if not mx.array_equal(got, _pattern(source, size_bytes)).item():
                     wrong.append(f"{size_bytes} bytes from rank {source}")
+    _agree(group, wrong)
+
+
+def _wrong_sums(group: "mx.distributed.Group", sizes: Sequence[int]) -> list[str]:
+    rank, size = group.rank(), group.size()
+    wrong = []
+    for count in sizes:
+        base = mx.arange(count, dtype=mx.float32) % 1024
+        total = mx.distributed.all_sum(base * (rank + 1), group=group)
+        if not mx.array_equal(total, base * (size * (size + 1) // 2)).item():
+            wrong.append(f"a sum of {count} numbers")
+    return wrong
+
+
+def _agree(group: "mx.distributed.Group", wrong: list[str]) -> None:
     failures = mx.distributed.all_sum(mx.array([len(wrong)], mx.int32), group=group)
     if count := int(failures.item()):  # type: ignore[arg-type]  # the stub types item() as complex too
         told = "; ".join(wrong) or "seen by other ranks"

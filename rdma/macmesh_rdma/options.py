@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from macmesh_rdma.errors import LocalOptionError
 
-Provider = Literal["shm", "tcp"]
+Provider = Literal["shm", "tcp", "verbs"]
 
 MOST_FRAME_BYTES = 1 << 26
 MOST_SOCKETS_PER_LINK = 16
@@ -19,6 +19,12 @@ _LEAST_FRAME_BYTES = 1024
 # Of native/shm/layout.h.
 _PAGE_BYTES = 16384
 _SLOT_BYTES = 128
+# Of native/verbs/link_fit.h.
+_VERBS_PAGE_BYTES = 4096
+_VERBS_SMALL_BYTES = 8192
+_VERBS_SMALL_BUFFERS = 4
+_VERBS_REPORT_BUFFERS = 4
+_VERBS_REPORT_RECEIVES = 2
 TCP_STAGING_BYTES = 16384
 """What a socket of a ``tcp`` link reads headers into."""
 
@@ -92,14 +98,32 @@ class LinkOptions:
         slots = -(-self.max_outstanding * _SLOT_BYTES // _PAGE_BYTES) * _PAGE_BYTES
         return _PAGE_BYTES + slots + self.buffer_bytes
 
+    def verbs_bytes(self, cables: int = 1) -> int:
+        """Bytes that a ``verbs`` link over so many cables registers, where its devices hold all that is asked for.
+
+        For each cable: the buffers to send from, as many to receive into, and a few small ones for reports (with
+        several cables one more of each size, for what a cable lost). Small frames have buffers of their own.
+        """
+        first = -(-self.frame_bytes // _VERBS_PAGE_BYTES) * _VERBS_PAGE_BYTES
+        sizes = [first << number for number in range(self.buffer_sizes)]
+        if first > _VERBS_SMALL_BYTES:
+            sizes.insert(0, _VERBS_SMALL_BYTES)
+        spare = int(cables > 1)
+        small = max(self.num_buffers, _VERBS_SMALL_BUFFERS)
+        total = sizes[0] * (2 * small + _VERBS_REPORT_BUFFERS + _VERBS_REPORT_RECEIVES + spare)
+        total += sum(size * (2 * self.num_buffers + spare) for size in sizes[1:])
+        return cables * total
+
     def pool_bytes(self, provider: Provider, links: int) -> int:
         """Bytes of memory that so many links cost on each side, as the native links count them.
 
         A ``shm`` link has both directions mapped on both sides; the machine holds them once. A ``tcp`` link moves
-        bytes straight from and to the arrays.
+        bytes straight from and to the arrays. A ``verbs`` link has one registered region for both directions.
         """
         if provider == "shm":
             return links * 2 * self.shm_bytes
+        if provider == "verbs":
+            return links * self.verbs_bytes()
         return links * self.sockets_per_link * TCP_STAGING_BYTES
 
     def fitted(self, provider: Provider, links: int, most_pool_bytes: int) -> Self:

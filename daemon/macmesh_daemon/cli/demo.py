@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
         mdns=not args.no_mdns,
         keep=args.keep,
         timeout_seconds=args.timeout,
+        transport=args.transport,
         model_folder=Path(args.model).expanduser().absolute() if args.model else None,
     )
     try:
@@ -74,7 +75,8 @@ def _summary(report: DemoReport) -> str:
     times = "  ".join(f"{name} {report.seconds[name]:.1f}" for name in steps if name in report.seconds)
     return (
         f"\nseconds since the start of the daemons: {times}\n"
-        f"{report.tokens} tokens, {report.tokens_per_second:.1f}/s over {report.stages} stages; "
+        f"{report.tokens} tokens, {report.tokens_per_second:.1f}/s over {report.stages} stages"
+        f"{' by ' + '+'.join(report.providers) if report.providers else ''}; "
         f"single-process mlx-lm {report.reference_tokens_per_second:.1f}/s\n"
         f"identical to single-process mlx-lm: {'yes' if report.identical else 'no'}\n"
     )

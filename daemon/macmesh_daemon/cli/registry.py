@@ -34,6 +34,7 @@ COMMANDS: Final = (
     Command("demo", "demo", "a throw-away cluster on this machine, from discovery to text"),
     Command("cluster", "cluster", "make a cluster, let machines in, shut them out"),
     Command("client", "client", "credentials for programs on other machines"),
+    Command("rdma", "rdma", "what this machine remembers of its RDMA devices"),
     Command("service", "service", "install, remove or look at the service of this machine"),
 )
 

@@ -63,10 +63,11 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class TransportFailure:
-    """The group transport has failed between these nodes, and neither they nor their devices changed since."""
+    """A transport has failed between these nodes, and neither they nor their devices changed since."""
 
     node_ids: frozenset[str]
     reason: str
+    transport: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class ComputePlan:
         wanted: What to plan for.
         members: The members that may be used, with their facts as of now.
         current: The plan that runs now; None or without deployments where nothing runs.
-        transport_failures: Where the plan must not use the group transport again.
+        transport_failures: Where the plan must not use a transport again.
     """
 
     request_id: int

@@ -142,6 +142,7 @@ class Deployment:
     parallelism_reason: str = ""
     transfers: str = ""
     predicted_objective_seconds: float = 0.0
+    transport_compared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from .messages import (
     WantedModel,
 )
 from .rebalance import Capacity, Gain, Rebalance
-from .rollout import Problem
+from .rollout import Problem, group_transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -50,7 +50,7 @@ class PlanMaker:
         self._wish_since: float | None = None
         self._hold_down = HoldDown(context.settings)
         self.rebalance = Rebalance(context.settings)
-        self._transport_failures: dict[frozenset[str], str] = {}
+        self._transport_failures: dict[tuple[frozenset[str], str], str] = {}
         self._failed_wiring: Wiring = frozenset()
         self._failed_epoch: Epoch | None = None
 
@@ -265,12 +265,15 @@ class PlanMaker:
         return is_due or bool({n for n, _ in means} - {n for n, _ in refusal.means})
 
     def failures_to_heed(self) -> tuple[TransportFailure, ...]:
-        """Where the next plan must do without the group transport."""
-        return tuple(TransportFailure(*item) for item in self._transport_failures.items())
+        """Where the next plan must do without a transport."""
+        return tuple(
+            TransportFailure(node_ids, reason, transport)
+            for (node_ids, transport), reason in self._transport_failures.items()
+        )
 
     @property
-    def transport_failures(self) -> dict[frozenset[str], str]:
-        """Nodes between which the group transport failed and why, as long as no member and no device changes."""
+    def transport_failures(self) -> dict[tuple[frozenset[str], str], str]:
+        """Why a transport failed, by nodes and transport; as long as no member and no device changes."""
         return dict(self._transport_failures)
 
     def _note_transport_failure(self, reason: str) -> None:
@@ -279,9 +282,12 @@ class PlanMaker:
         if plan is None or plan.epoch == self._failed_epoch:
             return
         self._failed_epoch = plan.epoch
-        self._transport_failures[frozenset(plan.node_ids)] = reason
+        transport = group_transport(plan)
+        self._transport_failures[frozenset(plan.node_ids), transport] = reason
         self._failed_wiring = self._wiring()
-        self._context.announce("transport failed", nodes=list(plan.node_ids), reason=reason)
+        self._context.announce(
+            "transport failed", nodes=list(plan.node_ids), transport=transport, reason=reason
+        )
 
     def _wiring(self) -> Wiring:
         found = set()

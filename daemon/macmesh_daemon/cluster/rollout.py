@@ -35,8 +35,8 @@ _NOBODY = ""
 _GONE_WORDS = {"left": "gone: it said goodbye", "cut": "cut off from the coordinator"}
 _BEATS_TO_TELL = 4
 
-GROUP_TRANSPORT = "jaccl"
-"""The transport that joins all stages or none, and that a plan can do without."""
+GROUP_TRANSPORTS = frozenset({"verbs", "jaccl"})
+"""The transports that join all stages or none, and that a plan can do without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ class Rollout:
 
         Its set-up may end a worker without a word: whatever ends one while they connect is put down to it.
         """
-        if not _has_group_transport(plan):
+        if not group_transport(plan):
             return ""
         for node_id in own_fault or self._failed_at:
             worker = self._coordinator.worker_of(node_id)
@@ -286,13 +286,14 @@ class Rollout:
             return None
         backoff = self.failures.backoff_seconds(_digest(plan), self._context.now)
         reason = "the workers do not connect to each other"
-        transport = reason if _has_group_transport(plan) and not self._was_ready else ""
+        transport = reason if group_transport(plan) and not self._was_ready else ""
         not_before = since + timeout + (0.0 if self._is_blamed or transport else backoff)
         return Problem(reason, not_before=not_before, counts=not transport, transport=transport)
 
 
-def _has_group_transport(plan: Plan) -> bool:
-    return any(deployment.transport == GROUP_TRANSPORT for deployment in plan.deployments)
+def group_transport(plan: Plan) -> str:
+    """The transport of a plan that joins all its stages or none; "" where it has no such."""
+    return next((d.transport for d in plan.deployments if d.transport in GROUP_TRANSPORTS), "")
 
 
 def _digest(plan: Plan) -> str:

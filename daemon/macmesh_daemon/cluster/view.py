@@ -46,7 +46,7 @@ class ClusterView:
         kept_reason: Why the plan was not moved to nodes that are free; "" where none is, or nothing was found out.
         unserved_since: Since when, by the clock of whoever asks for the view, this node has known that what is
             wanted is not served; None where it is, nothing is wanted, or nobody keeps count.
-        transport_failures: Nodes between which the group transport failed, and why; known to the coordinator only.
+        transport_failures: Why a transport failed, by nodes and transport; known to the coordinator only.
     """
 
     node_id: str
@@ -71,7 +71,9 @@ class ClusterView:
     not_planned: "Mapping[str, str]" = field(default_factory=lambda: MappingProxyType({}))
     duplicate_node_ids: tuple[str, ...] = ()
     refused_boot_nonces: "Mapping[str, frozenset[int]]" = field(default_factory=lambda: MappingProxyType({}))
-    transport_failures: "Mapping[frozenset[str], str]" = field(default_factory=lambda: MappingProxyType({}))
+    transport_failures: "Mapping[tuple[frozenset[str], str], str]" = field(
+        default_factory=lambda: MappingProxyType({})
+    )
     kept_reason: str = ""
     unserved_since: float | None = None
 

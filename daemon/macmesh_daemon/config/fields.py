@@ -14,7 +14,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "pretty", "json"]
 RebalancePolicy = Literal["never", "when_it_pays", "always"]
 SyncMode = Literal["auto", "safe", "fast"]
-Transport = Literal["auto", "shm", "tcp", "jaccl"]
+Transport = Literal["auto", "shm", "tcp", "verbs", "jaccl"]
 
 _GIB = 1 << 30
 
@@ -259,12 +259,32 @@ class Config:
         default="auto",
         metadata=_doc(
             (
-                "What carries the arrays between the stages of a plan: `shm` (one machine only), `tcp`, `jaccl` (RDMA "
-                "over Thunderbolt between Macs), or `auto`, which takes `jaccl` where cables join all stages, else the "
-                "best for each pair. The coordinator's setting counts; what was asked for and cannot be had refuses "
-                "the plan."
+                "What carries the arrays between the stages of a plan: `shm` (one machine only), `tcp`, `verbs` "
+                "(links of our own over RDMA devices), `jaccl` (MLX's RDMA over Thunderbolt between Macs), or "
+                "`auto`, which takes `verbs`, then `jaccl`, where cables join all stages and their tests pass, else "
+                "the best for each pair. The coordinator's setting counts; what was asked for and cannot be had "
+                "refuses the plan."
             ),
             reason="`auto` takes the fastest that works and says in `daemonctl status` why",
+        ),
+    )
+    verbs_library: str = field(
+        default="",
+        metadata=_doc(
+            "File of the library by which RDMA devices are used; empty: the system's.",
+            reason="macOS has `librdma.dylib`, Linux `libibverbs.so.1`; another one serves tests",
+        ),
+    )
+    verbs_setups_per_boot: int = field(
+        default=20,
+        metadata=_doc(
+            (
+                "How often this machine sets up links over RDMA devices before `daemonctl status` asks for a restart "
+                "of the machine; no more are set up then."
+            ),
+            reason="Apple's driver is reported to degrade after some ten set-ups in quick succession, until a restart",
+            minimum=1,
+            maximum=1_000_000,
         ),
     )
     link_num_buffers: int = field(

@@ -156,8 +156,9 @@ def _read_file(path: Path, *, required: bool) -> dict[str, Any]:
     return _known(values, where=str(path))
 
 
-# What these name is not a setting of the daemon: its file, and the socket that a client wants.
-_NOT_SETTINGS = frozenset({CONFIG_ENV, "MACMESH_SOCKET"})
+# What these name is not a setting of the daemon: its file, the socket that a client wants, and the cables of the
+# verbs library that stands in for RDMA devices.
+_NOT_SETTINGS = frozenset({CONFIG_ENV, "MACMESH_SOCKET", "MACMESH_FAKEVERBS", "MACMESH_FAKEVERBS_HOST"})
 
 
 def _from_env(env: Mapping[str, str]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class NodeSettings:
     mdns: bool
     probe_cache_dir: Path
     extra: Mapping[str, object] = field(default_factory=dict)
+    environments: Sequence[Mapping[str, str]] = ()
 
 
 def toml_of(values: Mapping[str, object]) -> str:
@@ -56,10 +57,25 @@ def free_ports(count: int) -> list[int]:
 class DemoNode:
     """One daemon process."""
 
-    def __init__(self, folder: Path, node_id: str, *, launcher: tuple[str, ...] = ()) -> None:
-        """Name the daemon; `launcher` is a command that execs what follows it, such as ``ip netns exec``."""
+    def __init__(
+        self,
+        folder: Path,
+        node_id: str,
+        *,
+        launcher: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Name the daemon.
+
+        Args:
+            folder: All that is its own.
+            node_id: Of its certificate.
+            launcher: A command that execs what follows it, such as ``ip netns exec``.
+            environment: What its environment has beside this process's.
+        """
         self.folder = folder
         self._launcher = launcher
+        self._environment = dict(environment or {})
         self.node_id = node_id
         self.config_path = folder / "macmesh.toml"
         self.log_path = folder / "macmeshd.log"
@@ -71,6 +87,7 @@ class DemoNode:
         """Exec the daemon; its log goes to a file in its folder."""
         self._ready_fd, write_fd = os.pipe()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MACMESH_")}
+        environment |= self._environment
         try:
             with self.log_path.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
@@ -215,7 +232,8 @@ class DemoCluster:
                 **self.settings.extra,
             }
             launcher = self._launchers[index] if self._launchers else ()
-            node = DemoNode(folder, node_id, launcher=launcher)
+            environment = self.settings.environments[index] if self.settings.environments else None
+            node = DemoNode(folder, node_id, launcher=launcher, environment=environment)
             node.config_path.write_text(toml_of(values), "utf-8")
             self.nodes.append(node)
 

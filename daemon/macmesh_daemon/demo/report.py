@@ -31,6 +31,7 @@ class DemoReport:
         reference_tokens_per_second: Of mlx-lm in one process, after the first token.
         usable_bytes: What each daemon was allowed to use.
         votes: How the coordinator was elected, as it announced it.
+        providers: What carried the arrays between the stages.
     """
 
     identical: bool
@@ -50,6 +51,7 @@ class DemoReport:
     reference_tokens_per_second: float
     usable_bytes: int
     votes: dict[str, Any] = field(default_factory=dict)
+    providers: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object."""

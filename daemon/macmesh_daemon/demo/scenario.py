@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from macmesh import ClusterEvent
 from macmesh_daemon.demo.errors import LocalDemoSetupError, RemoteDemoNodeError
+from macmesh_daemon.demo.fabric import DemoFabric, demo_fabric
 from macmesh_daemon.demo.nodes import DemoCluster, NodeSettings
 from macmesh_daemon.demo.report import DemoReport
 from macmesh_daemon.demo.sizing import demo_reserves, usable_bytes_for
@@ -52,6 +53,7 @@ class DemoOptions:
         keep: Leave the folder with logs and state behind.
         timeout_seconds: For the whole demo.
         reference_folder: Folder that the reference reads; None takes the served one.
+        transport: What carries the arrays between the stages; "verbs" goes over stand-ins for RDMA devices.
     """
 
     nodes: int = 3
@@ -63,6 +65,7 @@ class DemoOptions:
     keep: bool = False
     timeout_seconds: float = 170.0
     reference_folder: Path | None = None
+    transport: str = "auto"
 
 
 @dataclass(slots=True)
@@ -96,7 +99,8 @@ async def run_demo(options: DemoOptions, talk: Talk) -> DemoReport:
     folder = Path(tempfile.mkdtemp(prefix="macmesh-demo-"))
     try:
         async with asyncio.timeout(options.timeout_seconds):
-            return await _run(options, talk, folder)
+            with demo_fabric(options.transport, options.nodes) as fabric:
+                return await _run(options, talk, folder, fabric)
     finally:
         if options.keep:
             talk.say(f"kept: {folder}")
@@ -104,13 +108,12 @@ async def run_demo(options: DemoOptions, talk: Talk) -> DemoReport:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def _run(options: DemoOptions, talk: Talk, folder: Path) -> DemoReport:
+async def _run(options: DemoOptions, talk: Talk, folder: Path, fabric: DemoFabric) -> DemoReport:
     model_folder = options.model_folder or demo_model_folder()
     profile = await _profile(model_folder, folder)
     context_tokens = options.context_tokens or profile.position_limit or 0
-    usable_bytes = await asyncio.to_thread(
-        usable_bytes_for, profile, options.nodes, context_tokens, demo_reserves(RUNTIME_RESERVE_BYTES)
-    )
+    reserves = demo_reserves(RUNTIME_RESERVE_BYTES, cables=fabric.cables)
+    usable_bytes = await asyncio.to_thread(usable_bytes_for, profile, options.nodes, context_tokens, reserves)
     talk.say(
         f"model: {profile.layer_count} layers of {profile.model_type}, context {context_tokens}; "
         f"each daemon may use {usable_bytes / 1e6:.1f} MB, which needs {options.nodes} nodes"
@@ -121,6 +124,8 @@ async def _run(options: DemoOptions, talk: Talk, folder: Path) -> DemoReport:
         bootstrap_expect=options.nodes,
         mdns=options.mdns,
         probe_cache_dir=folder,
+        extra={"transport": options.transport},
+        environments=fabric.environments,
     )
     async with DemoCluster(folder, options.nodes, settings) as cluster:
         watch = _Stopwatch(time.monotonic())
@@ -291,7 +296,18 @@ async def _compare(
         reference_tokens_per_second=round(reference.decode_tokens_per_second, 1),
         usable_bytes=usable_bytes,
         votes=votes,
+        providers=_providers(status, options),
     )
+
+
+def _providers(status: ClusterStatus, options: DemoOptions) -> tuple[str, ...]:
+    """What carried the arrays, as every worker told it."""
+    found = tuple(sorted({link.provider for node in status.nodes for link in node.worker.links}))
+    if options.transport != "auto" and set(found) - {options.transport}:
+        raise RemoteDemoNodeError(
+            f"{options.transport} was asked for, and {', '.join(found)} carried the arrays"
+        )
+    return found
 
 
 def cut_at_end(token_ids: tuple[int, ...], end_ids: frozenset[int]) -> tuple[int, ...]:

@@ -15,11 +15,15 @@ DEMO_LINKS = LinkOptions(num_buffers=2, frame_bytes=4096, buffer_sizes=2)
 """The default buffers are larger than the demo's whole model."""
 
 
-def demo_reserves(runtime_reserve_bytes: int) -> Reserves:
-    """What the planner charges nodes of one machine with `DEMO_LINKS`."""
-    return Reserves(
-        runtime_reserve_bytes=runtime_reserve_bytes, transport_pool_bytes=2 * DEMO_LINKS.shm_bytes
-    )
+def demo_reserves(runtime_reserve_bytes: int, *, cables: int = 0) -> Reserves:
+    """What the planner charges nodes of one machine with `DEMO_LINKS`.
+
+    Args:
+        runtime_reserve_bytes: As configured.
+        cables: RDMA cables between every two of them, where links go over those.
+    """
+    link_bytes = max(DEMO_LINKS.shm_bytes, DEMO_LINKS.verbs_bytes(cables) if cables else 0)
+    return Reserves(runtime_reserve_bytes=runtime_reserve_bytes, transport_pool_bytes=2 * link_bytes)
 
 
 def demo_link_settings() -> dict[str, int]:

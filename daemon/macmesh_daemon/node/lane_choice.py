@@ -1,27 +1,38 @@
-"""Which transport carries a plan, from what its nodes told of their RDMA devices. Pure."""
+"""Which transport carries a plan, from what its nodes told of their RDMA devices. Pure.
+
+`auto` takes the first of `verbs` and `jaccl` that the cables, the quarantines and the failures so far allow, else the
+best link for each pair.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from macmesh_daemon.cluster.messages import DeviceList, DeviceRow
 from macmesh_daemon.cluster.messages import DeviceMatrix as ToldMatrix
 from macmesh_placement import Link, Refusal
 from macmesh_placement.links import LINK_DEFAULTS
+from macmesh_rdma.errors import LocalOptionError
 from macmesh_rdma.jaccl.choice import choose_group
 from macmesh_rdma.jaccl.device_matrix import MAX_RANKS, DeviceMatrix, MatrixRefusal, device_matrix
 from macmesh_rdma.jaccl.facts import RdmaFacts
 from macmesh_rdma.jaccl.pool import jaccl_pool_bytes
+from macmesh_rdma.joining.plan import neighbours
+from macmesh_rdma.verbs.cables import verbs_cables
+from macmesh_rdma.verbs.fit import registered_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from macmesh_daemon.cluster.messages import Member
     from macmesh_rdma.jaccl.choice import RequestedTransport
+    from macmesh_rdma.options import LinkOptions
+    from macmesh_rdma.verbs.cables import Cables
 
 _RANKS = re.compile(r"\branks (\d+) and (\d+)\b")
 _RANK = re.compile(r"\brank (\d+)\b")
@@ -33,13 +44,15 @@ class TransportChoice:
 
     Attributes:
         transport: As in a `Deployment`.
-        reason: Why, and why not jaccl, for people; empty where there is nothing to carry.
-        matrix: The devices, where it is jaccl.
+        reason: Why, and why not another, for people; empty where there is nothing to carry.
+        matrix: The devices, where it is verbs or jaccl.
+        compared: Whether the stages measure TCP beside it.
     """
 
     transport: str
     reason: str = ""
     matrix: ToldMatrix | None = None
+    compared: bool = False
 
     def to_json(self) -> dict[str, object]:
         """As a dry run's answer has it."""
@@ -69,55 +82,91 @@ class RdmaLinks:
 
     Attributes:
         links: Between the nodes that a cable joins.
-        pool_bytes: The most that jaccl's buffers may take on a node; 0 where it cannot be chosen.
+        jaccl_bytes: The most that jaccl's buffers may take on a node; 0 where it cannot be chosen.
+        verbs_bytes: The most that a link of our own registers on a node; 0 where those cannot be chosen.
     """
 
     links: tuple[Link, ...] = ()
-    pool_bytes: int = 0
+    jaccl_bytes: int = 0
+    verbs_bytes: int = 0
+
+
+Failures = Mapping[tuple[frozenset[str], str], str]
+"""Why a transport failed, by the nodes between which it did and its name."""
 
 
 def rdma_links(
-    requested: str, members: Iterable[Member], failures: Mapping[frozenset[str], str]
+    requested: str, members: Iterable[Member], failures: Failures, options: LinkOptions
 ) -> RdmaLinks:
-    """The pairs of nodes that could use jaccl, for the planner.
+    """The pairs of nodes that could use verbs or jaccl, for the planner.
 
     Args:
         requested: The transport asked for.
         members: The nodes that may take part.
-        failures: Sets of nodes between which jaccl has failed; a pair among them has no such link.
+        options: Of links of our own.
+        failures: A pair between which a transport has failed has no link for it.
     """
-    if requested not in {"auto", "jaccl"}:
-        return RdmaLinks()
     latency_ms, gb_per_s = LINK_DEFAULTS["rdma"]
-    links, wires, joined = [], 0, set()
+    links, wires, joined, verbs_bytes = [], 0, set(), 0
     for one, other in itertools.combinations(members, 2):
-        found = _matrix([one, other])
         pair = (one.node_id, other.node_id)
-        if isinstance(found, MatrixRefusal) or frozenset(pair) in failures:
+        cables = _jaccl_wires(requested, one, other, failures)
+        own = _verbs_bytes(requested, one, other, failures, options)
+        if not cables and not own:
             continue
         links.append(Link(node_ids=pair, kind="rdma", latency_seconds=latency_ms / 1000, gb_per_s=gb_per_s))
-        wires = max(wires, len(found.devices[0][1]))
-        joined |= set(pair)
-    if not links:
-        return RdmaLinks()
-    return RdmaLinks(tuple(links), jaccl_pool_bytes(min(len(joined), MAX_RANKS), wires))
+        verbs_bytes = max(verbs_bytes, own)
+        if cables:
+            wires = max(wires, cables)
+            joined |= set(pair)
+    jaccl_bytes = jaccl_pool_bytes(min(len(joined), MAX_RANKS), wires) if joined else 0
+    return RdmaLinks(tuple(links), jaccl_bytes, verbs_bytes)
+
+
+def _jaccl_wires(requested: str, one: Member, other: Member, failures: Failures) -> int:
+    if requested not in {"auto", "jaccl"} or (frozenset((one.node_id, other.node_id)), "jaccl") in failures:
+        return 0
+    found = _matrix([one, other])
+    return 0 if isinstance(found, MatrixRefusal) else len(found.devices[0][1])
+
+
+def _verbs_bytes(requested: str, one: Member, other: Member, failures: Failures, options: LinkOptions) -> int:
+    """What a link of our own between two nodes registers; 0 where there can be none."""
+    if requested not in {"auto", "verbs"} or (frozenset((one.node_id, other.node_id)), "verbs") in failures:
+        return 0
+    found = _cables_of((one, other), 0, 1, known_only=requested == "auto")
+    if isinstance(found, str):
+        return 0
+    limits = [rdma_of(member).verbs.limits for member in (one, other)]
+    if limits[0] is None or limits[1] is None:
+        return options.verbs_bytes(len(found))
+    try:
+        return registered_bytes(options, limits[0].common(limits[1]), len(found))
+    except LocalOptionError:
+        return 0
 
 
 def choose_transport(
-    requested: str, stages: Sequence[Member], failure: str = ""
+    requested: str,
+    stages: Sequence[Member],
+    failures: Mapping[str, str] | None = None,
+    *,
+    all_pairs: bool = False,
 ) -> TransportChoice | Refusal:
     """What carries a plan.
 
     Args:
-        requested: "auto", "shm", "tcp" or "jaccl".
+        requested: "auto", "shm", "tcp", "verbs" or "jaccl".
         stages: The node of each stage, head first.
-        failure: Why jaccl failed between just these nodes; empty where it did not.
+        failures: Why a transport failed between just these nodes, by its name.
+        all_pairs: Whether stages that are no neighbours must reach each other too.
 
     Returns:
         The choice; a refusal where what was demanded cannot be had. "auto" always can.
     """
     if len(stages) == 1:
         return TransportChoice("none")
+    failures = failures or {}
     names = [_name(member) for member in stages]
     on_one_machine = len({_host(member) for member in stages}) == 1
     match requested:
@@ -128,8 +177,66 @@ def choose_transport(
             return TransportChoice(requested, "asked for")
         case "auto" if on_one_machine:
             return TransportChoice("auto", "all stages are on one machine")
-        case _:
-            return _jaccl_or_links(requested, stages, names, failure)
+    return _over_rdma(requested, stages, names, failures, all_pairs=all_pairs)
+
+
+def _over_rdma(
+    requested: str,
+    stages: Sequence[Member],
+    names: Sequence[str],
+    failures: Mapping[str, str],
+    *,
+    all_pairs: bool,
+) -> TransportChoice | Refusal:
+    if requested == "jaccl":
+        return _jaccl_or_links(requested, stages, names, failures.get("jaccl", ""))
+    own = _verbs(requested, stages, failures.get("verbs", ""), all_pairs=all_pairs)
+    if isinstance(own, TransportChoice):
+        return own
+    why_not_verbs = _named(own, names)
+    if requested == "verbs":
+        return _refusal(f"verbs was asked for and cannot be had: {why_not_verbs}")
+    chosen = _jaccl_or_links(requested, stages, names, failures.get("jaccl", ""))
+    # Where nobody has a verbs library there is nothing to tell of it.
+    if isinstance(chosen, Refusal) or not any(rdma_of(member).verbs.is_told for member in stages):
+        return chosen
+    return replace(chosen, reason=f"{chosen.reason}; not verbs: {why_not_verbs}")
+
+
+def _verbs(
+    requested: str, stages: Sequence[Member], failure: str, *, all_pairs: bool
+) -> TransportChoice | str:
+    """Links of our own over RDMA devices, or why not."""
+    if failure:
+        return f"it failed between these nodes: {failure}"
+    size = len(stages)
+    rows: list[list[tuple[str, ...]]] = [[() for _ in range(size)] for _ in range(size)]
+    reasons, wires = [], []
+    for a in range(size):
+        for b in neighbours(a, size, "mesh" if all_pairs else "pipeline"):
+            if a > b:
+                continue
+            cables = _cables_of(stages, a, b, known_only=requested == "auto")
+            if isinstance(cables, str):
+                reasons.append(cables)
+                continue
+            wires.append(len(cables))
+            rows[a][b] = tuple(near for near, _ in cables)
+            rows[b][a] = tuple(far for _, far in cables)
+    if reasons:
+        return "; ".join(dict.fromkeys(reasons))
+    matrix = ToldMatrix(tuple(DeviceRow(tuple(DeviceList(cell) for cell in row)) for row in rows))
+    reason = f"links of our own over RDMA devices, {min(wires)} cable(s) for each pair"
+    return TransportChoice("verbs", reason, matrix, compared=requested == "auto")
+
+
+def _cables_of(stages: Sequence[Member], a: int, b: int, *, known_only: bool) -> Cables | str:
+    """The cables between two stages for links of our own, or why there are none."""
+    here, there = rdma_of(stages[a]), rdma_of(stages[b])
+    for rank, facts, other in ((a, here, stages[b]), (b, there, stages[a])):
+        if reason := facts.verbs.quarantine_of(other.node_id):
+            return f"ranks {a} and {b}: in quarantine at rank {rank}: {reason}"
+    return verbs_cables(here, there, a=a, b=b, known_only=known_only)
 
 
 def _jaccl_or_links(

@@ -29,7 +29,7 @@ from macmesh_placement.kvbits import OFFERED_KV_BITS
 from macmesh_placement.tensor_reason import why_no_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
     from macmesh.v1 import cluster_pb2
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from macmesh_daemon.cluster.view import ClusterView
     from macmesh_daemon.config import Config
     from macmesh_daemon.models import ModelFolder
-    from macmesh_daemon.node.lane_choice import RdmaLinks, TransportChoice
+    from macmesh_daemon.node.lane_choice import Failures, RdmaLinks, TransportChoice
     from macmesh_daemon.node.peers import PeerPool
     from macmesh_daemon.node.read_ahead import Provide
     from macmesh_daemon.weights.hub_source import HubSource
@@ -241,7 +241,7 @@ class Planning:
     ) -> tuple[Placement, TransportChoice, str] | Refusal:
         """The plan, what carries it, and why it is no split of every layer where one was allowed."""
         nodes = with_holdings(capacities(effect.members), effect.current, wanted.model or ModelRef())
-        failures = {failure.node_ids: failure.reason for failure in effect.transport_failures}
+        failures = {(f.node_ids, f.transport): f.reason for f in effect.transport_failures}
         rdma = self._rdma_links(effect.members, nodes, failures)
         request = PlanRequest(
             profile=profile,
@@ -266,27 +266,34 @@ class Planning:
         self,
         members: Iterable[Member],
         nodes: Iterable[NodeCapacity],
-        failures: Mapping[frozenset[str], str],
+        failures: Failures,
     ) -> RdmaLinks:
         present = {node.node_id for node in nodes}
-        return rdma_links(self._config.transport, [m for m in members if m.node_id in present], failures)
+        return rdma_links(
+            self._config.transport, [m for m in members if m.node_id in present], failures, self._links
+        )
 
     def _reserves(self, nodes: tuple[NodeCapacity, ...], rdma: RdmaLinks) -> Reserves:
-        return reserves(self._config.runtime_reserve_bytes, self._links, nodes, jaccl_bytes=rdma.pool_bytes)
+        return reserves(self._config.runtime_reserve_bytes, self._links, nodes, rdma=rdma)
 
     def _carried(
         self,
         result: Placement | Refusal,
         members: Iterable[Member],
-        failures: Mapping[frozenset[str], str],
+        failures: Failures,
     ) -> tuple[Placement, TransportChoice] | Refusal:
         """The plan and what carries it; the refusal where there is none, or nothing can."""
         if isinstance(result, Refusal):
             return result
         by_id = {member.node_id: member for member in members}
         stages = [by_id[stage.node_id] for stage in result.stages]
-        failure = failures.get(frozenset(member.node_id for member in stages), "")
-        choice = choose_transport(self._config.transport, stages, failure)
+        nodes = frozenset(member.node_id for member in stages)
+        just_here = {
+            transport: reason for (between, transport), reason in failures.items() if between == nodes
+        }
+        choice = choose_transport(
+            self._config.transport, stages, just_here, all_pairs=result.parallelism == "tensor"
+        )
         return choice if isinstance(choice, Refusal) else (result, choice)
 
     def _refuse(self, request_id: int, reason: Reason, message: str) -> None:

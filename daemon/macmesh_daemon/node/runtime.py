@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import secrets
+import sys
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -50,6 +51,7 @@ from macmesh_daemon.node.sync_keeper import SyncKeeper, sync_platform
 from macmesh_daemon.node.transport import GrpcTransport
 from macmesh_daemon.node.trust import Denied, Trust
 from macmesh_daemon.node.trust_service import TrustService
+from macmesh_daemon.node.verbs_keeper import VerbsKeeper
 from macmesh_daemon.node.waiting import wait_for_membership
 from macmesh_daemon.node.weights_client import GrpcWeights
 from macmesh_daemon.node.weights_desk import WeightsDesk
@@ -71,6 +73,9 @@ _log = get_logger(part="node")
 #: Stopping in order takes at most this; then the process ends anyway. Below launchd's ExitTimeOut.
 STOP_DEADLINE_SECONDS = 10.0
 
+
+#: A node on which links over RDMA devices are demanded waits so long for what it can tell of them.
+DEMANDED_DEADLINE_SECONDS = 20.0
 
 #: The goodbye is one round trip; where nobody answers, the others find out by themselves.
 LEAVE_DEADLINE_SECONDS = 2.0
@@ -97,6 +102,7 @@ class Node:
         event_log: EventLog,
         hosts: tuple[str, ...],
         rdma: RdmaWatch,
+        verbs: VerbsKeeper,
         read_hosts: Callable[[], Awaitable[tuple[str, ...]]] | None = None,
     ) -> None:
         self.config = config
@@ -111,6 +117,8 @@ class Node:
         self._start = start
         self._facts = facts
         self._rdma = rdma
+        self._verbs = verbs
+        verbs.on_change = self._look_at_rdma
         self._host_health = health
         self._tasks = tasks
         self._store = store
@@ -189,9 +197,8 @@ class Node:
             active_plan=lambda: self.driver.view.active_plan,
         )
         self.changes = ChangeDesk(driver=self.driver, peers=self.peers, node_id=self.node_id)
-        self._sync = SyncKeeper(
-            config.data_dir, sync_platform(chip=facts.chip, mlx_version=facts.mlx_version)
-        )
+        platform = sync_platform(chip=facts.chip, mlx_version=facts.mlx_version)
+        self._sync = SyncKeeper(config.data_dir, platform)
         self.stage_host = StageHost(
             factory=worker_factory,
             credentials=credentials,
@@ -201,6 +208,8 @@ class Node:
             step_deadline_seconds=config.step_deadline_seconds,
             rest_seconds=config.worker_rest_seconds,
             sync=self._sync,
+            verbs=verbs,
+            os_build=platform.macos_build,
             notify=self.driver.notify,
             recorder=self.recorder,
             tasks=tasks,
@@ -306,6 +315,7 @@ class Node:
             *self._host_health(),
             *self.trust.health(),
             *self._sync.health(),
+            *self._verbs.health(),
             *self._sources.health(),
             *self.weights.health(),
         )
@@ -330,6 +340,9 @@ class Node:
     def _announce(self, event: str, facts: dict[str, object]) -> None:
         self.recorder.announced(event, facts)
         self.board.post(Bulletin(time.time(), event, facts))
+
+    def _look_at_rdma(self) -> None:
+        self._tasks.create_task(self._rdma.look(), name="RDMA devices again")
 
     def _note_rdma(self, rdma_json: str) -> None:
         self._facts = replace(self._facts, rdma_json=rdma_json)
@@ -418,8 +431,17 @@ async def run_node(
         host = await collect_facts(config)
         hosts = await (read_hosts() if read_hosts is not None else own_hosts(config))
         platform = sync_platform(chip=host.facts.chip, mlx_version=host.facts.mlx_version)
+        demanded = config.transport == "verbs"
+        verbs = VerbsKeeper(
+            config.data_dir,
+            library=config.verbs_library,
+            setups_per_boot=config.verbs_setups_per_boot,
+            wanted=demanded,
+        )
         watch = rdma or RdmaWatch(
-            system_reader(macos_build=platform.macos_build, mlx_version=platform.mlx_version)
+            system_reader(macos_build=platform.macos_build, mlx_version=platform.mlx_version, verbs=verbs),
+            changes=sys.platform == "darwin" or demanded,
+            first_deadline_seconds=DEMANDED_DEADLINE_SECONDS if demanded else None,
         )
         facts = NodeFacts(**asdict(host.facts), rdma_json=await watch.first())
         event_log = EventLog(
@@ -443,6 +465,7 @@ async def run_node(
                     hosts=hosts,
                     read_hosts=read_hosts,
                     rdma=watch,
+                    verbs=verbs,
                 )
                 try:
                     await node.serve()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from macmesh_daemon.node.live_credentials import LiveCredentials
     from macmesh_daemon.node.recorder import Recorder
     from macmesh_daemon.node.sync_keeper import SyncKeeper
+    from macmesh_daemon.node.verbs_keeper import VerbsKeeper
     from macmesh_daemon.supervisor.interface import Worker, WorkerFactory
 
 _log = get_logger(part="stage host")
@@ -93,6 +94,8 @@ class StageHost:
         recorder: Recorder,
         tasks: asyncio.TaskGroup,
         rest_seconds: float = REST_SECONDS,
+        verbs: VerbsKeeper | None = None,
+        os_build: str = "",
     ) -> None:
         self._factory = factory
         self._credentials = credentials
@@ -101,6 +104,8 @@ class StageHost:
         self._host_id = host_id
         self._step_deadline_seconds = step_deadline_seconds
         self._sync = sync
+        self._verbs = verbs
+        self._os_build = os_build
         self._notify = notify
         self._recorder = recorder
         self._tasks = tasks
@@ -374,6 +379,8 @@ class StageHost:
             step_deadline_seconds=self._step_deadline_seconds,
             sync_mode=sync.mode,
             sync_reason=sync.reason,
+            verbs_library=self._verbs.library if self._verbs is not None else "",
+            os_build=self._os_build,
         )
 
     async def _provided(self, hosted: _Hosted, deployment: Deployment) -> Path:
@@ -417,6 +424,10 @@ class StageHost:
                 if report.hung and report.sync_mode == "fast":
                     self._tasks.create_task(self._sync.note_hang(report.error), name="note hang")
                 self._tell(report)
+            case "rdma_use" if self._verbs is not None:
+                node_ids = tuple(stage.node_id for stage in hosted.deployment.stages)
+                note = self._verbs.note(event.rdma_use, node_ids)
+                self._tasks.create_task(note, name="note RDMA use")
             case "pong":
                 hosted.pings.take(event.pong)
             case "progress":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from macmesh_daemon.cluster.messages import Member, Plan
     from macmesh_daemon.config import Config
-    from macmesh_daemon.node.lane_choice import TransportChoice
+    from macmesh_daemon.node.lane_choice import RdmaLinks, TransportChoice
     from macmesh_placement import Ledger as PlacementLedger
     from macmesh_placement import ModelProfile, Placement, Refusal, StageCacheCost, StagePlacement
 
@@ -123,6 +123,7 @@ def deployment_of(
         transport=transport.transport,
         transport_reason=transport.reason,
         device_matrix=transport.matrix,
+        transport_compared=transport.compared,
         parallelism=placement.parallelism,
         parallelism_reason=parallelism_reason,
         sync_mode=sync_mode,
@@ -170,20 +171,23 @@ def _ledger(ledger: PlacementLedger) -> Ledger:
 
 
 def reserves(
-    runtime_reserve_bytes: int, links: LinkOptions, nodes: Iterable[NodeCapacity], *, jaccl_bytes: int = 0
+    runtime_reserve_bytes: int,
+    links: LinkOptions,
+    nodes: Iterable[NodeCapacity],
+    *,
+    rdma: RdmaLinks | None = None,
 ) -> Reserves:
     """The ledger's terms that no profile knows.
 
     Which stages will be neighbours is not known yet: where any two of the nodes are on one machine, all links
-    are charged as shared memory, the dearest. Of that a stage is charged the direction that it sends on, for the
-    machine holds each once. Nor is it known whether jaccl will be taken: where it may be, the dearer of the two is
-    charged.
+    are charged as shared memory, the dearest but for RDMA. Of that a stage is charged the direction that it sends on,
+    for the machine holds each once. Nor is it known which transport will be taken: the dearest that may be is charged.
 
     Args:
         runtime_reserve_bytes: As configured.
         links: As configured.
         nodes: Those that may take part.
-        jaccl_bytes: What jaccl's buffers would take; 0 where it cannot be taken.
+        rdma: What RDMA may add.
     """
     hosts = [node.host_id for node in nodes]
     pool_bytes = (
@@ -191,9 +195,9 @@ def reserves(
         if len(set(hosts)) < len(hosts)
         else links.pool_bytes("tcp", LINKS_PER_STAGE)
     )
-    return Reserves(
-        runtime_reserve_bytes=runtime_reserve_bytes, transport_pool_bytes=max(pool_bytes, jaccl_bytes)
-    )
+    if rdma is not None:
+        pool_bytes = max(pool_bytes, rdma.jaccl_bytes, LINKS_PER_STAGE * rdma.verbs_bytes)
+    return Reserves(runtime_reserve_bytes=runtime_reserve_bytes, transport_pool_bytes=pool_bytes)
 
 
 def link_options(config: Config) -> LinkOptions:

@@ -6,11 +6,14 @@ from macmesh.v1 import lane_pb2, types_pb2
 from macmesh_daemon.worker.errors import LocalStartError
 from macmesh_placement.kvbits import OFFERED_KV_BITS
 
-Transport = Literal["auto", "shm", "tcp"]
+Transport = Literal["auto", "shm", "tcp", "verbs"]
 
 JACCL = "jaccl"
+VERBS = "verbs"
+RDMA = frozenset({VERBS, JACCL})
+"""What needs the plan's matrix of devices."""
 TRANSFERS = ("auto", "host", "graph")
-TRANSPORTS: tuple[str, ...] = ("auto", "shm", "tcp", JACCL)
+TRANSPORTS: tuple[str, ...] = ("auto", "shm", "tcp", VERBS, JACCL)
 
 
 TENSOR = "tensor"
@@ -89,7 +92,7 @@ def _check_transport(deployment: types_pb2.Deployment) -> None:
         raise LocalStartError(
             f"transport is {deployment.transport!r}; this version has {', '.join(TRANSPORTS)} for more than one stage"
         )
-    if deployment.transport == JACCL:
+    if deployment.transport in RDMA:
         size, rows = len(deployment.stages), deployment.device_matrix.rows
         if len(rows) != size or any(len(row.cells) != size for row in rows):
             raise LocalStartError(f"device_matrix is not one of {size} stages")

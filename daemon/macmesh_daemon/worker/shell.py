@@ -7,18 +7,19 @@ import faulthandler
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 
 from macmesh.v1 import lane_pb2, peer_pb2, types_pb2
-from macmesh_daemon.worker.checks import JACCL, check_start, is_tensor_parallel
+from macmesh_daemon.worker.checks import JACCL, VERBS, check_start, is_tensor_parallel
 from macmesh_daemon.worker.control_lane import ControlLane
 from macmesh_daemon.worker.errors import LocalStartError, RemoteNeighbourError, WorkerError
 from macmesh_daemon.worker.inference import InferenceThread, Milestones
 from macmesh_daemon.worker.loops import Outlets
 from macmesh_daemon.worker.parts import Parts
+from macmesh_daemon.worker.rdma_use import RdmaUse
 from macmesh_daemon.worker.resident import ResidentThread
 from macmesh_rdma.errors import RemotePeerLostError, TransportError
 from macmesh_rdma.jaccl.exchange import RingExchange
@@ -43,6 +44,8 @@ EXCHANGE_DEADLINE_SECONDS = 5.0
 """For the event loop to take one message of the set-up."""
 LEAVE_DEADLINE_SECONDS = 5.0
 """For the last words. After that the process ends without them."""
+FREE_DEADLINE_SECONDS = 2.0
+"""For the inference thread to free RDMA devices before the process ends. After that the system takes them."""
 REST_DEADLINE_SECONDS = 5.0
 """For the inference thread to leave an epoch that lost a stage. After that the process ends, as it cannot rest."""
 
@@ -91,6 +94,7 @@ class WorkerShell:
         self._exchange: RingExchange | None = None
         self._jaccl: StockLane | StockCollectives | None = None
         self._transport_failure = ""
+        self._rdma = RdmaUse(is_used=start.deployment.transport == VERBS, tell=self._tell)
         self._links: list[peer_pb2.LinkStatus] = []
         self._transfers = "", ""
         self._phases: list[peer_pb2.StartPhase] = []
@@ -225,14 +229,16 @@ class WorkerShell:
 
     def _open_group(self, endpoints: list[Endpoint], key: bytes) -> "Collectives":
         """Runs on the inference thread."""
-        from macmesh_daemon.worker.tensor_group import open_tensor_group  # noqa: PLC0415  imports mlx
+        from macmesh_daemon.worker.collectives import GroupCollectives  # noqa: PLC0415  imports mlx
+        from macmesh_daemon.worker.tensor_group import open_tensor_group  # noqa: PLC0415  same
 
         if self._listener is None:
             raise LocalStartError("nothing listens for the other ranks")
-        opened, self._links = open_tensor_group(
-            self._start, self._listener, endpoints, key, JOIN_DEADLINE_SECONDS
-        )
-        return opened
+        with self._setting_up():
+            group, self._links = open_tensor_group(
+                self._start, self._listener, endpoints, key, JOIN_DEADLINE_SECONDS
+            )
+        return GroupCollectives(self._rdma.follow(group))
 
     def _open_lane(self, endpoints: list[Endpoint], key: bytes, stage: "Stage") -> "Transfers":
         """Runs on the inference thread."""
@@ -244,7 +250,9 @@ class WorkerShell:
 
         if self._listener is None:
             raise LocalStartError("nothing listens for the tensor lane")
-        group = open_stages_group(self._start, self._listener, endpoints, key, JOIN_DEADLINE_SECONDS)
+        with self._setting_up():
+            group = open_stages_group(self._start, self._listener, endpoints, key, JOIN_DEADLINE_SECONDS)
+        self._rdma.follow(group)
         self._links = link_statuses(group)
         transfers, choice = stage_transfers(
             self._start, group, stage, self._outlets().result, EXCHANGE_DEADLINE_SECONDS
@@ -252,6 +260,18 @@ class WorkerShell:
         self._transfers = choice.name, choice.reason
         log.info("transfers chosen", transfers=choice.name, reason=choice.reason)
         return transfers
+
+    @contextlib.contextmanager
+    def _setting_up(self) -> Iterator[None]:
+        """Is entered while links are made. What ends that may be put down to the plan's transport."""
+        try:
+            with self._rdma.setting_up():
+                yield
+        except TransportError:
+            # A stage that is lost breaks the control lane first: then nothing is known about the transport.
+            if not self._end.done():
+                self._transport_failure = self._rdma.failure
+            raise
 
     def _open_jaccl(self, exchange: RingExchange) -> "Transfers | Collectives":
         """Runs on the inference thread."""
@@ -328,6 +348,9 @@ class WorkerShell:
         self._fail(reason)
 
     def _lose_peer_in_lane(self, reason: str) -> None:
+        self._rdma.look()
+        if self._rdma.failure and not self._end.done():
+            self._transport_failure = self._rdma.failure
         if self._jaccl is not None and self._jaccl.broken and not self._end.done():
             self._transport_failure = reason
         self._lose_peer(reason)
@@ -355,13 +378,20 @@ class WorkerShell:
         await self._part(reason)
         if self._listener is not None:
             await asyncio.to_thread(self._listener.close)
-        self._inference.leave(reason or "the epoch ends")
-        try:
-            async with asyncio.timeout(REST_DEADLINE_SECONDS):
-                await self._left.wait()
-        except TimeoutError:
+        if not await self._leave_lanes(reason, REST_DEADLINE_SECONDS):
             log.warning("stage cannot rest", stage=self._start.stage_index, seconds=REST_DEADLINE_SECONDS)
             return False
+        return True
+
+    async def _leave_lanes(self, reason: str, deadline_seconds: float) -> bool:
+        """Lets the inference thread give up all of the epoch; False where a wait of it does not end."""
+        self._inference.leave(reason or "the epoch ends")
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                await self._left.wait()
+        except TimeoutError:
+            return False
+        await asyncio.to_thread(self._rdma.close)
         return True
 
     async def _part(self, reason: str) -> None:
@@ -382,6 +412,10 @@ class WorkerShell:
         """Says the last words and ends the process; waits in native code may go on in other threads."""
         self._leaving = True
         faulthandler.dump_traceback_later(LEAVE_DEADLINE_SECONDS, exit=True, file=sys.stderr)
+        if self._start.deployment.transport == VERBS:
+            # Queue pairs that the system takes from a process that is gone are not given back in order.
+            await self._part(reason)
+            await self._leave_lanes(reason, FREE_DEADLINE_SECONDS)
         if reason:
             log.error("stage failed", stage=self._failed_stage, reason=reason)
             self._report(peer_pb2.WORKER_STATE_FAILED, error=self._told_reason(reason))

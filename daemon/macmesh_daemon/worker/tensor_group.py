@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 load_group()  # refuses an MLX that it was not built for, before anything else touches it
 
-from macmesh_daemon.worker.collectives import GroupCollectives, StockCollectives  # noqa: E402  after the check
+from macmesh_daemon.worker.collectives import StockCollectives  # noqa: E402  after the check
 from macmesh_daemon.worker.jaccl_lane import SET_UP_DEADLINE_SECONDS, matrix_of  # noqa: E402  same
-from macmesh_daemon.worker.tensor_lane import link_options, statuses_of  # noqa: E402  same
+from macmesh_daemon.worker.tensor_lane import link_options, statuses_of, verbs_settings  # noqa: E402  same
 from macmesh_rdma.group import Group, open_group  # noqa: E402  same
 from macmesh_rdma.jaccl.group import open_jaccl  # noqa: E402  same
 from macmesh_rdma.native_links import COLLECTIVE  # noqa: E402  same
@@ -30,7 +30,7 @@ def open_tensor_group(
     endpoints: Sequence[Endpoint],
     key: bytes,
     timeout_seconds: float,
-) -> tuple[GroupCollectives, list[peer_pb2.LinkStatus]]:
+) -> tuple[Group, list[peer_pb2.LinkStatus]]:
     """Joins the ranks of a plan over links of our own, and stops listening.
 
     Args:
@@ -60,10 +60,11 @@ def open_tensor_group(
         provider=cast("Transport", deployment.transport),
         timeout_seconds=start.step_deadline_seconds,
         connect_seconds=timeout_seconds,
+        verbs=verbs_settings(start),
     )
     # One group in the life of a worker; a killed worker would leave its socket's folder behind.
     listener.close()
-    return GroupCollectives(group), statuses_of(group.links)
+    return group, statuses_of(group.links)
 
 
 def open_tensor_jaccl(

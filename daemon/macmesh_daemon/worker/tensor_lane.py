@@ -1,15 +1,19 @@
 """The stages' tensor lane: a group of MLX over links of our own. Imports mlx."""
 
+import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from macmesh.v1 import lane_pb2, peer_pb2, types_pb2
+from macmesh_daemon.worker.checks import VERBS
 from macmesh_rdma.joining.endpoint import Endpoint
 from macmesh_rdma.joining.listener import Listener
 from macmesh_rdma.native import load_group
 from macmesh_rdma.options import LinkOptions
+from macmesh_rdma.verbs.settings import VerbsSettings
 
 if TYPE_CHECKING:
     from macmesh_daemon.worker.checks import Transport
@@ -77,6 +81,7 @@ def open_stages_group(
         provider=cast("Transport", deployment.transport),
         timeout_seconds=start.step_deadline_seconds,
         connect_seconds=timeout_seconds,
+        verbs=verbs_settings(start),
     )
     # One group in an epoch; a killed worker would leave its socket's folder behind.
     listener.close()
@@ -196,6 +201,23 @@ def link_options(deployment: types_pb2.Deployment) -> LinkOptions:
     )
 
 
+def verbs_settings(start: lane_pb2.StartStage) -> VerbsSettings | None:
+    """The RDMA devices towards each stage, where the plan's links go over them; None otherwise."""
+    deployment = start.deployment
+    if deployment.transport != VERBS:
+        return None
+    rows = [[tuple(cell.devices) for cell in row.cells] for row in deployment.device_matrix.rows]
+    # Both ends of a link must know the same number.
+    shared = [collections.Counter(itertools.chain.from_iterable(row)) for row in rows]
+    return VerbsSettings(
+        devices={peer: devices for peer, devices in enumerate(rows[start.stage_index]) if devices},
+        peers_per_device=max(max(counted.values(), default=1) for counted in shared),
+        library=start.verbs_library,
+        os_build=start.os_build,
+        beside=deployment.transport_compared,
+    )
+
+
 def link_statuses(group: Group) -> list[peer_pb2.LinkStatus]:
     """The group's links as the worker reports them."""
     return statuses_of(group.links)
@@ -211,6 +233,7 @@ def statuses_of(links: Sequence[LinkReport]) -> list[peer_pb2.LinkStatus]:
             latency_us=link.latency_us or 0.0,
             gb_per_s=link.gb_per_s or 0.0,
             pool_bytes=link.pool_bytes,
+            devices=link.devices,
         )
         for link in links
     ]

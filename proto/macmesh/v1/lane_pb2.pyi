@@ -132,6 +132,8 @@ class StartStage(_message.Message):
     SYNC_MODE_FIELD_NUMBER: _builtins.int
     SYNC_REASON_FIELD_NUMBER: _builtins.int
     HOST_ID_FIELD_NUMBER: _builtins.int
+    VERBS_LIBRARY_FIELD_NUMBER: _builtins.int
+    OS_BUILD_FIELD_NUMBER: _builtins.int
     stage_index: _builtins.int
     """The stage of this worker."""
     model_path: _builtins.str
@@ -152,6 +154,10 @@ class StartStage(_message.Message):
     """Why, for people."""
     host_id: _builtins.str
     """Names this machine: stages of one machine may share memory. Empty: not known."""
+    verbs_library: _builtins.str
+    """File of the verbs library; empty: the system's."""
+    os_build: _builtins.str
+    """Build of the operating system, which both ends of an RDMA cable must share; empty: not known."""
     @_builtins.property
     def epoch(self) -> _types_pb2.Epoch:
         """The epoch; the worker serves no other."""
@@ -175,10 +181,12 @@ class StartStage(_message.Message):
         sync_mode: _builtins.str = ...,
         sync_reason: _builtins.str = ...,
         host_id: _builtins.str = ...,
+        verbs_library: _builtins.str = ...,
+        os_build: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_host", b"bind_host", "ca_pem", b"ca_pem", "certificate_pem", b"certificate_pem", "deployment", b"deployment", "epoch", b"epoch", "host_id", b"host_id", "key_pem", b"key_pem", "model_path", b"model_path", "stage_index", b"stage_index", "step_deadline_seconds", b"step_deadline_seconds", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_host", b"bind_host", "ca_pem", b"ca_pem", "certificate_pem", b"certificate_pem", "deployment", b"deployment", "epoch", b"epoch", "host_id", b"host_id", "key_pem", b"key_pem", "model_path", b"model_path", "os_build", b"os_build", "stage_index", b"stage_index", "step_deadline_seconds", b"step_deadline_seconds", "sync_mode", b"sync_mode", "sync_reason", b"sync_reason", "verbs_library", b"verbs_library"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,6 +314,7 @@ class WorkerEvent(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     PONG_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    RDMA_USE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def report(self) -> _peer_pb2.WorkerReport:
         """State and addresses."""
@@ -326,6 +335,10 @@ class WorkerEvent(_message.Message):
     def waiting(self) -> Global___RequestWaiting:
         """Head only: a request waits."""
 
+    @_builtins.property
+    def rdma_use(self) -> Global___RdmaUse:
+        """It has used RDMA devices."""
+
     def __init__(
         self,
         *,
@@ -334,16 +347,79 @@ class WorkerEvent(_message.Message):
         failed: Global___RequestFailed | None = ...,
         pong: Global___PongWorker | None = ...,
         waiting: Global___RequestWaiting | None = ...,
+        rdma_use: Global___RdmaUse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "pong", b"pong", "progress", b"progress", "report", b"report", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "pong", b"pong", "progress", b"progress", "rdma_use", b"rdma_use", "report", b"report", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "pong", b"pong", "progress", b"progress", "report", b"report", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "pong", b"pong", "progress", b"progress", "rdma_use", b"rdma_use", "report", b"report", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["report", "progress", "failed", "pong", "waiting"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["report", "progress", "failed", "pong", "waiting", "rdma_use"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___WorkerEvent: _TypeAlias = WorkerEvent  # noqa: Y015
+
+@_typing.final
+class RdmaUse(_message.Message):
+    """RdmaUse is what a worker did with RDMA devices since it told last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETUPS_FIELD_NUMBER: _builtins.int
+    QUEUE_PAIRS_MADE_FIELD_NUMBER: _builtins.int
+    QUEUE_PAIRS_FREED_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
+    setups: _builtins.int
+    """Groups of links that it is about to set up. Told before, because a driver may end the process."""
+    queue_pairs_made: _builtins.int
+    """Queue pairs that it has made."""
+    queue_pairs_freed: _builtins.int
+    """Queue pairs that it has freed in order."""
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___RdmaFault]:
+        """Stages to which the links damaged what they carried, or carried nothing though the stage was there."""
+
+    def __init__(
+        self,
+        *,
+        setups: _builtins.int = ...,
+        queue_pairs_made: _builtins.int = ...,
+        queue_pairs_freed: _builtins.int = ...,
+        faults: _abc.Iterable[Global___RdmaFault] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["faults", b"faults", "queue_pairs_freed", b"queue_pairs_freed", "queue_pairs_made", b"queue_pairs_made", "setups", b"setups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RdmaUse: _TypeAlias = RdmaUse  # noqa: Y015
+
+@_typing.final
+class RdmaFault(_message.Message):
+    """RdmaFault is why links over RDMA devices to a stage are not to be used again before somebody says so."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_STAGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    peer_stage: _builtins.int
+    """The other stage."""
+    reason: _builtins.str
+    """What happened, for people."""
+    def __init__(
+        self,
+        *,
+        peer_stage: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peer_stage", b"peer_stage", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RdmaFault: _TypeAlias = RdmaFault  # noqa: Y015
 
 @_typing.final
 class RequestWaiting(_message.Message):

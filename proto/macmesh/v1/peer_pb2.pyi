@@ -561,7 +561,7 @@ class LinkStatus(_message.Message):
     peer_stage: _builtins.int
     """The other stage."""
     provider: _builtins.str
-    """"shm", "tcp" or "jaccl"."""
+    """"shm", "tcp", "verbs" or "jaccl"."""
     reason: _builtins.str
     """Why that one."""
     latency_us: _builtins.float

@@ -265,6 +265,7 @@ class Deployment(_message.Message):
     PARALLELISM_REASON_FIELD_NUMBER: _builtins.int
     TRANSFERS_FIELD_NUMBER: _builtins.int
     PREDICTED_OBJECTIVE_SECONDS_FIELD_NUMBER: _builtins.int
+    TRANSPORT_COMPARED_FIELD_NUMBER: _builtins.int
     layer_count: _builtins.int
     """Number of layers of the whole model."""
     context_tokens: _builtins.int
@@ -274,8 +275,8 @@ class Deployment(_message.Message):
     prefill_chunk_tokens: _builtins.int
     """Largest number of prompt tokens in one prefill step."""
     transport: _builtins.str
-    """What carries the tensor lane: "auto" (the best for each link), "shm", "tcp", "jaccl" (RDMA over Thunderbolt, for
-    all stages), or "none" for one stage.
+    """What carries the tensor lane: "auto" (the best for each link), "shm", "tcp", "verbs" (links of our own over RDMA
+    devices), "jaccl" (MLX's RDMA over Thunderbolt, for all stages), or "none" for one stage.
     """
     sync_mode: _builtins.str
     """"safe", "fast" or "auto" synchronisation of GPU and transport streams, as asked for; each node decides by it."""
@@ -295,6 +296,8 @@ class Deployment(_message.Message):
     """How decode steps go from stage to stage, as asked for: "auto" or empty, "host" or "graph"; the stages agree on it."""
     predicted_objective_seconds: _builtins.float
     """What the planner minimised, predicted, in seconds: plans of one wanted model compare by it. 0: not told."""
+    transport_compared: _builtins.bool
+    """The stages measure TCP beside the transport, and give one up that is slower in every respect."""
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """The model."""
@@ -309,7 +312,7 @@ class Deployment(_message.Message):
 
     @_builtins.property
     def device_matrix(self) -> Global___DeviceMatrix:
-        """The RDMA devices between the stages; present where the transport is "jaccl"."""
+        """The RDMA devices between the stages; present where the transport is "verbs" or "jaccl"."""
 
     def __init__(
         self,
@@ -331,10 +334,11 @@ class Deployment(_message.Message):
         parallelism_reason: _builtins.str = ...,
         transfers: _builtins.str = ...,
         predicted_objective_seconds: _builtins.float = ...,
+        transport_compared: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device_matrix", b"device_matrix", "link_buffers", b"link_buffers", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "kv_bits", b"kv_bits", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "parallelism", b"parallelism", "parallelism_reason", b"parallelism_reason", "predicted_decode_seconds", b"predicted_decode_seconds", "predicted_objective_seconds", b"predicted_objective_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transfers", b"transfers", "transport", b"transport", "transport_reason", b"transport_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "device_matrix", b"device_matrix", "kv_bits", b"kv_bits", "layer_count", b"layer_count", "link_buffers", b"link_buffers", "model", b"model", "parallelism", b"parallelism", "parallelism_reason", b"parallelism_reason", "predicted_decode_seconds", b"predicted_decode_seconds", "predicted_objective_seconds", b"predicted_objective_seconds", "prefill_chunk_tokens", b"prefill_chunk_tokens", "slots", b"slots", "stages", b"stages", "sync_mode", b"sync_mode", "transfers", b"transfers", "transport", b"transport", "transport_compared", b"transport_compared", "transport_reason", b"transport_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,14 +61,14 @@ def device_matrix(facts: Sequence[RdmaFacts]) -> DeviceMatrix | MatrixRefusal:
     reasons += _different("mlx version", [fact.mlx_version for fact in facts])
     if reasons:
         return MatrixRefusal(tuple(reasons))
-    cables = {(a, b): _cables(facts[a], facts[b]) for a in range(size) for b in range(a + 1, size)}
+    cables = {(a, b): cables_between(facts[a], facts[b]) for a in range(size) for b in range(a + 1, size)}
     missing = [pair for pair, found in cables.items() if not found]
     if missing:
         edges = {(min(rank, after), max(rank, after)) for rank, after in _ring(size)}
         cables = {pair: found for pair, found in cables.items() if pair in edges}
     wires = min(map(len, cables.values()))
     if wires == 0:
-        return MatrixRefusal(tuple(_missing(facts, a, b) for a, b in missing))
+        return MatrixRefusal(tuple(missing_cable(facts[a], facts[b], a, b) for a, b in missing))
     return DeviceMatrix(_matrix(size, cables, wires), ring=bool(missing))
 
 
@@ -79,7 +79,7 @@ def _different(what: str, values: Sequence[str]) -> list[str]:
     return [f"all ranks must have the same {what} ({told})"]
 
 
-def _cables(here: RdmaFacts, there: RdmaFacts) -> list[tuple[str, str]]:
+def cables_between(here: RdmaFacts, there: RdmaFacts) -> list[tuple[str, str]]:
     """Devices at both ends of the usable cables between two nodes, in the order of the first one's names."""
     return [
         (near.device, far.device)
@@ -105,20 +105,20 @@ def _matrix(size: int, cables: dict[tuple[int, int], list[tuple[str, str]]], wir
     return tuple(map(tuple, rows))
 
 
-def _missing(facts: Sequence[RdmaFacts], a: int, b: int) -> str:
+def missing_cable(here: RdmaFacts, there: RdmaFacts, a: int, b: int) -> str:
     """Why two ranks have no usable cable, from the nearest to the farthest miss."""
-    for near in facts[a].ends:
-        for far in facts[b].ends:
+    for near in here.ends:
+        for far in there.ends:
             if _are_one_cable(near, far):
                 why = "; ".join(
                     f"at rank {rank} {end.refused}" for rank, end in ((a, near), (b, far)) if end.refused
                 )
                 return f"ranks {a} and {b} have a cable, but {why}"
-    for rank, other, end in (
-        *((a, b, end) for end in facts[a].ends),
-        *((b, a, end) for end in facts[b].ends),
+    for rank, other, opposite, end in (
+        *((a, b, there, end) for end in here.ends),
+        *((b, a, here, end) for end in there.ends),
     ):
-        if any(far.domain_uuid in end.peer_uuids for far in facts[other].ends):
+        if any(far.domain_uuid in end.peer_uuids for far in opposite.ends):
             return (
                 f"ranks {a} and {b}: {end.device} of rank {rank} sees rank {other}, which does not see it; "
                 f"plug the cable in again"

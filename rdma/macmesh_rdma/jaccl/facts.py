@@ -16,6 +16,7 @@ from macmesh_rdma.jaccl.thunderbolt import (
     parse_hardware_ports,
     parse_thunderbolt,
 )
+from macmesh_rdma.verbs.facts import VerbsFacts
 
 COMMAND_DEADLINE_SECONDS = 10.0
 MIN_SPEED_GBIT_PER_S = 80.0
@@ -58,6 +59,7 @@ class RdmaFacts:
         max_queue_pairs: the fewest that one of its devices has; 0 where it was not told.
         max_memory_regions: likewise.
         refused: why the node has no RDMA at all; empty where it has.
+        verbs: what the verbs library of its system lists.
     """
 
     macos_build: str = ""
@@ -66,6 +68,7 @@ class RdmaFacts:
     max_queue_pairs: int = 0
     max_memory_regions: int = 0
     refused: str = ""
+    verbs: VerbsFacts = dataclasses.field(default_factory=VerbsFacts)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -95,6 +98,8 @@ class RdmaFacts:
                 max_queue_pairs=int(value["max_queue_pairs"]),
                 max_memory_regions=int(value["max_memory_regions"]),
                 refused=str(value["refused"]),
+                # A member of an older version does not tell it.
+                verbs=VerbsFacts.from_json(value["verbs"]) if "verbs" in value else VerbsFacts(),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"these are no RDMA facts: {error!r}") from error

@@ -7,6 +7,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, cast
 
 from macmesh_rdma.errors import (
     LocalResourceError,
@@ -23,6 +24,9 @@ from macmesh_rdma.joining.peer_links import ShmLane, tune_tcp
 from macmesh_rdma.joining.plan import Plan
 from macmesh_rdma.joining.reactor import Conversation, LateError, Reactor, Wait
 from macmesh_rdma.shared_memory import check_shared_memory
+
+if TYPE_CHECKING:
+    from macmesh_rdma.options import Provider
 
 STRANGER_SECONDS = 2.0
 """How long a connection may take to prove itself."""
@@ -161,7 +165,9 @@ class Acceptor:
             if said.lane in peer.shm or connection.family != socket.AF_UNIX:
                 return f"lane {said.lane} has shared memory already, or no Unix socket"
             return ""
-        if said.stripe >= self._plan.stripes or (said.lane, said.stripe) in peer.tcp:
+        if said.purpose is not self._plan.link_purpose:
+            return f"a socket for {said.purpose.name.lower()} is not expected from rank {said.source}"
+        if (said.lane, said.stripe) not in self._plan.sockets or (said.lane, said.stripe) in peer.tcp:
             return f"socket {said.stripe} of lane {said.lane} is connected already, or too many"
         if connection.family != socket.AF_UNIX:
             tune_tcp(connection)
@@ -201,8 +207,8 @@ class Acceptor:
         if told == "shm":
             complete = sorted(peer.shm) == list(plan.lanes)
             peer.drop_tcp()
-        elif told == "tcp":
-            complete = len(peer.tcp) == len(plan.lanes) * plan.stripes
+        elif told in ("tcp", "verbs"):
+            complete = set(peer.tcp) == set(plan.sockets) and (told == "verbs") == (plan.provider == "verbs")
             peer.drop_shm()
         else:
             raise RemoteCorruptError(f"rank {number} said {sorted(record)} instead of its links", peer=number)
@@ -211,7 +217,7 @@ class Acceptor:
                 f"rank {number} says that its {told} links stand, but they do not", peer=number
             )
         peer.reason = reason
-        peer.provider = "shm" if told == "shm" else "tcp"
+        peer.provider = cast("Provider", told)
         yield from peer.wait_until_ready()
 
 

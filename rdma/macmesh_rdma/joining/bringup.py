@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Collection, Sequence
+from typing import get_args
 
 from macmesh_rdma.errors import LocalInterruptedError, LocalOptionError, RemoteTimeoutError, TransportError
 from macmesh_rdma.joining import conversation as talk
@@ -43,6 +44,7 @@ def connect_peers(
     lanes: Collection[int] = (0, 1),
     options: LinkOptions | None = None,
     provider: ProviderChoice = "auto",
+    beside: bool = False,
     timeout_seconds: float = 10.0,
     stop: threading.Event | None = None,
 ) -> dict[int, PeerLinks]:
@@ -59,6 +61,8 @@ def connect_peers(
         lanes: which links each pair has: 0 point to point, 1 collectives.
         options: of the links; all ranks must have the same.
         provider: what carries the links; "auto": ``shm`` between ranks of one machine where it works, else ``tcp``.
+            "verbs": each lane is a control socket, and the caller makes the link over RDMA devices.
+        beside: with "verbs", a further socket to measure TCP beside it.
         timeout_seconds: for everything.
         stop: ends it when set, as closing the listener does.
 
@@ -77,8 +81,9 @@ def connect_peers(
     """
     if not 0 <= rank < len(endpoints):
         raise LocalOptionError(f"rank {rank} is none of a group of {len(endpoints)}")
-    if provider not in ("auto", "shm", "tcp"):
-        raise LocalOptionError(f"{provider!r} is no provider of links; there are 'auto', 'shm' and 'tcp'")
+    if provider not in get_args(ProviderChoice):
+        told = ", ".join(map(repr, get_args(ProviderChoice)))
+        raise LocalOptionError(f"{provider!r} is no provider of links; there are {told}")
     if len(key) < LEAST_KEY_BYTES:
         raise LocalOptionError(f"an epoch's key has at least {LEAST_KEY_BYTES} bytes, not {len(key)}")
     options = options or LinkOptions()
@@ -95,7 +100,7 @@ def connect_peers(
             purpose=Purpose.SIDE,
             lane=0,
             stripe=0,
-            digest=options.digest(provider),
+            digest=options.digest(f"{provider} beside tcp" if beside else provider),
             nonce=bytes(NONCE_BYTES),
         ),
         peers=neighbours(rank, len(endpoints), topology),
@@ -103,6 +108,7 @@ def connect_peers(
         stripes=options.sockets_per_link,
         shm_bytes=options.shm_bytes,
         provider=provider,
+        beside=beside,
     )
     deadline = time.monotonic() + timeout_seconds
     with listener.connecting() as (listening, wake):

@@ -48,7 +48,7 @@ class Dialler:
         provider, reason = yield from self._open_side(number)
         if provider == "shm":
             provider, reason = yield from self._share_memory(number, reason)
-        if provider == "tcp":
+        if provider != "shm":
             yield from self._open_sockets(number)
         if peer.side is None:
             raise AssertionError
@@ -65,7 +65,7 @@ class Dialler:
         """Opens the side socket; returns what the links are to be, and why."""
         theirs = self._plan.endpoints[number]
         reason = "asked for"
-        if self._plan.provider != "tcp":
+        if self._plan.provider in ("auto", "shm"):
             try:
                 reason = yield from self._dial_same_machine(
                     number, theirs, self._plan.endpoints[self._plan.rank]
@@ -75,7 +75,7 @@ class Dialler:
             else:
                 return "shm", reason
         self._peers[number].side = yield from self._dial(number, theirs.host_and_port, Purpose.SIDE)
-        return "tcp", reason
+        return "verbs" if self._plan.provider == "verbs" else "tcp", reason
 
     def _share_memory(self, number: int, reason: str) -> Talk[tuple[Provider, str]]:
         """Makes the links of shared memory; returns what they are to be after all, and why."""
@@ -92,10 +92,9 @@ class Dialler:
 
     def _open_sockets(self, number: int) -> Talk[None]:
         address = self._plan.endpoints[number].host_and_port
-        for lane in self._plan.lanes:
-            for stripe in range(self._plan.stripes):
-                sock = yield from self._dial(number, address, Purpose.TCP, lane, stripe)
-                self._peers[number].tcp[lane, stripe] = sock
+        for lane, stripe in self._plan.sockets:
+            sock = yield from self._dial(number, address, self._plan.link_purpose, lane, stripe)
+            self._peers[number].tcp[lane, stripe] = sock
 
     def _fall_back(self, number: int, why: str) -> str:
         if self._plan.provider == "shm":

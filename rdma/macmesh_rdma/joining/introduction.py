@@ -30,6 +30,8 @@ class Purpose(enum.IntEnum):
     """A socket of a ``tcp`` link."""
     SHM = 3
     """Passes the descriptors of a ``shm`` link, then is closed."""
+    VERBS = 4
+    """The control socket of a ``verbs`` link, or a socket to measure beside it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from macmesh_rdma.errors import RemoteAbortedError, RemoteCorruptError, RemotePeerLostError
 from macmesh_rdma.joining import conversation as talk
 from macmesh_rdma.joining.conversation import Talk
-from macmesh_rdma.joining.peer_links import PeerLinks, ShmLane, TcpLane
+from macmesh_rdma.joining.peer_links import Lane, PeerLinks, ShmLane, TcpLane, VerbsLane
 from macmesh_rdma.joining.plan import Plan
 
 if TYPE_CHECKING:
@@ -67,12 +67,15 @@ class JoiningPeer:
 
     def take(self, plan: Plan) -> PeerLinks:
         """Gives everything to the caller; its links stand."""
-        lanes: dict[int, TcpLane | ShmLane] = {}
+        lanes: dict[int, Lane] = {}
         if self.provider == "shm":
             lanes.update(self.shm)
         else:
             for lane in plan.lanes:
-                lanes[lane] = TcpLane([self.tcp[lane, stripe].detach() for stripe in range(plan.stripes)])
+                sockets = [self.tcp[place].detach() for place in plan.sockets if place[0] == lane]
+                lanes[lane] = (
+                    VerbsLane(sockets[0], sockets[1:]) if self.provider == "verbs" else TcpLane(sockets)
+                )
         if self.side is None or self.provider is None:
             raise AssertionError
         taken = PeerLinks(self.number, self.provider, self.reason, self.side.detach(), lanes)

@@ -34,6 +34,24 @@ class ShmLane:
 
 
 @dataclasses.dataclass
+class VerbsLane:
+    """The control socket of one lane, and sockets that only serve to measure TCP beside it.
+
+    All are connected, non-blocking and authenticated. The bytes themselves go over RDMA devices.
+    """
+
+    control: int
+    beside: list[int] = dataclasses.field(default_factory=list)
+
+    def descriptors(self) -> list[int]:
+        """All of them."""
+        return [self.control, *self.beside]
+
+
+Lane = TcpLane | ShmLane | VerbsLane
+
+
+@dataclasses.dataclass
 class PeerLinks:
     """One peer.
 
@@ -49,7 +67,7 @@ class PeerLinks:
     provider: Provider
     reason: str
     side: int
-    lanes: dict[int, TcpLane | ShmLane]
+    lanes: dict[int, Lane]
 
     def close(self) -> None:
         """Closes all descriptors; only while they are ours."""

@@ -8,7 +8,7 @@ from macmesh_rdma.joining.endpoint import Endpoint
 from macmesh_rdma.joining.introduction import NONCE_BYTES, Introduction, Purpose
 
 Topology = Literal["mesh", "pipeline"]
-ProviderChoice = Literal["auto", "shm", "tcp"]
+ProviderChoice = Literal["auto", "shm", "tcp", "verbs"]
 
 
 def neighbours(rank: int, size: int, topology: Topology) -> tuple[int, ...]:
@@ -32,6 +32,7 @@ class Plan:
         stripes: Sockets of a ``tcp`` link.
         shm_bytes: Shared memory of one direction of a ``shm`` link.
         provider: What was asked for.
+        beside: Whether a ``verbs`` link gets a socket to measure TCP beside it.
     """
 
     rank: int
@@ -43,6 +44,20 @@ class Plan:
     stripes: int
     shm_bytes: int
     provider: ProviderChoice
+    beside: bool = False
+
+    @property
+    def link_purpose(self) -> Purpose:
+        """What a socket of a link says that it is for."""
+        return Purpose.VERBS if self.provider == "verbs" else Purpose.TCP
+
+    @property
+    def sockets(self) -> tuple[tuple[int, int], ...]:
+        """Lane and number of every socket of a pair whose links are made of sockets."""
+        if self.provider != "verbs":
+            return tuple((lane, stripe) for lane in self.lanes for stripe in range(self.stripes))
+        extra = ((self.lanes[0], 1),) if self.beside and self.lanes else ()
+        return (*((lane, 0) for lane in self.lanes), *extra)
 
     def introduction(self, peer: int, purpose: Purpose, lane: int = 0, stripe: int = 0) -> Introduction:
         """What we say on a new connection to a peer."""

@@ -197,7 +197,13 @@ abi::Gid gid_of(const Segment& segment, std::uint32_t device, int index) {
   const auto low = static_cast<std::uint8_t>(device + 1);
   if (index == 1) {
     if (!segment.settings.addresses) return gid;
-    const std::uint8_t mapped[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 99, high, low};
+    // The interfaces at both ends of a cable are a network of their own, and those without one are alone in theirs.
+    const DeviceRecord& record = segment.devices[device];
+    const bool plugged = record.cable != kNone;
+    const auto network = static_cast<std::uint8_t>(plugged ? record.cable : device);
+    const auto number = static_cast<std::uint8_t>(plugged ? record.end + 1 : 1);
+    const auto kind = static_cast<std::uint8_t>(plugged ? 99 : 98);
+    const std::uint8_t mapped[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, kind, network, number};
     std::memcpy(gid.raw, mapped, sizeof mapped);
     return gid;
   }

@@ -36,6 +36,7 @@ struct PyVerbsOptions {
   if (status.code() == Code::kTimeout) type = PyExc_TimeoutError;
   if (status.code() == Code::kPeerLost || status.code() == Code::kAborted) type = PyExc_ConnectionError;
   if (status.code() == Code::kLocal) type = PyExc_OSError;
+  if (status.code() == Code::kMismatch) type = PyExc_ValueError;
   PyErr_SetString(type, status.text().c_str());
   throw nb::python_error();
 }

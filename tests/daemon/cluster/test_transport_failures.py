@@ -23,7 +23,7 @@ from simulator.solo import Solo, beat, only
 WANTED = wanted_model()
 OVER_JACCL = dataclasses.replace(split(WANTED, ["a", "c"]), transport="jaccl")
 PLAN = Plan(Epoch(1, 1, 1), (OVER_JACCL,), WANTED)
-FAILURE = fx.TransportFailure(frozenset("ac"), "the group delivers wrong data")
+FAILURE = fx.TransportFailure(frozenset("ac"), "the group delivers wrong data", "jaccl")
 
 
 class World(Takeover):
@@ -70,7 +70,7 @@ def test_the_next_plan_is_told_of_a_failed_transport_until_a_device_changes() ->
     world.tell("a", state=WorkerState.FAILED, error="wrong", transport_failure=FAILURE.reason)
     world.run(3)
     assert world.failures() == (FAILURE,)
-    assert world.node.machine.view.transport_failures == {FAILURE.node_ids: FAILURE.reason}
+    assert world.node.machine.view.transport_failures == {(FAILURE.node_ids, "jaccl"): FAILURE.reason}
     world.refuse()
     asked = len(world.asked())
     world.recable("c")

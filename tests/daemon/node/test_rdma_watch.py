@@ -3,13 +3,16 @@
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from macmesh_daemon.clock import ManualClock
 from macmesh_daemon.node import rdma_watch
 from macmesh_daemon.node.rdma_watch import INTERVAL_SECONDS, RdmaWatch, system_reader
+from macmesh_daemon.node.verbs_keeper import VerbsKeeper
 from macmesh_rdma.jaccl.facts import RdmaFacts
+from macmesh_rdma.verbs.facts import VerbsFacts
 
 NONE = RdmaFacts(refused="nothing is connected")
 CABLE = RdmaFacts("25C56", "0.32.4")
@@ -67,3 +70,53 @@ async def test_elsewhere_there_is_no_rdma_and_nothing_to_watch() -> None:
 async def test_an_unknown_build_of_macos_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert "build of macOS" in (await system_reader(macos_build="", mlx_version="x")()).refused
+
+
+async def test_a_verbs_library_is_asked_where_the_system_has_rdma(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    async def ask(library: str) -> VerbsFacts:
+        asked.append(library)
+        return VerbsFacts(refused="it lists nothing")
+
+    async def system(*_: object, macos_build: str, mlx_version: str) -> RdmaFacts:
+        return RdmaFacts(macos_build, mlx_version, refused=refusal)
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(rdma_watch, "rdma_facts", system)
+    read = system_reader(
+        macos_build="25C56", mlx_version="0.32.4", verbs=VerbsKeeper(tmp_path, wanted=True, ask=ask)
+    )
+    refusal = "RDMA is not enabled"
+    assert not (await read()).verbs.is_told
+    refusal = ""
+    assert (await read()).verbs.refused == "it lists nothing"
+    assert asked == [""]
+    named = system_reader(
+        macos_build="25C56", mlx_version="0.32.4", verbs=VerbsKeeper(tmp_path, library="/lib", ask=ask)
+    )
+    refusal = "RDMA is not enabled"
+    assert (await named()).verbs.is_told
+
+
+async def test_what_has_changed_can_be_told_at_once() -> None:
+    answers, told = [NONE], list[str]()
+
+    async def read() -> RdmaFacts:
+        return answers[0]
+
+    watch = RdmaWatch(read, changes=True)
+    await watch.first()
+    await watch.look()  # nobody listens yet
+    clock = ManualClock()
+    task = asyncio.create_task(watch.run(clock, told.append))
+    await clock.settle()
+    answers[0] = CABLE
+    await watch.look()
+    await watch.look()
+    assert [facts(text) for text in told] == [CABLE]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

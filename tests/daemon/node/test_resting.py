@@ -159,7 +159,7 @@ async def bench(folder: Path, **options: float) -> AsyncIterator[Bench]:
             recorder=Recorder(log, PersistentState(), boot_nonce=1),
             notify=made.notify,
             tasks=tasks,
-            **options,
+            **options,  # type: ignore[arg-type]  # times alone are given
         )
         yield made
         await made.host.close()

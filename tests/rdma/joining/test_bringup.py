@@ -46,7 +46,7 @@ from macmesh_rdma.joining.listener import Listener
 from macmesh_rdma.joining.plan import neighbours
 from macmesh_rdma.shared_memory import check_shared_memory, create_shared_memory
 
-PROVIDERS = ["shm", "tcp"]
+PROVIDERS = ["shm", "tcp", "verbs"]
 
 
 @pytest.fixture(autouse=True)
@@ -265,7 +265,7 @@ def test_who_holds_another_key_is_no_member(provider: str) -> None:
         assert "rank 1 never connected" in str(outcomes[0])
         assert (outcomes[0].peer, outcomes[0].epoch) == (1, "1.4.2")
         error = outcomes[1]
-        assert isinstance(error, RemoteAuthenticationError if provider == "tcp" else LocalProviderError)
+        assert isinstance(error, LocalProviderError if provider == "shm" else RemoteAuthenticationError)
         assert "does not hold the key of epoch 1.4.2" in str(error)
     assert any("closed before it proved itself" in reason for reason in told)
 

@@ -107,7 +107,7 @@ def test_a_link_carries_messages_and_tells_what_it_has(fabric: FakeFabric) -> No
 def test_ends_that_do_not_fit_raise_the_reason_at_both(fabric: FakeFabric) -> None:
     del fabric
     for error in joined(build=("25C56", "25D12")):
-        assert isinstance(error, RuntimeError)
+        assert isinstance(error, ValueError)
         assert "25C56" in str(error)
         assert "25D12" in str(error)
     with pytest.raises(ValueError, match="must be auto, uc or rc"):

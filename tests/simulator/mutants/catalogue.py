@@ -316,7 +316,7 @@ _CLUSTER_BREAKS: tuple[Mutant, ...] = (
     Mutant(
         "a group that cannot be rebuilt is kept",
         "keeping.py",
-        "if GROUP_TRANSPORT in {before.transport, after.transport}:",
+        "if BOUND_TRANSPORT in {before.transport, after.transport}:",
         "if False:",
         _KEPT,
     ),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """
 daemonctl demo               three daemons find each other, elect, plan, load and generate
 daemonctl demo --no-mdns     with static seeds, where multicast is blocked
+daemonctl demo --transport verbs   over links of our own on stand-ins for RDMA devices
 daemonctl demo --json        the same as one JSON object
 """
 
@@ -34,6 +35,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--model", metavar="FOLDER", help="a model folder instead of the shipped small model")
     parser.add_argument("--no-mdns", action="store_true", help="find each other by static seeds only")
+    parser.add_argument(
+        "--transport",
+        choices=("auto", "shm", "tcp", "verbs"),
+        default="auto",
+        help="what carries the arrays between the stages (default auto); verbs goes over stand-ins for RDMA devices",
+    )
     parser.add_argument("--keep", action="store_true", help="leave the folder with logs and state behind")
     parser.add_argument(
         "--timeout", type=amount, default=170.0, metavar="SECONDS", help="for the whole demo (default 170)"
