@@ -171,10 +171,12 @@ TEST(a_peer_that_stops_reading_makes_the_sender_idle) {
     for (int woken = 1; woken > 0;) {
       fill();
       polls.clear();
-      CHECK_TEXT(pair.a->sender().arm(polls) && !polls.empty(), kind.name);
-      woken = ::poll(polls.data(), static_cast<nfds_t>(polls.size()), 20) == 0 ? 0 : woken + 1;
+      const bool armed = pair.a->sender().arm(polls);
+      CHECK_TEXT(armed == !polls.empty(), kind.name);
+      const bool quiet = armed && ::poll(polls.data(), static_cast<nfds_t>(polls.size()), 20) == 0;
       pair.a->sender().disarm();
-      CHECK_TEXT(woken < 20, kind.name);
+      woken = quiet ? 0 : woken + 1;
+      CHECK_TEXT(woken < 500, kind.name);
     }
 
     // Once it reads again, the wait ends and the frame that waited goes out whole.
