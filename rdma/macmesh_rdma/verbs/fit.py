@@ -16,6 +16,14 @@ _MOST_QUEUES = 9
 _REPORT_RECEIVES = 2
 _REPORT_BUFFERS = 4
 _LEAST_SMALL = 4
+_NO_BOUND = 2**64 - 1
+_BOUNDS = (
+    "max_send_requests",
+    "max_receive_requests",
+    "max_completions",
+    "max_message_bytes",
+    "max_region_bytes",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +61,30 @@ class VerbsLimits:
 
     def common(self, other: Self) -> Self:
         """What both can have."""
-        least = {name: min(value, getattr(other, name)) for name, value in dataclasses.asdict(self).items()}
+        mine, theirs = self.bounded(), other.bounded()
+        least = {name: min(value, getattr(theirs, name)) for name, value in dataclasses.asdict(mine).items()}
         return dataclasses.replace(self, **least | {"frame_bytes": max(self.frame_bytes, other.frame_bytes)})
+
+    def bounded(self) -> Self:
+        """The same where a device that has no bound did not say zero."""
+        none = {name: getattr(self, name) or _NO_BOUND for name in _BOUNDS}
+        return dataclasses.replace(self, **none)
 
     def requests(self, places: int, size_bytes: int) -> int:
         """As many requests of that size as a queue of so many places holds."""
-        return places // (max(1, -(-size_bytes // self.frame_bytes)) if self.frame_bytes else 1)
+        return (places - self._spare) // self._places(size_bytes)
+
+    def completions(self, size_bytes: int) -> int:
+        """As many requests of that size, of both directions, as the completion queue holds."""
+        return max(0, self.max_completions - 2 * self._spare - 1) // self._places(size_bytes)
+
+    @property
+    def _spare(self) -> int:
+        """Devices that count frames keep one place of a queue free."""
+        return int(self.frame_bytes > 0)
+
+    def _places(self, size_bytes: int) -> int:
+        return max(1, -(-size_bytes // self.frame_bytes)) if self.frame_bytes else 1
 
 
 def registered_bytes(
@@ -75,6 +101,7 @@ def registered_bytes(
     Raises:
         LocalOptionError: not even the least fits.
     """
+    limits = limits.bounded()
     queues = limits.max_queue_pairs // max(1, links_per_device)
     spare = int(cables > 1)
     sizes = [
@@ -83,7 +110,7 @@ def registered_bytes(
         if size_bytes <= limits.max_message_bytes
         and limits.requests(limits.max_send_requests, size_bytes) >= 1
         and limits.requests(limits.max_receive_requests, size_bytes) >= 1 + spare
-        and limits.max_completions >= 2 + spare
+        and limits.completions(size_bytes) >= 2 + spare
     ]
     if not sizes or queues == 0 or limits.max_regions == 0:
         raise LocalOptionError("no link fits these RDMA devices")
@@ -126,9 +153,10 @@ def _region_bytes(sizes: Sequence[int], buffers: int, limits: VerbsLimits, cable
             usable + (0 if number else _REPORT_BUFFERS), limits.requests(limits.max_send_requests, size_bytes)
         )
         receives = min(usable + reports + spare, limits.requests(limits.max_receive_requests, size_bytes))
-        if requests + receives > limits.max_completions:
-            requests = min(requests, max(1, limits.max_completions // 2))
-            receives = min(receives, limits.max_completions - requests)
+        most = limits.completions(size_bytes)
+        if requests + receives > most:
+            requests = min(requests, max(1, most // 2))
+            receives = min(receives, most - requests)
         kept_back = reports + spare
         sends = min(usable, receives - kept_back if receives > kept_back else 1)
         if not number and (receives < 1 + kept_back or requests < 2):  # noqa: PLR2004  one frame and one report

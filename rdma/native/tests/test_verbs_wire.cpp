@@ -5,6 +5,7 @@
 #include "tests/check.h"
 #include "verbs/link_fit.h"
 #include "verbs/link_wire.h"
+#include "verbs/queue_depth.h"
 
 using namespace mm;
 using namespace mm::verbs;
@@ -47,10 +48,8 @@ void check_layout(const Fit& fit, const Limits& limits) {
   for (std::size_t k = 0; k < fit.classes.size(); ++k) {
     const SizeClass& of = fit.classes[k];
     CHECK(of.bytes % kPageBytes == 0 && of.sends >= 1 && of.receives >= 1 + fit.spare_receives);
-    CHECK(of.receives * request_places(limits, of.bytes) <= limits.max_receive_requests);
-    CHECK(of.send_requests * request_places(limits, of.bytes) <= limits.max_send_requests);
-    CHECK(of.send_requests + of.receives <= limits.max_completions);
-    CHECK(of.bytes <= limits.max_message_bytes);
+    const std::string excess = too_much(limits, {Mode::kUC, of.send_requests, of.receives, of.bytes});
+    CHECK_TEXT(excess.empty(), excess);
     for (std::uint32_t i = 0; i < fit.send_slots(k); ++i) parts.emplace_back(fit.send_offset(k, i), of.bytes);
     for (std::uint32_t cable = 0; cable < fit.cables; ++cable) {
       for (std::uint32_t i = 0; i < of.receives; ++i) parts.emplace_back(fit.receive_offset(cable, k, i), of.bytes);
@@ -67,7 +66,7 @@ void check_layout(const Fit& fit, const Limits& limits) {
     CHECK(offset == end && offset % kPageBytes == 0);
     end = offset + bytes;
   }
-  CHECK(end == fit.region_bytes() && end <= limits.max_region_bytes);
+  CHECK(end == fit.region_bytes() && (limits.max_region_bytes == 0 || end <= limits.max_region_bytes));
 }
 
 }  // namespace
@@ -230,6 +229,10 @@ TEST(whatever_fits_is_laid_out_soundly_and_else_says_why) {
     limits.max_message_bytes = std::uint64_t{4096} * upto(5000);
     limits.max_region_bytes = std::uint64_t{1} << upto(36);
     limits.frame_bytes = random() % 2 == 0 ? 0 : 4096;
+    // Zero is no bound.
+    if (random() % 8 == 0) limits.max_send_requests = limits.max_receive_requests = 0;
+    if (random() % 8 == 0) limits.max_completions = 0;
+    if (random() % 8 == 0) limits.max_message_bytes = limits.max_region_bytes = 0;
     const std::uint32_t cables = upto(3);
     Fit out;
     const Status status = fit(options, limits, cables, 2, out);

@@ -1,6 +1,9 @@
 #include "verbs/link_fit.h"
 
 #include <algorithm>
+#include <limits>
+
+#include "verbs/queue_depth.h"
 
 namespace mm::verbs {
 namespace {
@@ -40,9 +43,30 @@ std::vector<std::uint32_t> spread(const std::vector<std::uint32_t>& sizes, std::
   return kept;
 }
 
-// As many requests of that size as a queue of so many places holds.
+// Where a device has no bound it says zero.
+template <typename Count>
+Count bound(Count most) {
+  return most != 0 ? most : std::numeric_limits<Count>::max();
+}
+
+Limits bounded(Limits limits) {
+  limits.max_send_requests = bound(limits.max_send_requests);
+  limits.max_receive_requests = bound(limits.max_receive_requests);
+  limits.max_completions = bound(limits.max_completions);
+  limits.max_message_bytes = bound(limits.max_message_bytes);
+  limits.max_region_bytes = bound(limits.max_region_bytes);
+  return limits;
+}
+
+// As many requests of that size as a queue of so many places holds; see queue_depth.cpp.
 std::uint32_t requests(const Limits& limits, std::uint32_t places, std::uint32_t bytes) {
-  return places / std::max(1U, request_places(limits, bytes));
+  return (places - spare_places(limits)) / std::max(1U, request_places(limits, bytes));
+}
+
+// As many of both directions as the completion queue of their queue pair holds.
+std::uint32_t completions(const Limits& limits, std::uint32_t bytes) {
+  const std::uint32_t kept = 2 * spare_places(limits) + 1;
+  return limits.max_completions <= kept ? 0 : (limits.max_completions - kept) / std::max(1U, request_places(limits, bytes));
 }
 
 }  // namespace
@@ -101,7 +125,8 @@ std::uint32_t Fit::wire_bytes(std::size_t size_class, std::size_t payload_bytes)
   return kPayloadAt + payload + kTrailerBytes;
 }
 
-Limits common(const Limits& a, const Limits& b) {
+Limits common(const Limits& one, const Limits& other) {
+  const Limits a = bounded(one), b = bounded(other);
   Limits both;
   both.max_queue_pairs = std::min(a.max_queue_pairs, b.max_queue_pairs);
   both.max_regions = std::min(a.max_regions, b.max_regions);
@@ -123,8 +148,9 @@ Status fit(const LinkOptions& options, const Limits& limits, std::uint32_t cable
   return with_queues(options, limits, cables, share, out);
 }
 
-Status with_queues(const LinkOptions& options, const Limits& limits, std::uint32_t cables, std::uint32_t queues,
+Status with_queues(const LinkOptions& options, const Limits& stated, std::uint32_t cables, std::uint32_t queues,
                    Fit& out) {
+  const Limits limits = bounded(stated);
   if (limits.max_regions == 0) return cannot("it has no memory regions");
   if (limits.frame_bytes != 0 && kPageBytes % limits.frame_bytes != 0) {
     return cannot("it counts frames of " + number(limits.frame_bytes) + " bytes, and only those that divide " +
@@ -142,7 +168,7 @@ Status with_queues(const LinkOptions& options, const Limits& limits, std::uint32
     // Of each queue at least one send and one receive, and where there are several cables the spare one.
     const std::uint32_t least = 1 + fit.spare_receives;
     return bytes > limits.max_message_bytes || requests(limits, limits.max_send_requests, bytes) < 1 ||
-           requests(limits, limits.max_receive_requests, bytes) < least || limits.max_completions < 1 + least;
+           requests(limits, limits.max_receive_requests, bytes) < least || completions(limits, bytes) < 1 + least;
   });
   if (sizes.size() < wanted) {
     fit.notes.push_back(number(wanted - sizes.size()) + " of " + number(wanted) +
@@ -182,10 +208,11 @@ Status with_queues(const LinkOptions& options, const Limits& limits, std::uint32
       k.send_requests = std::min(k.send_requests, most_sends);
       k.receives = std::min(k.receives, most_receives);
       // One completion queue holds both directions of a queue pair.
-      if (std::uint64_t{k.send_requests} + k.receives > limits.max_completions) {
+      const std::uint32_t most_completions = completions(limits, k.bytes);
+      if (std::uint64_t{k.send_requests} + k.receives > most_completions) {
         cut = true;
-        k.send_requests = std::min(k.send_requests, std::max(1U, limits.max_completions / 2));
-        k.receives = std::min(k.receives, limits.max_completions - k.send_requests);
+        k.send_requests = std::min(k.send_requests, std::max(1U, most_completions / 2));
+        k.receives = std::min(k.receives, most_completions - k.send_requests);
       }
       // More buffers than the peer may post receives would never be in flight.
       const std::uint32_t kept_back = reports + fit.spare_receives;

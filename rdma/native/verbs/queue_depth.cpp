@@ -12,8 +12,7 @@ bool passes(std::uint64_t needed, std::uint64_t most) {
 
 Depth depth_of(const Limits& limits, const QueueShape& shape) {
   const std::uint64_t each = request_places(limits, shape.message_bytes);
-  // Devices that count frames are seen to keep one place of a queue free.
-  const std::uint64_t spare = limits.frame_bytes != 0 ? 1 : 0;
+  const std::uint64_t spare = spare_places(limits);
   return {shape.send_requests * each + spare, shape.receive_requests * each + spare};
 }
 

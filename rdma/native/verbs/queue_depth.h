@@ -7,6 +7,9 @@
 
 namespace mm::verbs {
 
+// Devices that count frames are seen to keep one place of a queue free.
+[[nodiscard]] inline std::uint32_t spare_places(const Limits& limits) { return limits.frame_bytes != 0 ? 1 : 0; }
+
 // The queues of one queue pair in the device's units.
 struct Depth {
   std::uint64_t send = 0;

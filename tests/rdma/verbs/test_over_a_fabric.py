@@ -116,6 +116,8 @@ STOCK = LinkOptions(num_buffers=2, frame_bytes=4096, buffer_sizes=8, max_outstan
         (STOCK, 1, {"message_bytes": 40_000}),
         (STOCK, 1, {"region_bytes": 3_000_000}),
         (LinkOptions(num_buffers=16, frame_bytes=4096, buffer_sizes=3), 1, {"requests": 47}),
+        (LinkOptions(num_buffers=16, frame_bytes=4096, buffer_sizes=3), 1, {"requests": 40}),
+        (LinkOptions(num_buffers=16, frame_bytes=4096, buffer_sizes=3), 1, {"completions": 24}),
         (
             LinkOptions(num_buffers=16, frame_bytes=4096, buffer_sizes=3),
             1,
