@@ -112,10 +112,9 @@ inline Pair lossy_verbs() {
 inline Pair striped_verbs() {
   verbs_pairs::Wanted wanted;
   wanted.cables = 2;
-  wanted.faults.late = 0.1;
+  wanted.faults.late = 0.3;
   wanted.faults.loss = 0.001;
   wanted.settings.mode = mm::verbs::ModeChoice::kUC;
-  wanted.settings.max_attempts = 1000;  // what is late is sent again, and late again
   return verbs(wanted);
 }
 

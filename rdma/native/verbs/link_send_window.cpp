@@ -263,6 +263,8 @@ void SendWindow::give_up_silent(Clock::time_point now) {
     bool lost_here = false;
     for (std::uint32_t k = 0; k < fit_.classes.size(); ++k) {
       Queue& queue = at(cable, k);
+      // What moves is slow and not lost: sending its tail again would make it slower still. The next answer judges.
+      if (queue.next_seen > queue.seen_at_probe) continue;
       for (std::size_t i = 0; i < queue.sent.size(); ++i) {
         Sent& sent = queue.sent[i];
         const std::uint64_t number = queue.first_sent + i;
@@ -303,6 +305,7 @@ bool SendWindow::wants_probe(Clock::time_point now, bool blocked) {
 std::uint32_t SendWindow::probe(Clock::time_point now) {
   probing_ = true;
   probed_at_ = now;
+  for (Queue& queue : queues_) queue.seen_at_probe = queue.next_seen;
   if (++probe_ == 0) ++probe_;
   return probe_;
 }

@@ -96,6 +96,7 @@ class SendWindow {
     std::uint64_t posted = 0;
     std::uint64_t lost = 0;       // as the peer knows
     std::uint64_t next_seen = 0;  // the peer's `next`
+    std::uint64_t seen_at_probe = 0;
     std::uint64_t given_up = 0;   // at or beyond next_seen, which only we take for lost
     std::uint64_t next = 0;
     std::uint64_t first_sent = 0;  // number of sent.front()
