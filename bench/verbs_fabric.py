@@ -89,7 +89,7 @@ def one_side(case: Case, control: int, *, leads: bool) -> dict[str, Any]:
             "least_us": round(least, 1),
             "limit_us": round(limit_us(case, size), 1),
             "of_limit": round(limit_us(case, size) / least, 3),
-            "stream_gb_per_s": round(size / stream / 1e3, 2),
+            "stream_gb_per_s": round(size / stream / 1e3, 3),
             "stream_of_bandwidth": round(size / stream / 1e3 / case.gigabytes_per_second, 3),
         }
     facts = _group.verbs_link_facts(link)
