@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <new>
 
 #include "core/pipe.h"
@@ -264,8 +265,12 @@ bool Engine::arm(Side side, std::vector<pollfd>& descriptors) {
     }
   }
   // Without a descriptor of the device, the peer says on the control socket that something is coming.
-  if (descriptors.size() == before) report_by_control(0, true);
+  blind_ = descriptors.size() == before;
   waker.asleep = true;
+  if (blind_) {
+    report_by_control(0, true);
+    if (std::isfinite(look_ms(Clock::now()))) service_.ring();
+  }
   descriptors.push_back({waker.read_fd, POLLIN, 0});
   return true;
 }

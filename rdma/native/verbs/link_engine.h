@@ -134,6 +134,8 @@ class Engine {
   void fail(Status why, bool tell = true);
   [[nodiscard]] bool can_go_on(Side side) const;
   void keep_warm();
+  // How long until the service thread looks at the queues for users that sleep; infinite where others wake them.
+  [[nodiscard]] double look_ms(Clock::time_point now) const;
   void linger(std::unique_lock<std::mutex>& lock);
   [[nodiscard]] std::size_t alive() const;
   static void drain(CableEnd& cable);
@@ -173,6 +175,8 @@ class Engine {
   bool peer_asleep_ = false;
   std::uint64_t posts_since_wake_ = 0;
   bool echoed_ = false;        // the peer has all our echoes
+  bool blind_ = false;         // no queue has a descriptor to wait on
+  Clock::time_point stirred_at_{};  // when something came, or the peer said that something comes
   bool warm_ = false;          // the service thread ticks
   Clock::time_point warm_since_{};
   Clock::time_point heard_at_{};

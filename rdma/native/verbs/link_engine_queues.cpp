@@ -56,6 +56,7 @@ void Engine::on_received(std::uint32_t cable, std::uint32_t queue, std::uint32_t
     repost(cable, queue, slot);
     return;
   }
+  stirred_at_ = Clock::now();
   send_.came(cable);
   bool possible = send_.arrived_to(prefix.arrived_to);
   for (std::uint32_t k = 0; k < fit_.classes.size(); ++k) possible &= send_.posted(cable, k, prefix.posted[k]);

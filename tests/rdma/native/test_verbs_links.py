@@ -104,6 +104,21 @@ def test_a_link_carries_messages_and_tells_what_it_has(fabric: FakeFabric) -> No
     assert fabric.counters().queue_pairs == 0
 
 
+def test_a_word_that_is_ahead_of_its_message_wakes_nobody_too_early(fabric: FakeFabric) -> None:
+    # No device wakes anybody here; the peer's word on the socket comes long before what it tells of. Asking for what is
+    # missing would take longer than the test may.
+    fabric.change(latency_ns=15_000_000)
+    links = dict(zip("ab", joined(retransmit_ms=10_000.0), strict=True))
+
+    def talk(host: str) -> Any:
+        way = _group.link_ping if host == "a" else _group.link_echo
+        for size in (6144, 300_000):
+            way(links[host], size, 3, 20.0)
+
+    assert both(talk) == [None, None]
+    assert _group.verbs_link_facts(links["a"])["retransmitted"] == 0
+
+
 def test_ends_that_do_not_fit_raise_the_reason_at_both(fabric: FakeFabric) -> None:
     del fabric
     for error in joined(build=("25C56", "25D12")):
