@@ -247,7 +247,7 @@ bool SendWindow::report(const Report& report, Clock::time_point now) {
   }
   if (probing_ && report.answers == probe_) {
     probing_ = false;
-    give_up_silent(now);
+    give_up_silent();
     patience_ = moved_ ? retransmit_ : std::min(2 * patience_, kMostPatience * retransmit_);
     moved_ = false;
     quiet_since_ = now;
@@ -256,8 +256,7 @@ bool SendWindow::report(const Report& report, Clock::time_point now) {
 }
 
 // The peer was asked after these had left, and has them not.
-void SendWindow::give_up_silent(Clock::time_point now) {
-  (void)now;
+void SendWindow::give_up_silent() {
   for (std::uint32_t cable = 0; cable < fit_.cables; ++cable) {
     if (!cables_[cable].alive) continue;
     bool lost_here = false;

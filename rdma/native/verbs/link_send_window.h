@@ -127,7 +127,7 @@ class SendWindow {
   void release(std::uint32_t size_class, std::uint32_t slot);
   void seen(Queue& queue, std::uint64_t next);
   static void forget_done(Queue& queue);
-  void give_up_silent(Clock::time_point now);
+  void give_up_silent();
 
   Fit fit_;
   Clock::duration retransmit_;
