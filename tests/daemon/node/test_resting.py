@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import datetime as dt
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,13 +24,13 @@ from macmesh_daemon.cluster.state import PersistentState
 from macmesh_daemon.eventlog.checks import check
 from macmesh_daemon.eventlog.reader import FOLDER_NAME, read_logs
 from macmesh_daemon.eventlog.writer import EventLog
-from macmesh_daemon.identity import NodeCredentials
 from macmesh_daemon.node.live_credentials import LiveCredentials
 from macmesh_daemon.node.recorder import Recorder
 from macmesh_daemon.node.stage_host import StageHost
 from macmesh_daemon.node.sync_keeper import SyncKeeper
 from macmesh_daemon.supervisor.testing import FakeWorker
 from macmesh_rdma.sync.mode import SyncPlatform
+from support.stand_ins import stand_in_credentials
 
 MODEL = ModelRef("m", "/models/m", "digest")
 
@@ -133,18 +132,7 @@ class Bench:
 @asynccontextmanager
 async def bench(folder: Path, **options: float) -> AsyncIterator[Bench]:
     made = Bench(folder)
-    credentials = NodeCredentials(
-        node_id="n",
-        key_pem=b"",
-        cert_pem=b"",
-        ca_pem=b"",
-        cluster_hash="h",
-        founder=True,
-        hardware_id="",
-        expires_at=dt.datetime.now(dt.UTC),
-        key_path=folder,
-        cert_path=folder,
-    )
+    credentials = stand_in_credentials()
     log = EventLog(folder / FOLDER_NAME, node_id="n", incarnation=1, clock=SystemClock())
     platform = SyncPlatform("darwin", 26, "Apple M3 Ultra", "25C56", "0.32.4")
     async with asyncio.TaskGroup() as tasks:

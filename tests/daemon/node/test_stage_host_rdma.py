@@ -1,7 +1,6 @@
 """What a stage's host does about RDMA devices: tells the worker of the library, and remembers what the worker tells."""
 
 import asyncio
-import datetime as dt
 from pathlib import Path
 
 from macmesh.v1 import lane_pb2, peer_pb2
@@ -10,7 +9,6 @@ from macmesh_daemon.cluster import events
 from macmesh_daemon.cluster.messages import Deployment, Epoch, Stage
 from macmesh_daemon.cluster.state import PersistentState
 from macmesh_daemon.eventlog.writer import EventLog
-from macmesh_daemon.identity import NodeCredentials
 from macmesh_daemon.node.live_credentials import LiveCredentials
 from macmesh_daemon.node.recorder import Recorder
 from macmesh_daemon.node.stage_host import StageHost
@@ -19,6 +17,7 @@ from macmesh_daemon.node.verbs_keeper import VerbsKeeper
 from macmesh_daemon.supervisor.testing import FakeWorker
 from macmesh_rdma.sync.mode import SyncPlatform
 from macmesh_rdma.verbs.facts import VerbsFacts
+from support.stand_ins import stand_in_credentials
 
 
 class FaultyWorker(FakeWorker):
@@ -54,18 +53,7 @@ async def test_what_a_worker_tells_of_rdma_devices_is_kept_under_the_peers_name(
 
     worker, stopped = FaultyWorker(), asyncio.Event()
     verbs = VerbsKeeper(tmp_path, library="/lib", setups_per_boot=1, ask=ask, read_boot_id=boot_id)
-    credentials = NodeCredentials(
-        node_id="n",
-        key_pem=b"",
-        cert_pem=b"",
-        ca_pem=b"",
-        cluster_hash="h",
-        founder=True,
-        hardware_id="",
-        expires_at=dt.datetime.now(dt.UTC),
-        key_path=tmp_path,
-        cert_path=tmp_path,
-    )
+    credentials = stand_in_credentials()
 
     def notify(event: events.Event) -> None:
         if isinstance(event, events.WorkerStopped):

@@ -1,7 +1,6 @@
 """What a stage's host does about synchronisation: tells the worker, and learns from a hang."""
 
 import asyncio
-import datetime as dt
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,13 @@ from macmesh_daemon.cluster import events
 from macmesh_daemon.cluster.messages import Deployment, Epoch
 from macmesh_daemon.cluster.state import PersistentState
 from macmesh_daemon.eventlog.writer import EventLog
-from macmesh_daemon.identity import NodeCredentials
 from macmesh_daemon.node.live_credentials import LiveCredentials
 from macmesh_daemon.node.recorder import Recorder
 from macmesh_daemon.node.stage_host import StageHost
 from macmesh_daemon.node.sync_keeper import SyncKeeper
 from macmesh_daemon.supervisor.testing import FakeWorker
 from macmesh_rdma.sync.mode import SyncPlatform
+from support.stand_ins import stand_in_credentials
 
 MAC = SyncPlatform("darwin", 26, "Apple M3 Ultra", "25C56", "0.32.4")
 EPOCH = Epoch(1, 1, 1)
@@ -64,18 +63,7 @@ async def test_only_a_hang_while_fast_is_in_force_puts_it_into_quarantine(
         if isinstance(event, events.WorkerStopped):
             stopped.set()
 
-    credentials = NodeCredentials(
-        node_id="n",
-        key_pem=b"",
-        cert_pem=b"",
-        ca_pem=b"",
-        cluster_hash="h",
-        founder=True,
-        hardware_id="",
-        expires_at=dt.datetime.now(dt.UTC),
-        key_path=tmp_path,
-        cert_path=tmp_path,
-    )
+    credentials = stand_in_credentials()
     log = EventLog(tmp_path, node_id="n", incarnation=1, clock=SystemClock())
     recorder = Recorder(log, PersistentState(), boot_nonce=1)
 
