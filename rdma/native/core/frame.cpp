@@ -1,10 +1,9 @@
 #include "core/frame.h"
 
-#include <bit>
 #include <cstdio>
-#include <cstring>
 
 #include "core/crc32c.h"
+#include "core/little_endian.h"
 
 namespace mm {
 namespace {
@@ -30,30 +29,6 @@ constexpr std::size_t kReservedAt = 72;
 constexpr std::size_t kChecksumAt = 76;
 static_assert(kChecksumAt + sizeof(std::uint32_t) == kFrameHeaderBytes);
 
-template <typename T>
-void put(std::byte* at, T value) {
-  if constexpr (std::endian::native == std::endian::little) {
-    std::memcpy(at, &value, sizeof value);
-  } else {
-    for (std::size_t i = 0; i < sizeof value; ++i) {
-      at[i] = static_cast<std::byte>(static_cast<std::uint64_t>(value) >> (8 * i));
-    }
-  }
-}
-
-template <typename T>
-[[nodiscard]] T get(const std::byte* at) {
-  if constexpr (std::endian::native == std::endian::little) {
-    T value;
-    std::memcpy(&value, at, sizeof value);
-    return value;
-  } else {
-    std::uint64_t value = 0;
-    for (std::size_t i = 0; i < sizeof(T); ++i) value |= std::to_integer<std::uint64_t>(at[i]) << (8 * i);
-    return static_cast<T>(value);
-  }
-}
-
 std::string hex(std::uint32_t value) {
   char text[16];
   std::snprintf(text, sizeof text, "0x%08X", static_cast<unsigned>(value));
@@ -66,60 +41,60 @@ Status corrupt(std::string text) { return Status(Code::kCorrupt, "not a frame: "
 
 void encode_header(const FrameHeader& header, std::span<std::byte, kFrameHeaderBytes> out) {
   std::byte* at = out.data();
-  put(at + kMagicAt, kFrameMagic);
-  put(at + kVersionAt, kFrameVersion);
-  put(at + kKindAt, static_cast<std::uint8_t>(header.kind));
-  put(at + kDtypeAt, header.dtype);
-  put(at + kLaneAt, header.lane);
-  put(at + kGenerationAt, header.epoch.generation);
-  put(at + kTermAt, header.epoch.term);
-  put(at + kSeqAt, header.epoch.seq);
-  put(at + kSequenceAt, header.sequence);
-  put(at + kMessageBytesAt, header.message_bytes);
-  put(at + kOffsetAt, header.offset);
-  put(at + kFrameBytesAt, header.frame_bytes);
-  put(at + kShapeHashAt, header.shape_hash);
-  put(at + kSourceAt, header.source);
-  put(at + kTargetAt, header.target);
-  put(at + kPayloadChecksumAt, header.payload_checksum);
-  put(at + kReservedAt, std::uint32_t{0});
-  put(at + kChecksumAt, crc32c(out.first(kChecksumAt)));
+  put_number(at + kMagicAt, kFrameMagic);
+  put_number(at + kVersionAt, kFrameVersion);
+  put_number(at + kKindAt, static_cast<std::uint8_t>(header.kind));
+  put_number(at + kDtypeAt, header.dtype);
+  put_number(at + kLaneAt, header.lane);
+  put_number(at + kGenerationAt, header.epoch.generation);
+  put_number(at + kTermAt, header.epoch.term);
+  put_number(at + kSeqAt, header.epoch.seq);
+  put_number(at + kSequenceAt, header.sequence);
+  put_number(at + kMessageBytesAt, header.message_bytes);
+  put_number(at + kOffsetAt, header.offset);
+  put_number(at + kFrameBytesAt, header.frame_bytes);
+  put_number(at + kShapeHashAt, header.shape_hash);
+  put_number(at + kSourceAt, header.source);
+  put_number(at + kTargetAt, header.target);
+  put_number(at + kPayloadChecksumAt, header.payload_checksum);
+  put_number(at + kReservedAt, std::uint32_t{0});
+  put_number(at + kChecksumAt, crc32c(out.first(kChecksumAt)));
 }
 
 Status decode_header(std::span<const std::byte, kFrameHeaderBytes> in, FrameHeader& header) {
   const std::byte* at = in.data();
   // Magic and version first: only what is a frame of this version has its checksum where we look for it.
-  const auto magic = get<std::uint32_t>(at + kMagicAt);
+  const auto magic = get_number<std::uint32_t>(at + kMagicAt);
   if (magic != kFrameMagic) return corrupt("magic " + hex(magic) + ", expected " + hex(kFrameMagic));
-  const auto version = get<std::uint8_t>(at + kVersionAt);
+  const auto version = get_number<std::uint8_t>(at + kVersionAt);
   if (version != kFrameVersion) {
     return corrupt("version " + std::to_string(version) + ", expected " + std::to_string(kFrameVersion));
   }
-  const auto carried = get<std::uint32_t>(at + kChecksumAt);
+  const auto carried = get_number<std::uint32_t>(at + kChecksumAt);
   const auto computed = crc32c(in.first(kChecksumAt));
   if (carried != computed) return corrupt("header checksum " + hex(carried) + ", expected " + hex(computed));
 
-  const auto kind = get<std::uint8_t>(at + kKindAt);
+  const auto kind = get_number<std::uint8_t>(at + kKindAt);
   if (kind != static_cast<std::uint8_t>(FrameKind::kData) && kind != static_cast<std::uint8_t>(FrameKind::kProbe)) {
     return corrupt("unknown kind " + std::to_string(kind));
   }
-  if (get<std::uint32_t>(at + kReservedAt) != 0) return corrupt("reserved bytes are not zero");
+  if (get_number<std::uint32_t>(at + kReservedAt) != 0) return corrupt("reserved bytes are not zero");
 
   FrameHeader read;
   read.kind = static_cast<FrameKind>(kind);
-  read.dtype = get<std::uint8_t>(at + kDtypeAt);
-  read.lane = get<std::uint8_t>(at + kLaneAt);
-  read.epoch.generation = get<std::uint64_t>(at + kGenerationAt);
-  read.epoch.term = get<std::uint64_t>(at + kTermAt);
-  read.epoch.seq = get<std::uint64_t>(at + kSeqAt);
-  read.sequence = get<std::uint64_t>(at + kSequenceAt);
-  read.message_bytes = get<std::uint64_t>(at + kMessageBytesAt);
-  read.offset = get<std::uint64_t>(at + kOffsetAt);
-  read.frame_bytes = get<std::uint32_t>(at + kFrameBytesAt);
-  read.shape_hash = get<std::uint32_t>(at + kShapeHashAt);
-  read.source = get<std::uint16_t>(at + kSourceAt);
-  read.target = get<std::uint16_t>(at + kTargetAt);
-  read.payload_checksum = get<std::uint32_t>(at + kPayloadChecksumAt);
+  read.dtype = get_number<std::uint8_t>(at + kDtypeAt);
+  read.lane = get_number<std::uint8_t>(at + kLaneAt);
+  read.epoch.generation = get_number<std::uint64_t>(at + kGenerationAt);
+  read.epoch.term = get_number<std::uint64_t>(at + kTermAt);
+  read.epoch.seq = get_number<std::uint64_t>(at + kSeqAt);
+  read.sequence = get_number<std::uint64_t>(at + kSequenceAt);
+  read.message_bytes = get_number<std::uint64_t>(at + kMessageBytesAt);
+  read.offset = get_number<std::uint64_t>(at + kOffsetAt);
+  read.frame_bytes = get_number<std::uint32_t>(at + kFrameBytesAt);
+  read.shape_hash = get_number<std::uint32_t>(at + kShapeHashAt);
+  read.source = get_number<std::uint16_t>(at + kSourceAt);
+  read.target = get_number<std::uint16_t>(at + kTargetAt);
+  read.payload_checksum = get_number<std::uint32_t>(at + kPayloadChecksumAt);
 
   if (read.frame_bytes > kMaxFrameBytes) return corrupt("frame of " + std::to_string(read.frame_bytes) + " bytes");
   if (read.frame_bytes == 0 && read.message_bytes > 0) {
